@@ -1,0 +1,231 @@
+"""The contract every manifold keeps, and the algebra of products.
+
+A manifold is a frozen value: no tensor inside, equal by value, hashable, picklable. Points are tensors whose
+last `ndim` axes make one point; every leading axis is a batch axis. Tangent vectors are ambient: they have the
+shape of their point, and v is what is added to x, so R_x(tv) = x + tv + O(t^2) holds as written.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, ABCMeta, abstractmethod
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Inexact
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .product import ProductManifold
+
+
+class ManifoldMeta(ABCMeta):
+    """Lets the algebra be written on classes: `Stiefel**3` means `Stiefel()**3`."""
+
+    def __mul__(cls, other: Manifold | type[Manifold]) -> ProductManifold:
+        instance: Manifold = cls()
+        return instance * other
+
+    def __pow__(cls, count: int) -> ProductManifold:
+        instance: Manifold = cls()
+        return instance**count
+
+
+class Manifold(ABC, metaclass=ManifoldMeta):
+    """What a set of tensors must say to be optimized over.
+
+    A subclass is a frozen dataclass that defines `ndim`, `project`, `nearest` and `dim`; everything else follows
+    from these four and may be overridden by something cheaper. `manifolds.testing.check_manifold` states the
+    contract as theorems and says which of them a new manifold breaks.
+
+    In the formulas x, y are points, u, v tangent vectors, a any ambient tensor, g a Euclidean gradient.
+    Source: Boumal, An Introduction to Optimization on Smooth Manifolds (2023), chapters 3 and 7.
+    """
+
+    constant_norm: bool = False
+    """All points have the same norm, so that L2 weight decay is normal to the manifold and does nothing."""
+
+    # What a manifold must define -------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def ndim(self) -> int:
+        """Number of trailing axes that make one point: 1 for vectors, 2 for matrices. A class attribute will do."""
+
+    @abstractmethod
+    def project(self, x: Inexact[Tensor, "..."], a: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """argmin over v in T_x of |v - a|: the tangent vector at x nearest to a. Shapes of x, a and result agree."""
+
+    @abstractmethod
+    def nearest(self, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """argmin over y in M of |y - x|: the point of M nearest to x. Keeps a point where it is."""
+
+    @abstractmethod
+    def dim(self, shape: Sequence[int]) -> int:
+        """Degrees of freedom of real points of this shape, batch axes included.
+
+        Raises ValueError, with the shape and the way out, where no point has this shape.
+        """
+
+    # What follows ----------------------------------------------------------------------------------------
+
+    def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """|x - nearest(x)|, one number per point: the distance from feasibility. NaN where x has a NaN."""
+        return _norm(x - self.nearest(x), self.ndim)
+
+    def contains(self, x: Inexact[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        """residual(x) <= `tolerance`(x.dtype), one truth value per point; False where x has a NaN."""
+        return self.residual(x) <= tolerance(x.dtype)
+
+    def gradient(self, x: Inexact[Tensor, "..."], g: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """The v in T_x with inner(x, v, u) = Re<g, u> for every u in T_x; project(x, g) for the ambient metric."""
+        return self.project(x, g)
+
+    def inner(
+        self, x: Inexact[Tensor, "..."], u: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        """Re<u, v>, one number per point: the metric of the ambient space unless overridden."""
+        return inner(u, v, self.ndim)
+
+    def norm(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """sqrt(inner(x, v, v)), one number per point."""
+        return self.inner(x, v, v).clamp_min(0).sqrt()
+
+    def retract(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """R_x(v), with R_x(tv) = x + tv + O(t^2); nearest(x + v) unless overridden."""
+        return self.nearest(x + v)
+
+    def transport(
+        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]
+    ) -> Inexact[Tensor, "..."]:
+        """v carried from T_x to T_y, linear in v; project(y, v) unless overridden."""
+        return self.project(y, v)
+
+    def random(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Inexact[Tensor, "..."]:
+        """A random point of this shape: nearest(Gaussian), which is uniform where M is a compact homogeneous space."""
+        self.dim(shape)
+        return self.nearest(torch.randn(*shape, generator=generator, dtype=dtype, device=device))
+
+    # What engines (optimizers, trivializations) call. An author of a manifold never has to know. ----------
+    # Coordinates of a tangent vector are a tensor of the shape of the point: the vector itself by default;
+    # on O(n) the skew Omega of v = x Omega, which needs no transport.
+
+    def coordinates(self, x: Inexact[Tensor, "..."], a: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """Coordinates at x made of any tensor a of the shape of x: linear in a, onto, and the identity on coordinates."""
+        return self.project(x, a)
+
+    def lift(self, x: Inexact[Tensor, "..."], g: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """Coordinates of gradient(x, g)."""
+        return self.gradient(x, g)
+
+    def move(self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """The point that a retraction reaches from x along the tangent vector with coordinates c."""
+        return self.retract(x, c)
+
+    def carry(
+        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."]
+    ) -> Inexact[Tensor, "..."]:
+        """Coordinates at y of the transport of the vector with coordinates c at x."""
+        return self.transport(x, y, c)
+
+    def coordinate_inner(
+        self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], d: Inexact[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        """The metric between the tangent vectors with coordinates c and d, one number per point."""
+        return self.inner(x, c, d)
+
+    def polish(self, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """x, within rounding of M, brought closer by something far cheaper than nearest; x itself by default."""
+        return x
+
+    def split(self, x: Inexact[Tensor, "..."]) -> list[tuple[Manifold, Inexact[Tensor, "..."]]]:
+        """(factor, its points in x) for each batch of equal factors; [(self, x)] unless M is a product."""
+        return [(self, x)]
+
+    def join(self, parts: Sequence[Inexact[Tensor, "..."]], shape: Sequence[int]) -> Inexact[Tensor, "..."]:
+        """The tensor of this shape whose `split` has these parts, in their order."""
+        (part,) = parts
+        return part.reshape(tuple(shape))
+
+    # The algebra -----------------------------------------------------------------------------------------
+
+    def __mul__(self, other: Manifold | type[Manifold]) -> ProductManifold:
+        """M * N: points of M and of N stacked on axis 0."""
+        from .product import product
+
+        return product(self, other)
+
+    def __pow__(self, count: int) -> ProductManifold:
+        """M**k: k points of M stacked on axis 0."""
+        from .product import power
+
+        return power(self, count)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # @dataclass writes a repr with every default; it leaves alone one that is there already
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = Manifold.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        values = [(f, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
+        options = [
+            f"{f.name}={getattr(v, '__name__', repr(v))}" for f, v in values if f.default is MISSING or v != f.default
+        ]
+        return type(self).__name__ + (f"({', '.join(options)})" if options else "")
+
+
+class GeodesicManifold(Manifold):
+    """A manifold whose geodesics are known in closed form: exp, log and distance."""
+
+    @abstractmethod
+    def exp(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """The geodesic of the metric that leaves x with velocity v, at time 1."""
+
+    @abstractmethod
+    def log(self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """The shortest v in T_x with exp(x, v) = y."""
+
+    def distance(self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """|log(x, y)|, the length of the shortest path, one number per pair."""
+        return self.norm(x, self.log(x, y))
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """128 eps of the dtype: a residual up to this is rounding, not a point off the manifold."""
+    return 128 * torch.finfo(dtype).eps
+
+
+def inner(u: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
+    """Re<u, v> = Re sum(conj(u) v) over the last ndim axes."""
+    product = (u.conj() * v).real if u.is_complex() else u * v
+    return product.sum(tuple(range(-ndim, 0))) if ndim else product
+
+
+def per_point(s: Float[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
+    """Numbers that belong one to a point, shaped to multiply points of ndim axes."""
+    return s[(..., *(None,) * ndim)]
+
+
+def check_ndim(name: str, shape: Sequence[int], ndim: int) -> tuple[int, tuple[int, ...]]:
+    """(number of points, shape of one point) of a tensor of this shape; ValueError if it has too few axes."""
+    shape = tuple(shape)
+    if len(shape) < ndim or 0 in shape:
+        raise ValueError(
+            f"a point of {name} has {ndim} axes of size 1 or more; got shape {shape}. "
+            f"Reshape the tensor, or describe it with a BlockSpec pattern."
+        )
+    cut = len(shape) - ndim
+    return math.prod(shape[:cut]), shape[cut:]
+
+
+def _norm(a: Inexact[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
+    return inner(a, a, ndim).sqrt()

@@ -1,0 +1,68 @@
+"""The real or complex line, and so every tensor without a constraint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from .base import GeodesicManifold
+
+Points = Inexact[Tensor, "*batch"]
+
+
+@dataclass(frozen=True)
+class Euclidean(GeodesicManifold):
+    """Unconstrained numbers: a point is one entry, T_x = R (or C), and every axis is a batch axis.
+
+    R^n is the product of n lines. So `inner` is entry by entry, and an optimizer that keeps one second moment per
+    point keeps one per entry, as torch.optim.Adam does. In a product, the entries of a block add up.
+    """
+
+    ndim = 0
+
+    def project(self, x: Points, a: Points) -> Points:
+        """a."""
+        return a
+
+    def nearest(self, x: Points) -> Points:
+        """x."""
+        return x
+
+    def dim(self, shape: Sequence[int]) -> int:
+        """The number of entries."""
+        return math.prod(shape)
+
+    def residual(self, x: Points) -> Float[Tensor, "*batch"]:
+        """0 for each entry; NaN where x is not finite."""
+        return (x - x).abs()
+
+    def retract(self, x: Points, v: Points) -> Points:
+        """x + v."""
+        return x + v
+
+    def transport(self, x: Points, y: Points, v: Points) -> Points:
+        """v."""
+        return v
+
+    def random(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Points:
+        """Standard normal entries."""
+        return torch.randn(*shape, generator=generator, dtype=dtype, device=device)
+
+    def exp(self, x: Points, v: Points) -> Points:
+        """x + v."""
+        return x + v
+
+    def log(self, x: Points, y: Points) -> Points:
+        """y - x."""
+        return y - x

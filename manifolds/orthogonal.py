@@ -1,0 +1,219 @@
+"""The orthogonal group O(n), the unitary group U(n), and their parts with determinant 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from . import _group
+from ._linalg import determinant, eye_like, newton_schulz, orthogonality_error, skew
+from .base import Manifold, check_ndim, inner
+from .retractions import Retraction, cayley
+
+Square = Inexact[Tensor, "*batch n n"]
+
+
+@dataclass(frozen=True)
+class Orthogonal(Manifold):
+    """Square matrices (..., n, n) with X^H X = I: O(n), or U(n) for complex tensors; metric Re tr(U^H V).
+
+    T_X = {X Omega : Omega skew(-Hermitian)}. Optimization keeps the sign of the determinant it starts with: O(n) has
+    two parts, and no path joins them.
+    retraction: a function (x, v) -> y; engines use Cayley for `polar`, see `Stiefel`.
+    Raises ValueError for matrices that are not square.
+    Source: Edelman, Arias & Smith (1998), section 2.2; Boumal (2023), section 7.4.
+    """
+
+    retraction: Retraction = cayley
+
+    ndim = 2
+    constant_norm = True
+
+    def project(self, x: Square, a: Square) -> Square:
+        """X skew(X^H A)."""
+        _check_square("Orthogonal", x.shape)
+        return _group.project(x, a)
+
+    def nearest(self, x: Square) -> Square:
+        """The polar factor W V^H of X = W S V^H. Raises ValueError for deficient rank, NaN or Inf."""
+        _check_square("Orthogonal", x.shape)
+        return _group.polar_factor(x)
+
+    def dim(self, shape: Sequence[int]) -> int:
+        """n (n - 1) / 2 for each matrix."""
+        return _dim("Orthogonal", shape)
+
+    def residual(self, x: Square) -> Float[Tensor, "*batch"]:
+        """max |X^H X - I|."""
+        _check_square("Orthogonal", x.shape)
+        return orthogonality_error(x)
+
+    def retract(self, x: Square, v: Square) -> Square:
+        """retraction(X, V)."""
+        return self.retraction(x, v)
+
+    def transport(self, x: Square, y: Square, v: Square) -> Square:
+        """Y X^H V: the same Omega at Y, an isometry."""
+        return _group.transport(x, y, v)
+
+    def coordinates(self, x: Square, a: Square) -> Square:
+        """skew(A)."""
+        return skew(a)
+
+    def lift(self, x: Square, g: Square) -> Square:
+        """skew(X^H G)."""
+        return _group.lift(x, g)
+
+    def move(self, x: Square, c: Square) -> Square:
+        """X Cayley(C); X exp(C) for `exp`; the retraction of X C for others."""
+        return _group.move(self.retraction, x, c)
+
+    def carry(self, x: Square, y: Square, c: Square) -> Square:
+        """C."""
+        return c
+
+    def coordinate_inner(self, x: Square, c: Square, d: Square) -> Float[Tensor, "*batch"]:
+        """Re tr(C^H D)."""
+        return inner(c, d, 2)
+
+    def polish(self, x: Square) -> Square:
+        """X (3I - X^H X) / 2."""
+        return newton_schulz(x)
+
+
+@dataclass(frozen=True)
+class SpecialOrthogonal(Manifold):
+    """Rotations: square matrices (..., n, n) with X^H X = I and det X = 1; SO(n), or SU(n) for complex tensors.
+
+    T_X = {X Omega : Omega skew(-Hermitian), tr Omega = 0}; metric Re tr(U^H V).
+    retraction: a function (x, v) -> y that moves along a path on O(n), as all of `retractions` do; on SU(n) the
+    result is multiplied by the phase that makes its determinant 1.
+    Raises ValueError for matrices that are not square; a matrix with det < 0 has an infinite `residual`.
+    Source: as for `Orthogonal`.
+    """
+
+    retraction: Retraction = cayley
+
+    ndim = 2
+    constant_norm = True
+
+    def project(self, x: Square, a: Square) -> Square:
+        """X skew(X^H A), less its trace part on SU(n)."""
+        _check_square("SpecialOrthogonal", x.shape)
+        return x @ _traceless(skew(x.mH @ a))
+
+    def nearest(self, x: Square) -> Square:
+        """The polar factor W V^H of X = W S V^H if its determinant is 1; else its singular directions are turned, most
+        in the direction of the smallest singular value, until it is. Raises ValueError for deficient rank, NaN or Inf."""
+        _check_square("SpecialOrthogonal", x.shape)
+        _group.polar_factor(x)
+        w, s, vh = torch.linalg.svd(x)
+        phases = _phases(s, determinant(w @ vh).angle())
+        turn = torch.polar(torch.ones_like(phases), -phases) if x.is_complex() else phases.cos().round()
+        return (w * turn.unsqueeze(-2)) @ vh
+
+    def dim(self, shape: Sequence[int]) -> int:
+        """n (n - 1) / 2 for each matrix."""
+        return _dim("SpecialOrthogonal", shape)
+
+    def residual(self, x: Square) -> Float[Tensor, "*batch"]:
+        """The larger of max |X^H X - I| and |det X - 1|, the latter being 2 for a reflection."""
+        _check_square("SpecialOrthogonal", x.shape)
+        return torch.maximum(orthogonality_error(x), _determinant_error(x))
+
+    def retract(self, x: Square, v: Square) -> Square:
+        """retraction(X, V), with determinant 1."""
+        return _unit_determinant(self.retraction(x, v))
+
+    def transport(self, x: Square, y: Square, v: Square) -> Square:
+        """Y X^H V: the same Omega at Y, an isometry."""
+        return _group.transport(x, y, v)
+
+    def coordinates(self, x: Square, a: Square) -> Square:
+        """skew(A), traceless."""
+        return _traceless(skew(a))
+
+    def lift(self, x: Square, g: Square) -> Square:
+        """skew(X^H G), traceless."""
+        return _traceless(_group.lift(x, g))
+
+    def move(self, x: Square, c: Square) -> Square:
+        """As for `Orthogonal`, with determinant 1."""
+        return _unit_determinant(_group.move(self.retraction, x, c))
+
+    def carry(self, x: Square, y: Square, c: Square) -> Square:
+        """C."""
+        return c
+
+    def coordinate_inner(self, x: Square, c: Square, d: Square) -> Float[Tensor, "*batch"]:
+        """Re tr(C^H D)."""
+        return inner(c, d, 2)
+
+    def polish(self, x: Square) -> Square:
+        """X (3I - X^H X) / 2."""
+        return newton_schulz(x)
+
+
+def _check_square(name: str, shape: Sequence[int]) -> None:
+    _, (n, m) = check_ndim(name, shape, 2)
+    if n != m:
+        raise ValueError(
+            f"{name} holds square matrices; got shape {tuple(shape)}. Use Stiefel for orthonormal columns (or rows), "
+            f"or a product with a layout that cuts the tensor into square blocks, such as {name}**{max(n // m, 2)}."
+        )
+
+
+def _dim(name: str, shape: Sequence[int]) -> int:
+    _check_square(name, shape)
+    count, (n, _) = check_ndim(name, shape, 2)
+    return count * (n * (n - 1) // 2)
+
+
+def _traceless(omega: Square) -> Square:
+    """Omega - tr(Omega) I / n; a real skew matrix has no trace."""
+    if not omega.is_complex():
+        return omega
+    trace = omega.diagonal(dim1=-2, dim2=-1).mean(-1)
+    return omega - trace[..., None, None] * eye_like(omega)
+
+
+def _unit_determinant(y: Square) -> Square:
+    """Y / det(Y)^(1/n); a real path on O(n) keeps its determinant."""
+    if not y.is_complex():
+        return y
+    phase = determinant(y).angle() / y.shape[-1]
+    return y * torch.polar(torch.ones_like(phase), -phase)[..., None, None]
+
+
+def _determinant_error(x: Square) -> Float[Tensor, "*batch"]:
+    """How far the phase of det X is from 1, shared by the n directions that can mend it; 2 for a real reflection."""
+    det = determinant(x)
+    return (det / det.abs() - 1).abs() / x.shape[-1] if x.is_complex() else 1 - det.sign()
+
+
+def _phases(s: Float[Tensor, "*batch n"], total: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch n"]:
+    """The angles phi that sum to total, in (-pi, pi], and maximize sum_i s_i cos(phi_i), for descending s > 0.
+
+    At the optimum s_i sin(phi_i) is one number for all i. Let t = phi_n: the others are asin(s_n sin(t) / s_i), and
+    their sum is continuous in t, 0 at t = 0 and pi at t = pi: bisection finds the t in between.
+    """
+    target = total.abs()
+    last = s[..., -1:]
+
+    def angles(t: Tensor) -> Tensor:
+        others = torch.asin((last / s[..., :-1]).clamp(max=1) * t.sin().unsqueeze(-1))
+        return torch.cat([others, t.unsqueeze(-1)], -1)
+
+    half = torch.full_like(target, math.pi / 2)
+    early = angles(half).sum(-1) >= target
+    low, high = torch.where(early, torch.zeros_like(half), half), torch.where(early, half, 2 * half)
+    for _ in range(2 + math.ceil(-math.log2(torch.finfo(s.dtype).eps))):
+        middle = (low + high) / 2
+        below = angles(middle).sum(-1) < target
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return angles(high) * total.sign().unsqueeze(-1)

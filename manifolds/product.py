@@ -1,0 +1,258 @@
+"""The product of k manifolds whose points are packed in one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .base import Manifold, check_ndim
+from .layout import BlockSpec, Layout
+
+Map = Callable[..., Tensor]
+
+
+class Run(NamedTuple):
+    """A factor, and the indices of its blocks of one shape."""
+
+    factor: Manifold
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class ProductManifold(Manifold):
+    """M_1 x ... x M_k: a packed tensor whose i-th block, under the layout, is a point of the i-th factor.
+
+    Projection, retraction and transport act block by block; the metric is the sum of the factors' metrics.
+    Equal factors on equal blocks run as one batched call. Usually written `Stiefel**3` or `Stiefel * Euclidean**2`.
+
+    factors: the k manifolds; a factor may be a product itself.
+    layout: where the blocks lie; None means BlockSpec(rows=k, axis=0), k equal blocks stacked on the first axis.
+    Raises ValueError where the layout does not fit a shape or does not have k blocks.
+    Source: Boumal (2023), section 3.2 and exercise 3.67.
+    """
+
+    factors: tuple[Manifold, ...]
+    layout: Layout | None = None
+
+    def __post_init__(self) -> None:
+        factors = tuple(f() if isinstance(f, type) else f for f in self.factors)
+        if not factors or not all(isinstance(f, Manifold) for f in factors):
+            raise TypeError(
+                f"a product needs one or more manifolds; got {factors}. Write Stiefel**3 or Stiefel * Sphere."
+            )
+        object.__setattr__(self, "factors", factors)
+        if self.layout is None:
+            object.__setattr__(self, "layout", BlockSpec(rows=len(factors), axis=0))
+
+    def __len__(self) -> int:
+        return len(self.factors)
+
+    def __repr__(self) -> str:
+        runs: list[tuple[Manifold, int]] = []
+        for factor in self.factors:
+            if runs and runs[-1][0] == factor:
+                runs[-1] = (factor, runs[-1][1] + 1)
+            else:
+                runs.append((factor, 1))
+        names = [f"({f})" if isinstance(f, ProductManifold) else f"{f}" for f, _ in runs]
+        text = " * ".join(n if k == 1 else f"{n}**{k}" for n, (_, k) in zip(names, runs, strict=True))
+        if self.stacked:
+            return text if len(self) > 1 else f"ProductManifold(({text},))"
+        return f"ProductManifold({text if len(self) > 1 else f'({text},)'}, {self.layout!r})"
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the layout is the default one: k equal blocks stacked on axis 0."""
+        return self.layout == BlockSpec(rows=len(self.factors), axis=0)
+
+    @property
+    def ndim(self) -> int:
+        return self._where.ndim(max(f.ndim for f in self.factors))
+
+    @property
+    def constant_norm(self) -> bool:  # type: ignore[override]
+        return all(f.constant_norm for f in self.factors)
+
+    # Blocks ----------------------------------------------------------------------------------------------
+
+    def unpack(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The k blocks of x, each (*batch, *block), in the order of the factors; views where the layout allows."""
+        self._runs(self._point(x.shape))
+        return self._where.unpack(x, self.ndim)
+
+    def pack(self, blocks: Sequence[Tensor], shape: Sequence[int] | None = None) -> Tensor:
+        """The packed tensor of k blocks, the inverse of `unpack`; shape only where the layout cannot derive it."""
+        if len(blocks) != len(self):
+            raise ValueError(f"{self} has {len(self)} factors; got {len(blocks)} blocks. Pass one block for each.")
+        return self._where.pack(blocks, shape)
+
+    def split(self, x: Tensor) -> list[tuple[Manifold, Tensor]]:
+        runs = self._runs(self._point(x.shape))
+        return [leaf for run in runs for leaf in run.factor.split(self._where.gather(x, run.indices, self.ndim))]
+
+    def join(self, parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+        point, rest, stacks = self._point(shape), list(parts), []
+        batch = tuple(shape)[: len(shape) - len(point)]
+        blocks = self._where.shapes(point)
+        for factor, indices in self._runs(point):
+            whole = (*batch, len(indices), *blocks[indices[0]])
+            count = _leaves(factor, blocks[indices[0]])
+            stacks.append((indices, factor.join(rest[:count], whole)))
+            rest = rest[count:]
+        return self._where.scatter(stacks, point)
+
+    def factor_residuals(self, x: Tensor) -> Tensor:
+        """The worst residual of each factor, (*batch, k)."""
+        return self._per_factor(lambda m, *t: m.residual(*t), torch.amax, x)
+
+    # The contract, factor by factor ------------------------------------------------------------------------
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.project(*t), x, a)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.nearest(*t), x)
+
+    def dim(self, shape: Sequence[int]) -> int:
+        count, point = check_ndim(repr(self), shape, self.ndim)
+        blocks = self._where.shapes(point)
+        runs = self._runs(point)
+        return count * sum(factor.dim((len(indices), *blocks[indices[0]])) for factor, indices in runs)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """The worst residual of the factors, one number per packed point."""
+        return self.factor_residuals(x).amax(-1)
+
+    def gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.gradient(*t), x, g)
+
+    def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """The sum of the factors' metrics, one number per packed point."""
+        return self._per_factor(lambda m, *t: m.inner(*t), torch.sum, x, u, v).sum(-1)
+
+    def retract(self, x: Tensor, v: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.retract(*t), x, v)
+
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.transport(*t), x, y, v)
+
+    def random(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """A packed tensor of independent random points of the factors."""
+        self.dim(shape)
+        point = self._point(shape)
+        batch, blocks, stacks = shape[: len(shape) - len(point)], self._where.shapes(point), []
+        for factor, indices in self._runs(point):
+            part = (*batch, len(indices), *blocks[indices[0]])
+            stacks.append((indices, factor.random(*part, generator=generator, dtype=dtype, device=device)))
+        return self._where.scatter(stacks, point)
+
+    def coordinates(self, x: Tensor, a: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.coordinates(*t), x, a)
+
+    def lift(self, x: Tensor, g: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.lift(*t), x, g)
+
+    def move(self, x: Tensor, c: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.move(*t), x, c)
+
+    def carry(self, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.carry(*t), x, y, c)
+
+    def coordinate_inner(self, x: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        return self._per_factor(lambda m, *t: m.coordinate_inner(*t), torch.sum, x, c, d).sum(-1)
+
+    def polish(self, x: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.polish(*t), x)
+
+    # How ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _where(self) -> Layout:
+        assert self.layout is not None
+        return self.layout
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.factors, self.layout))
+
+    @cached_property
+    def _run_cache(self) -> dict[tuple[int, ...], tuple[Run, ...]]:
+        return {}
+
+    def _point(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return check_ndim(repr(self), shape, self.ndim)[1]
+
+    def _runs(self, point: tuple[int, ...]) -> tuple[Run, ...]:
+        """Equal factors on blocks of equal shape, in the order in which they first appear."""
+        if point not in self._run_cache:
+            blocks = self._where.shapes(point)
+            if len(blocks) != len(self):
+                raise ValueError(
+                    f"{self} has {len(self)} factors, but {self.layout} cuts shape {point} into {len(blocks)} blocks. "
+                    f"Give as many factors as blocks: Manifold**{len(blocks)}."
+                )
+            runs: dict[tuple[Manifold, tuple[int, ...]], list[int]] = {}
+            for i, key in enumerate(zip(self.factors, blocks, strict=True)):
+                runs.setdefault(key, []).append(i)
+            self._run_cache[point] = tuple(Run(factor, tuple(indices)) for (factor, _), indices in runs.items())
+        return self._run_cache[point]
+
+    def _gather(self, run: Run, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [self._where.gather(t, run.indices, self.ndim) for t in tensors]
+
+    def _map(self, method: Map, *tensors: Tensor) -> Tensor:
+        """method of every factor on its blocks, packed again."""
+        point = self._point(tensors[0].shape)
+        parts = [(run.indices, method(run.factor, *self._gather(run, tensors))) for run in self._runs(point)]
+        return self._where.scatter(parts, point)
+
+    def _per_factor(self, method: Map, reduce: Map, *tensors: Tensor) -> Tensor:
+        """method of every factor on its blocks, reduced to one number a factor: (*batch, k)."""
+        batch = tensors[0].dim() - self.ndim
+        columns: dict[int, Tensor] = {}
+        for run in self._runs(self._point(tensors[0].shape)):
+            numbers = method(run.factor, *self._gather(run, tensors))
+            if numbers.dim() > batch + 1:
+                numbers = reduce(numbers.flatten(batch + 1), -1)
+            columns.update(zip(run.indices, numbers.unbind(batch), strict=True))
+        return torch.stack([columns[i] for i in range(len(self))], batch)
+
+
+def product(left: Manifold, right: Manifold | type[Manifold]) -> ProductManifold:
+    """left * right: the factors of both, stacked on axis 0. A product with a layout of its own is one factor."""
+    other = right() if isinstance(right, type) else right
+    if not isinstance(other, Manifold):
+        raise TypeError(f"{left} * {right!r}: a product is taken with a manifold, as in Stiefel * Euclidean.")
+    return ProductManifold((*_factors(left), *_factors(other)))
+
+
+def power(manifold: Manifold, count: int) -> ProductManifold:
+    """manifold**count: count copies of its factors, stacked on axis 0."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{manifold}**k needs a number of factors k >= 1; got {count!r}.")
+    return ProductManifold(_factors(manifold) * count)
+
+
+def _factors(manifold: Manifold) -> tuple[Manifold, ...]:
+    if isinstance(manifold, ProductManifold) and manifold.stacked:
+        return manifold.factors
+    return (manifold,)
+
+
+def _leaves(factor: Manifold, block: tuple[int, ...]) -> int:
+    """How many parts `split` makes of a block of this shape."""
+    return len(factor.split(torch.empty((1, *block), device="meta")))

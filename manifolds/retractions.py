@@ -1,0 +1,104 @@
+"""Retractions of the Stiefel manifold: functions (x, v) -> y, passed as values.
+
+x is (..., n, p) with orthonormal columns, or orthonormal rows if n < p; v is a tangent vector at x, ambient, of the
+same shape; the result has the shape of x. Real or complex. For p << n nothing of size n x n is made.
+In the formulas A = X^H V (skew), K = V - X A, S = K^H K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Literal
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor
+
+from ._linalg import eye_like, inverse_sqrt, resolvent, skew, sym
+
+Point = Inexact[Tensor, "*batch n p"]
+Retraction = Callable[[Tensor, Tensor], Tensor]
+Metric = Literal["euclidean", "canonical"]
+
+
+def _tall(retraction: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wide points have orthonormal rows: they are retracted as their conjugate transposes."""
+
+    @wraps(retraction)
+    def either(x: Tensor, v: Tensor, **options: object) -> Tensor:
+        if x.shape[-2] < x.shape[-1]:
+            return retraction(x.mH, v.mH, **options).mH
+        return retraction(x, v, **options)
+
+    return either
+
+
+@_tall
+def cayley(x: Point, v: Point) -> Point:
+    """(I - W/2)^-1 (I + W/2) X with W = P V X^H - X V^H P, P = I - X X^H / 2; X (I - A/2)^-1 (I + A/2) if square.
+
+    Computed as X (2B - I) + K B with B = (I + S/4 - A/2)^-1, p x p. Second order. Differentiable at v = 0.
+    Source: Wen & Yin, A feasible method for optimization with orthogonality constraints (2013), section 2.2.
+    """
+    a = skew(x.mH @ v)
+    if x.shape[-2] == x.shape[-1]:
+        return 2 * x @ resolvent(a) - x
+    k = v - x @ a
+    # B = L^-H (I - (L^-1 A L^-H)/2)^-1 L^-1 with L L^H = I + S/4
+    inverse = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(eye_like(a) + sym(k.mH @ k) / 4), eye_like(a).expand(a.shape), upper=False
+    )
+    b = inverse.mH @ resolvent(skew(inverse @ a @ inverse.mH)) @ inverse
+    return x @ (2 * b - eye_like(b)) + k @ b
+
+
+@_tall
+def exp(x: Point, v: Point, *, metric: Metric = "euclidean") -> Point:
+    """The geodesic of the metric from X with velocity V: X exp(A) if square, for both metrics.
+
+    Else [X, K] exp([[m A, -S], [I, 0]]) [I; 0] exp(-(m - 1) A), with m = 1 for the canonical and m = 2 for the
+    Euclidean metric: one exponential of size 2p x 2p. Exact. Differentiable at v = 0.
+    Source: Edelman, Arias & Smith, The geometry of algorithms with orthogonality constraints (1998), section 2.2 and 2.4;
+    Zimmermann & Hueper, Computing the Riemannian logarithm on the Stiefel manifold (2022), section 2.
+    """
+    a = skew(x.mH @ v)
+    if x.shape[-2] == x.shape[-1]:
+        return x @ torch.matrix_exp(a)
+    k = v - x @ a
+    s = sym(k.mH @ k)
+    # the basis [X, K / scale] keeps the exponent balanced for long steps; the result does not depend on scale
+    scale = s.detach().diagonal(dim1=-2, dim2=-1).real.sum(-1).sqrt().clamp_min(1)[..., None, None]
+    eye = eye_like(a).expand(a.shape)
+    m = 1 if metric == "canonical" else 2
+    top, bottom = torch.cat([m * a, -s / scale], -1), torch.cat([scale * eye, torch.zeros_like(a)], -1)
+    first = torch.matrix_exp(torch.cat([top, bottom], -2))[..., : a.shape[-1]]
+    y = torch.cat([x, k / scale], -1) @ first
+    return y @ torch.matrix_exp(-a) if metric == "euclidean" else y
+
+
+@_tall
+def qr(x: Point, v: Point) -> Point:
+    """The Q factor of X + V with positive diagonal in R, by Cholesky of its Gram matrix. First order.
+
+    Differentiable at v = 0. Source: Absil, Mahony & Sepulchre, Optimization Algorithms on Matrix Manifolds (2008),
+    example 4.1.3.
+    """
+    return _cholesky_qr(_cholesky_qr(x + v))
+
+
+@_tall
+def polar(x: Point, v: Point) -> Point:
+    """The polar factor Y (Y^H Y)^(-1/2) of Y = X + V: the nearest point of the manifold to X + V. Second order.
+
+    Differentiable at v = 0. Source: Absil, Mahony & Sepulchre (2008), example 4.1.3; Absil & Malick, Projection-like
+    retractions on matrix manifolds (2012).
+    """
+    y = x + v
+    return y @ inverse_sqrt(sym(y.mH @ y))
+
+
+def _cholesky_qr(y: Tensor) -> Tensor:
+    """Y R^-1 with R^H R = Y^H Y; its error grows with the square of the condition of Y, so callers do it twice."""
+    factor = torch.linalg.cholesky(sym(y.mH @ y))
+    return torch.linalg.solve_triangular(factor.mH, y, upper=True, left=False)

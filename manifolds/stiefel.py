@@ -1,0 +1,125 @@
+"""The Stiefel manifold {X in R^(n x p) : X^T X = I}."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from . import _group
+from ._linalg import newton_schulz, orthogonality_error, skew, sym
+from .base import Manifold, check_ndim, inner
+from .retractions import Metric, Retraction, exp, polar
+
+Points = Inexact[Tensor, "*batch n p"]
+
+
+@dataclass(frozen=True)
+class Stiefel(Manifold):
+    """Matrices (..., n, p) with orthonormal columns, X^H X = I; for n < p with orthonormal rows, X X^H = I.
+
+    T_X = {V : X^H V + V^H X = 0} (for n < p the same of the transposes). Complex tensors give the complex Stiefel
+    manifold; n = p gives the orthogonal or unitary group.
+
+    metric: "euclidean", Re tr(U^H V), or "canonical", Re tr(U^H (I - X X^H / 2) V).
+    retraction: a function (x, v) -> y; `retractions.exp` follows the geodesic of the metric. Engines keep X Omega on
+    square blocks as the skew Omega, and there move by Cayley in place of polar: second order too, and one solve.
+    Source: Edelman, Arias & Smith, The geometry of algorithms with orthogonality constraints (1998), section 2.
+    """
+
+    metric: Metric = "euclidean"
+    retraction: Retraction = polar
+
+    ndim = 2
+    constant_norm = True
+
+    def __post_init__(self) -> None:
+        if self.metric not in get_args(Metric):
+            raise ValueError(f"the metric of Stiefel is 'euclidean' or 'canonical'; got {self.metric!r}.")
+        if not callable(self.retraction):
+            raise TypeError(
+                f"the retraction of Stiefel is a function (x, v) -> y; got {self.retraction!r}. "
+                f"Pass manifolds.retractions.polar, qr, cayley or exp, or a function of your own."
+            )
+
+    def project(self, x: Points, a: Points) -> Points:
+        """A - X sym(X^H A)."""
+        if _wide(x):
+            return a - sym(a @ x.mH) @ x
+        return _group.project(x, a) if _square(x) else a - x @ sym(x.mH @ a)
+
+    def nearest(self, x: Points) -> Points:
+        """The polar factor W V^H of X = W S V^H. Raises ValueError for deficient rank, NaN or Inf."""
+        return _group.polar_factor(x)
+
+    def dim(self, shape: Sequence[int]) -> int:
+        """n p - p (p + 1) / 2 for each matrix, p the smaller side."""
+        count, sides = check_ndim("Stiefel", shape, 2)
+        n, p = max(sides), min(sides)
+        return count * (n * p - p * (p + 1) // 2)
+
+    def residual(self, x: Points) -> Float[Tensor, "*batch"]:
+        """max |X^H X - I|; max |X X^H - I| for n < p."""
+        return orthogonality_error(x)
+
+    def gradient(self, x: Points, g: Points) -> Points:
+        """G - X sym(X^H G) for the Euclidean metric, G - X G^H X for the canonical one."""
+        if self.metric == "euclidean":
+            return self.project(x, g)
+        return g - x @ (g.mH @ x) if not _wide(x) else g - (x @ g.mH) @ x
+
+    def inner(self, x: Points, u: Points, v: Points) -> Float[Tensor, "*batch"]:
+        """Re tr(U^H V), less Re tr(U^H X X^H V) / 2 for the canonical metric."""
+        if self.metric == "euclidean":
+            return inner(u, v, 2)
+        a, b = (u @ x.mH, v @ x.mH) if _wide(x) else (x.mH @ u, x.mH @ v)
+        return inner(u, v, 2) - inner(a, b, 2) / 2
+
+    def retract(self, x: Points, v: Points) -> Points:
+        """retraction(X, V)."""
+        if self.retraction is exp:
+            return exp(x, v, metric=self.metric)
+        return self.retraction(x, v)
+
+    def transport(self, x: Points, y: Points, v: Points) -> Points:
+        """The projection of V at Y; for square matrices Y X^H V, an isometry."""
+        return _group.transport(x, y, v) if _square(x) else self.project(y, v)
+
+    def coordinates(self, x: Points, a: Points) -> Points:
+        """skew(A) for square matrices, else the projection of A."""
+        return skew(a) if _square(x) else self.project(x, a)
+
+    def lift(self, x: Points, g: Points) -> Points:
+        """For square matrices skew(X^H G), twice that for the canonical metric; else the gradient."""
+        if not _square(x):
+            return self.gradient(x, g)
+        return _group.lift(x, g) * (1 if self.metric == "euclidean" else 2)
+
+    def move(self, x: Points, c: Points) -> Points:
+        """For square matrices X Cayley(C) (X exp(C) for `exp`, the retraction of X C for others); else the retraction."""
+        return _group.move(self.retraction, x, c) if _square(x) else self.retract(x, c)
+
+    def carry(self, x: Points, y: Points, c: Points) -> Points:
+        """C itself for square matrices, else the transport."""
+        return c if _square(x) else self.transport(x, y, c)
+
+    def coordinate_inner(self, x: Points, c: Points, d: Points) -> Float[Tensor, "*batch"]:
+        """Re tr(C^H D) for square matrices, half of it for the canonical metric; else the metric."""
+        if not _square(x):
+            return self.inner(x, c, d)
+        return inner(c, d, 2) * (1 if self.metric == "euclidean" else 0.5)
+
+    def polish(self, x: Points) -> Points:
+        """X (3I - X^H X) / 2."""
+        return newton_schulz(x)
+
+
+def _square(x: Tensor) -> bool:
+    return x.shape[-2] == x.shape[-1]
+
+
+def _wide(x: Tensor) -> bool:
+    return x.shape[-2] < x.shape[-1]
