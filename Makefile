@@ -1,0 +1,47 @@
+# Each target works as the first command in a fresh clone: it makes its own virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+
+# Two test processes share two cores; more threads inside each would only contend.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: demo test slow bench docs format clean
+
+demo: $(VENV)/.has-demo
+	$(BIN)/python tutorials/01_orthogonal_gru.py
+
+test: $(VENV)/.has-test,demo,docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(if $(wildcard docs/conf.py),$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html)
+	$(PYTEST) -n 2 --dist worksteal
+
+slow: $(VENV)/.has-test,demo,docs
+	$(PYTEST) -n 2 --dist worksteal -m slow
+
+bench: $(VENV)/.has-bench
+	$(if $(wildcard benchmarks/__main__.py),$(BIN)/python -m benchmarks,@echo "there are no benchmarks yet")
+
+docs: $(VENV)/.has-demo,docs
+	$(if $(wildcard docs/conf.py),$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html,@echo "there are no docs yet")
+
+format: $(VENV)/.has-test,demo,docs
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# torch first and pinned, so that nothing that depends on it chooses another version
+$(VENV)/.has-torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install torch==2.13.0
+	@touch $@
+
+$(VENV)/.has-%: $(VENV)/.has-torch pyproject.toml
+	$(PIP) install -e ".[$*]"
+	@touch $@
