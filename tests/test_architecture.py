@@ -1,0 +1,99 @@
+"""torch <- manifolds <- constraints <- tutorials, benchmarks, tests: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Beside the standard library. Whatever is not listed is refused: what comes later in the rule, and what no user has.
+MAY_IMPORT = {
+    "manifolds": {"torch", "jaxtyping", "manifolds"},
+    "constraints": {"torch", "jaxtyping", "manifolds", "constraints"},
+}
+# The extra `testing`, which only who tests a manifold installs.
+MAY_ALSO = {"manifolds/testing.py": {"hypothesis"}}
+# Geometry is tensors in, tensors out.
+NOT_IN_GEOMETRY = ("torch.nn", "torch.optim")
+
+
+def sources() -> list[Path]:
+    return sorted(file for package in MAY_IMPORT for file in (ROOT / package).rglob("*.py"))
+
+
+def names(source: str) -> Iterator[str]:
+    """Every module that the source imports and every dotted name that it writes, as `torch.nn.Module`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+def imports(source: str) -> Iterator[str]:
+    """The top-level package of every absolute import, at whatever depth of the source."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+def violations(file: str, source: str) -> list[str]:
+    package = file.split("/")[0]
+    allowed = MAY_IMPORT[package] | MAY_ALSO.get(file, set()) | sys.stdlib_module_names
+    found = [f"{file} imports {name}" for name in imports(source) if name not in allowed]
+    if package == "manifolds":
+        found += [
+            f"{file} uses {n}" for n in names(source) if (n + ".").startswith(tuple(m + "." for m in NOT_IN_GEOMETRY))
+        ]
+    return found
+
+
+def test_both_packages_are_looked_at() -> None:
+    assert {file.relative_to(ROOT).parts[0] for file in sources()} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("file", [file.relative_to(ROOT).as_posix() for file in sources()])
+def test_imports_go_one_way(file: str) -> None:
+    assert violations(file, (ROOT / file).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("manifolds/new.py", "import constraints"),
+        ("manifolds/new.py", "def f():\n    from constraints.report import report"),
+        ("manifolds/new.py", "from torch import nn"),
+        ("manifolds/new.py", "import torch.nn.functional as F"),
+        ("manifolds/new.py", "import torch\ndef f(m: torch.nn.Module): ..."),
+        ("manifolds/new.py", "from torch.optim import Adam"),
+        ("manifolds/new.py", "import scipy.linalg"),
+        ("manifolds/new.py", "import hypothesis"),
+        ("constraints/new.py", "import geotorch"),
+        ("constraints/optim/new.py", "from geoopt import Stiefel"),
+        ("constraints/new.py", "from tests.conftest import settings"),
+        ("constraints/new.py", "import benchmarks.table"),
+    ],
+)
+def test_a_violation_is_seen(file: str, source: str) -> None:
+    assert violations(file, source) != []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("manifolds/new.py", "import math\nimport torch\nfrom .base import Manifold\ntorch.linalg.qr"),
+        ("manifolds/testing.py", "from hypothesis import strategies"),
+        ("constraints/new.py", "from torch import nn\nfrom manifolds import Stiefel\nfrom .report import report"),
+    ],
+)
+def test_what_the_rule_allows_is_allowed(file: str, source: str) -> None:
+    assert violations(file, source) == []
