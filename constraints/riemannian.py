@@ -1,0 +1,148 @@
+"""The Riemannian engine: the weight stays a plain Parameter, and an optimizer moves it on its manifold.
+
+What lies on which manifold is written on the module that owns the Parameter, never on the tensor: a Parameter loses
+its attributes in deepcopy and in `.to`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from manifolds import Manifold
+
+KEY = "_riemannian_constraints"
+
+
+@dataclass(frozen=True)
+class Riemannian:
+    """The weight is the Parameter itself, and only an optimizer of `constraints.optim` may move it.
+
+    Name, state_dict key and forward pass are those of the plain module. `requires_grad_`, `.to`, deepcopy and pickle
+    keep the constraint. A step of any other optimizer raises ValueError, for it would leave the manifold silently.
+    """
+
+
+class Records:
+    """The manifolds of the Riemannian parameters of one module, kept in the module's __dict__.
+
+    It shares the module's own dict of parameters; deepcopy and pickle keep that identity, so that a copy of the
+    module has a record of its own parameters.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter | None]) -> None:
+        self.parameters = parameters
+        self.manifolds: dict[str, Manifold] = {}
+        self.names: dict[str, str] = {}
+        _enlist(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _enlist(self)
+
+    def __iter__(self) -> Iterator[tuple[str, nn.Parameter, Manifold]]:
+        """(attribute, parameter, manifold), for each parameter that is still there."""
+        for attribute, manifold in self.manifolds.items():
+            parameter = self.parameters.get(attribute)
+            if parameter is not None:
+                yield attribute, parameter, manifold
+
+
+def manifold_of(p: Tensor) -> Manifold | None:
+    """The manifold that p is held on by `Riemannian`, None if it is free."""
+    found = _find(p)
+    return None if found is None else found[0].manifolds[found[1]]
+
+
+def name_of(p: Tensor) -> str | None:
+    """The dotted name under which p was constrained, None if it is free."""
+    found = _find(p)
+    return None if found is None else found[0].names[found[1]]
+
+
+def param_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Every Parameter of the module, one group for each manifold: what the optimizers of `constraints.optim` take.
+
+    A group is {"params": [(dotted name, Parameter), ...], "manifold": M}, with M None for unconstrained parameters,
+    the coordinates of a `Trivialization` among them. A tied Parameter comes once. Add options to a group as for any
+    torch optimizer: `groups[0]["lr"] = 1e-4`.
+    """
+    held = {id(p): manifold for records in _live for _, p, manifold in records}
+    groups: dict[Manifold | None, list[tuple[str, nn.Parameter]]] = {}
+    for name, p in module.named_parameters():
+        groups.setdefault(held.get(id(p)), []).append((name, p))
+    return [{"params": named, "manifold": manifold} for manifold, named in groups.items()]
+
+
+def record(module: nn.Module, attribute: str, manifold: Manifold, name: str) -> None:
+    """Write down that this attribute of the module is a Parameter on the manifold; name is for messages."""
+    records = module.__dict__.get(KEY)
+    if records is None:
+        records = module.__dict__[KEY] = Records(module._parameters)
+    records.manifolds[attribute] = manifold
+    records.names[attribute] = name
+    _enlist(records)
+
+
+def forget(module: nn.Module, attribute: str) -> None:
+    """Undo `record`."""
+    records: Records = module.__dict__[KEY]
+    del records.manifolds[attribute], records.names[attribute]
+    if not records.manifolds:
+        del module.__dict__[KEY]
+
+
+def recorded(module: nn.Module) -> dict[str, Manifold]:
+    """The manifolds of the Riemannian parameters of this module itself, by attribute."""
+    records = module.__dict__.get(KEY)
+    return {} if records is None else {attribute: manifold for attribute, _, manifold in records}
+
+
+_live: weakref.WeakSet[Records] = weakref.WeakSet()
+_generation = 0  # grows whenever a constrained parameter appears, so that optimizers are looked at again
+_checked: weakref.WeakKeyDictionary[Optimizer, tuple[int, ...]] = weakref.WeakKeyDictionary()
+
+
+def _enlist(records: Records) -> None:
+    global _generation
+    if not _generation:
+        register_optimizer_step_pre_hook(_refuse_euclidean_steps)
+    _generation += 1
+    _live.add(records)
+
+
+def _find(p: Tensor) -> tuple[Records, str] | None:
+    for records in _live:
+        for attribute, parameter, _ in records:
+            if parameter is p:
+                return records, attribute
+    return None
+
+
+def _refuse_euclidean_steps(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """ValueError if the optimizer is about to move a constrained parameter as if it were free."""
+    if torch.compiler.is_compiling():
+        return
+    state = (_generation, *(len(group["params"]) for group in optimizer.param_groups))
+    if _checked.get(optimizer) == state:
+        return
+    # torch's optimizers keep a "manifold" in their groups and never look at it
+    blind = type(optimizer).__module__.startswith("torch.optim")
+    held = {id(p): (records.names[a], manifold) for records in _live for a, p, manifold in records}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if id(p) in held and (blind or group.get("manifold") is None):
+                name, manifold = held[id(p)]
+                raise ValueError(
+                    f"{name} of shape {tuple(p.shape)} is held on {manifold} by Riemannian(), and a step of "
+                    f"{type(optimizer).__name__} would leave the manifold. Use constraints.optim.RiemannianAdam(model) "
+                    f"or RiemannianSGD(model), or constrain it with Trivialization(), which any optimizer can train."
+                )
+    _checked[optimizer] = state
