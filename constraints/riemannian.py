@@ -7,7 +7,7 @@ its attributes in deepcopy and in `.to`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,35 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from manifolds import Manifold
 
+from .method import Method, Site
+
 KEY = "_riemannian_constraints"
 
 
 @dataclass(frozen=True)
-class Riemannian:
+class Riemannian(Method):
     """The weight is the Parameter itself, and only an optimizer of `constraints.optim` may move it.
 
     Name, state_dict key and forward pass are those of the plain module. `requires_grad_`, `.to`, deepcopy and pickle
     keep the constraint. A step of any other optimizer raises ValueError, for it would leave the manifold silently.
+    Half precision is refused: the Parameter is the only copy of the weight, and half precision cannot hold a point.
     """
+
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return torch.float32, torch.float64, torch.complex64, torch.complex128
+
+    def hold(self, sites: Sequence[Site], manifold: Manifold, value: Tensor) -> None:
+        parameter = sites[0].parameter
+        if not torch.equal(parameter, value):
+            with torch.no_grad():
+                parameter.copy_(value)
+            parameter.grad = None
+        for site in sites:
+            record(site.owner, site.attribute, manifold, site.name)
+
+    def release(self, places: Sequence[tuple[nn.Module, str]]) -> None:
+        for owner, attribute in places:
+            forget(owner, attribute)
 
 
 class Records:

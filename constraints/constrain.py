@@ -1,0 +1,186 @@
+"""constrain and unconstrain: from a name in a module to a tensor on a manifold, and back."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from manifolds import BlockSpec, Layout, Manifold, ProductManifold
+
+from .held import held
+from .method import Method, Site
+from .names import describe, match
+from .packing import check_packing, packing_of
+from .riemannian import manifold_of
+from .trivialization import Trivialization, trivialized
+from .values import Init, initial
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def constrain(
+    module: M,
+    name: str,
+    manifold: Manifold | type[Manifold],
+    method: Method = Trivialization(),  # noqa: B008 (a frozen value)
+    *,
+    layout: Layout | None = None,
+    init: Init = None,
+) -> M:
+    """Hold module.name on a manifold, from now to `unconstrain`. Returns the module.
+
+    name: dotted, or a glob over dotted names: "encoder.*.self_attn.in_proj_weight".
+    manifold: its class or an instance. Axes before those of one point are batch axes: a stack (E, n, p) under Stiefel
+    is E matrices.
+    method: `Trivialization()`, which any optimizer trains, or `Riemannian()`, which leaves a plain Parameter.
+    layout: where the blocks of a packed tensor lie: one copy of a plain manifold for each block, or the layout of a
+    product, in place of equal blocks stacked on axis 0.
+    init: None keeps a value on the manifold and else takes the nearest point; "haar" (random, uniform on compact
+    manifolds), "identity", "torus" (rotations by uniform angles in pairs of axes), a tensor or a function of the
+    present value that returns one, each within 1e-3 of the manifold.
+
+    Raises ValueError or TypeError, and leaves the module as it was, where a name matches nothing, a tensor is
+    constrained already or shared with one that is not constrained too, the manifold, the layout and the shape do not
+    fit, a packed tensor needs a layout, or there is no initial value.
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"method of constrain is Trivialization() or Riemannian(); got {method!r}.")
+    manifold = manifold() if isinstance(manifold, type) and issubclass(manifold, Manifold) else manifold
+    if not isinstance(manifold, Manifold):
+        raise TypeError(f"constrain needs a manifold, as in Stiefel or Stiefel**3; got {manifold!r}.")
+    shared: dict[int, list[Site]] = {}
+    for full, (owner, attribute) in match(module, name).items():
+        parameter = _free_parameter(owner, attribute, method)
+        shared.setdefault(id(parameter), []).append(Site(full, owner, attribute, parameter))
+    _check_ties(module, shared, method)
+    plan = []
+    for sites in shared.values():
+        chosen = _fit(manifold, layout, sites[0])
+        plan.append((sites, chosen, initial(chosen, sites[0].parameter, init, str(sites[0]))))
+    for sites, chosen, value in plan:
+        method.hold(sites, chosen, value)
+    return module
+
+
+def unconstrain(module: M, name: str) -> M:
+    """Leave module.name a plain Parameter with its present value, bit for bit. Returns the module.
+
+    name: dotted or a glob, as for `constrain`; a glob may also match tensors that are not constrained. Under both
+    engines the Parameter in the optimizer stays the same object; drop its momentum, which belongs to the constraint.
+    Raises ValueError where no constrained tensor matches, or where a tensor is shared under names that do not match.
+    """
+    matched = match(module, name)
+    groups: dict[int, list[str]] = {}
+    constrained = {each.name: each for each in held(module)}
+    for full in matched:
+        if full in constrained:
+            groups.setdefault(constrained[full].identity, []).append(full)
+    if not groups:
+        have = f"Constrained are: {', '.join(constrained)}." if constrained else "Nothing in this module is."
+        raise ValueError(f"{name!r} matches no constrained tensor of {type(module).__name__}. {have}")
+    for each in constrained.values():
+        names = groups.get(each.identity)
+        if names is not None and each.name not in names:
+            raise ValueError(
+                f"{names[0]} shares its tensor with {each.name}; give a glob that matches both, so that they stay tied."
+            )
+    for names in groups.values():
+        first = constrained[names[0]]
+        first.method.release([(constrained[n].owner, constrained[n].attribute) for n in names])
+    return module
+
+
+def _free_parameter(owner: nn.Module, attribute: str, method: Method) -> nn.Parameter:
+    """The Parameter at owner.attribute, if it can be constrained."""
+    who = describe(owner, attribute)
+    if attribute in dict(trivialized(owner)):
+        raise ValueError(f"{who} is constrained already, by Trivialization(). Call unconstrain first.")
+    if parametrize.is_parametrized(owner, attribute):
+        kinds = ", ".join(type(p).__name__ for p in owner.parametrizations[attribute])  # type: ignore[index, union-attr, operator]
+        raise ValueError(
+            f"{who} is under another parametrization, {kinds}; a constraint needs a plain Parameter. Call "
+            f"torch.nn.utils.parametrize.remove_parametrizations(module, {attribute!r}) first."
+        )
+    parameter = owner._parameters[attribute]
+    assert parameter is not None
+    if manifold_of(parameter) is not None:
+        raise ValueError(
+            f"{who} is constrained already, to {manifold_of(parameter)} by Riemannian(). Call unconstrain first."
+        )
+    if isinstance(parameter, UninitializedParameter) or parameter.is_meta:
+        raise ValueError(f"{who} has no value yet. Run the lazy module once, or load its weights, and constrain then.")
+    if parameter.layout != torch.strided:
+        raise ValueError(f"{who} is a tensor of layout {parameter.layout}; a constraint needs a dense one.")
+    if parameter.dtype not in method.dtypes():
+        known = ", ".join(str(d).removeprefix("torch.") for d in method.dtypes())
+        raise ValueError(
+            f"{who} has dtype {str(parameter.dtype).removeprefix('torch.')}, shape {tuple(parameter.shape)}; "
+            f"{method} holds {known}. Convert the module with .float(), or use Trivialization() for half precision, "
+            f"which keeps float32 coordinates."
+        )
+    return parameter
+
+
+def _check_ties(module: nn.Module, shared: dict[int, list[Site]], method: Method) -> None:
+    """A trivialized tensor has a new Parameter: all names of a tied one must move together, or they come untied."""
+    if not isinstance(method, Trivialization):
+        return
+    for full, parameter in module.named_parameters(remove_duplicate=False):
+        sites = shared.get(id(parameter))
+        if sites is not None and full not in [site.name for site in sites]:
+            raise ValueError(
+                f"{sites[0]} is tied to {full}, and Trivialization would untie them. Give a glob that matches both "
+                f"names, or use Riemannian(), which leaves one Parameter."
+            )
+
+
+def _fit(manifold: Manifold, layout: Layout | None, site: Site) -> Manifold:
+    """The manifold that holds this tensor, once layout, packing and shape agree."""
+    shape = tuple(site.parameter.shape)
+    packing = packing_of(site.owner, site.attribute)
+    if layout is None and packing is not None:
+        check_packing(packing, manifold, shape, str(site))
+    try:
+        chosen = manifold if layout is None else _with_layout(manifold, layout, shape)
+        _check_axis(chosen, shape)
+        chosen.dim(shape)
+    except ValueError as error:
+        raise ValueError(f"{site}, shape {shape}: {error}") from error
+    return chosen
+
+
+def _with_layout(manifold: Manifold, layout: Layout, shape: tuple[int, ...]) -> Manifold:
+    if not isinstance(layout, Layout):
+        raise TypeError(f"layout of constrain is a BlockSpec or a BlockSpec.pattern(...); got {layout!r}.")
+    if isinstance(manifold, ProductManifold):
+        if not manifold.stacked:
+            raise ValueError(f"{manifold} has a layout of its own; got {layout} too. Drop one of them.")
+        return ProductManifold(manifold.factors, layout)
+    if layout == BlockSpec(rows=1, axis=0):
+        return manifold
+    ndim = layout.ndim(manifold.ndim)
+    if len(shape) < ndim:
+        raise ValueError(f"{layout} cuts points of {ndim} axes.")
+    return ProductManifold((manifold,) * len(layout.shapes(shape[len(shape) - ndim :])), layout)
+
+
+def _check_axis(manifold: Manifold, shape: tuple[int, ...]) -> None:
+    """An axis counted from the first one means nothing where batch axes come before the packed point."""
+    if not isinstance(manifold, ProductManifold) or len(shape) <= manifold.ndim:
+        return
+    layout = manifold.layout
+    if isinstance(layout, BlockSpec) and layout.axis >= 0:
+        axis, wanted = layout.axis - manifold.ndim, layout.axis - len(shape)
+        ways = f"layout=BlockSpec(rows={layout.rows}, axis={axis}) to cut each of the batch"
+        if wanted != axis:
+            ways = (
+                f"layout=BlockSpec(rows={layout.rows}, axis={wanted}) to cut axis {layout.axis} of the tensor, {ways}"
+            )
+        raise ValueError(
+            f"{layout} counts its axis from the first one, but the tensor has more axes than a point of {manifold}, "
+            f"which has {manifold.ndim}: it is ambiguous. Pass {ways}, or a BlockSpec.pattern that names every axis."
+        )

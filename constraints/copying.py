@@ -1,0 +1,61 @@
+"""Copies of a module that has parametrized tensors: deepcopy at any time, pickle and torch.save.
+
+`torch.nn.utils.parametrize` gives such a module a class of its own, which refuses to be pickled and which copies
+share, so that removing a property from one takes it from all. Here a copy is rebuilt, with a class of its own.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+
+def make_copyable(module: nn.Module) -> None:
+    """Let copy.deepcopy and pickle rebuild this parametrized module."""
+    kind: Any = type(module)
+    if "__deepcopy__" in vars(kind):  # torch's; one that the user wrote is inherited and stays
+        del kind.__deepcopy__
+    kind.__reduce_ex__ = _reduce
+
+
+def forget_computed_weights(module: nn.Module) -> None:
+    """Make an RNN drop the parametrized weights of its last pass: they hold the graph, and cannot be copied."""
+    if isinstance(module, nn.RNNBase) and parametrize.is_parametrized(module):
+        for i, attribute in enumerate(module._flat_weights_names):
+            if parametrize.is_parametrized(module, attribute):
+                module._flat_weights[i] = None
+                module._flat_weight_refs[i] = _gone
+
+
+def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    forget_computed_weights(module)
+    state = {key: value for key, value in module.__dict__.items() if key != "_flat_weight_refs"}
+    return _blank, (parametrize.type_before_parametrizations(module),), state
+
+
+def _blank(kind: type[nn.Module]) -> nn.Module:
+    """An empty module that becomes a parametrized one of this kind when it is given its state."""
+    blank: Any = type(kind.__name__, (kind,), {"__setstate__": _restore})
+    return blank.__new__(blank)  # type: ignore[no-any-return]
+
+
+def _restore(module: nn.Module, state: dict[str, Any]) -> None:
+    lists = state["_modules"]["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    plain = {name: child for name, child in state["_modules"].items() if child is not lists}
+    nn.Module.__setstate__(module, {**state, "_modules": plain})
+    if isinstance(module, nn.RNNBase):
+        module._flat_weight_refs = [_gone if w is None else weakref.ref(w) for w in module._flat_weights]
+    for attribute, coordinates in lists.items():
+        # a stand-in, for only torch can make the property
+        module.register_parameter(attribute, nn.Parameter(torch.empty(0)))
+        parametrize.register_parametrization(module, attribute, nn.Identity(), unsafe=True)
+        module.parametrizations[attribute] = coordinates  # type: ignore[operator]
+    make_copyable(module)
+
+
+_gone: weakref.ref[Any] = weakref.ref(set())  # a reference to nothing, which tells the RNN to look again

@@ -1,0 +1,214 @@
+"""The trivialization engine: the weight is a retraction of free coordinates, which any optimizer can train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
+
+from manifolds import Manifold
+
+from .copying import forget_computed_weights, make_copyable
+from .method import Method, Site
+from .values import admit, master_dtype
+
+
+@dataclass(frozen=True)
+class Trivialization(Method):
+    """weight = move(base, coordinates(base, original)): `original` is a free Parameter, `base` a fixed point.
+
+    Registered through `torch.nn.utils.parametrize`: the weight is a property, `module.weight = W` moves the base to W
+    and zeroes the coordinates, and raises ValueError if W is not on the manifold. It is computed once in each forward
+    pass of the module, without autocast and in float32 or better, and rounded to the dtype of the weight last; a half
+    precision weight keeps coordinates and base in float32.
+
+    rebase_every: after so many optimizer steps the base moves to the present weight, see `rebase`; None for never.
+    Raises ValueError if it is not a positive number.
+    """
+
+    rebase_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rebase_every is not None and (not isinstance(self.rebase_every, int) or self.rebase_every < 1):
+            raise ValueError(f"rebase_every is a number of optimizer steps, 1 or more; got {self.rebase_every!r}.")
+
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bfloat16, torch.float16
+
+    def hold(self, sites: Sequence[Site], manifold: Manifold, value: Tensor) -> None:
+        parameter = sites[0].parameter
+        dtype = parameter.dtype
+        held = Trivialized(manifold, value, self.rebase_every, str(sites[0]))
+        for site in sites:
+            order = list(site.owner._parameters)
+            # the first site will empty the Parameter that they share; the others lend a stand-in and get it afterwards
+            if site is sites[0]:
+                parameter.data = value
+            else:
+                site.owner._parameters[site.attribute] = nn.Parameter(value)
+            parametrize.register_parametrization(site.owner, site.attribute, held)
+            coordinates: Any = _lists(site.owner)[site.attribute]
+            coordinates.__class__ = Coordinates
+            coordinates.original = parameter
+            coordinates.order = order
+            make_copyable(site.owner)
+            forget_computed_weights(site.owner)
+            _watch(site.owner)
+        held.dtype = dtype
+        parameter.grad = None
+
+    def release(self, places: Sequence[tuple[nn.Module, str]]) -> None:
+        owner, attribute = places[0]
+        parameter: Any = _lists(owner)[attribute].original
+        weight = getattr(owner, attribute).detach().clone()
+        for owner, attribute in places:
+            order: Any = _lists(owner)[attribute].order
+            parametrize.remove_parametrizations(owner, attribute, leave_parametrized=False)
+            for later in order[order.index(attribute) + 1 :]:
+                if later in owner._parameters:
+                    owner._parameters[later] = owner._parameters.pop(later)
+            _unwatch(owner)
+        parameter.data = weight
+        parameter.grad = None
+        for owner, _ in places:
+            if isinstance(owner, nn.RNNBase):
+                owner._init_flat_weights()
+
+
+class Trivialized(nn.Module):
+    """The parametrization: coordinates -> point, near a base."""
+
+    base: Tensor
+
+    def __init__(self, manifold: Manifold, base: Tensor, rebase_every: int | None, name: str) -> None:
+        super().__init__()
+        self.manifold = manifold
+        self.dtype = base.dtype
+        self.rebase_every = rebase_every
+        self.name = name
+        self.memo = Memo()
+        self.register_buffer("base", base)
+
+    def forward(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """move(base, coordinates(base, original)), shape and dtype of the weight."""
+        if torch.compiler.is_compiling():
+            return self.evaluate(original).to(self.dtype)
+        return self.memo(self, original)
+
+    def evaluate(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """The weight before it is rounded to its dtype."""
+        with _without_autocast(original.device.type):
+            c = original.to(torch.promote_types(original.dtype, self.base.dtype))
+            return self.manifold.move(self.base, self.manifold.coordinates(self.base, c))
+
+    def right_inverse(self, value: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """Zero coordinates, after moving the base to value. Raises ValueError if value is not on the manifold."""
+        base = admit(self.manifold, value, self.base, self.name)
+        self.memo.close()
+        self.base = base
+        return torch.zeros_like(base)
+
+    def extra_repr(self) -> str:
+        return repr(self.manifold)
+
+
+class Coordinates(ParametrizationList):
+    """A ParametrizationList whose tensors stay in float32 or better when the module goes to half precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        held: Any = self[0]
+        held.dtype = fn(torch.empty(0, dtype=held.dtype, device=held.base.device)).dtype
+        held.memo.close()
+
+        def exact(t: Tensor) -> Tensor:
+            y = fn(t)
+            return y if y.dtype == master_dtype(y.dtype) else t.to(y.device)
+
+        return super()._apply(exact, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Memo:
+    """The weight within one forward pass of its module, so that modules that read it often evaluate it once.
+
+    It serves reads in the context that the pass began in: one under no_grad, within a transform of torch.func or a
+    region that is recomputed needs a tensor of its own. A copy of a memo is empty.
+    """
+
+    def __init__(self) -> None:
+        self.close()
+
+    def open(self) -> None:
+        self.context: tuple[Any, ...] | None = _context()
+        self.original: Tensor | None = None
+        self.weight: Tensor | None = None
+
+    def close(self) -> None:
+        self.context = self.original = self.weight = None
+
+    def __call__(self, held: Trivialized, original: Tensor) -> Tensor:
+        if self.context is None or self.context != _context():
+            return held.evaluate(original).to(held.dtype)
+        if self.weight is None or self.original is not original:
+            self.original, self.weight = original, held.evaluate(original).to(held.dtype)
+        return self.weight
+
+    def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
+        return Memo, ()
+
+
+def trivialized(owner: nn.Module) -> Iterator[tuple[str, Trivialized]]:
+    """(attribute, parametrization) of every trivialized tensor of this module itself."""
+    lists = owner._modules.get("parametrizations")
+    if isinstance(lists, nn.ModuleDict):
+        for attribute, coordinates in lists.items():
+            if isinstance(coordinates, Coordinates):
+                yield attribute, coordinates[0]  # type: ignore[misc]
+
+
+def _lists(owner: nn.Module) -> nn.ModuleDict:
+    return owner._modules["parametrizations"]  # type: ignore[return-value]
+
+
+def _context() -> tuple[Any, ...]:
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return torch.is_grad_enabled(), torch._C._functorch.maybe_current_level(), hooks
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def _watch(owner: nn.Module) -> None:
+    """Open the memo of the owner for the time of each of its forward passes."""
+    if _open not in owner._forward_pre_hooks.values():
+        owner.register_forward_pre_hook(_open, prepend=True)
+        owner.register_forward_hook(_close, always_call=True)
+
+
+def _open(owner: nn.Module, args: Any) -> None:
+    if not torch.compiler.is_compiling():
+        for _, held in trivialized(owner):
+            held.memo.open()
+
+
+def _close(owner: nn.Module, args: Any, output: Any) -> None:
+    if not torch.compiler.is_compiling():
+        for _, held in trivialized(owner):
+            held.memo.close()
+        forget_computed_weights(owner)
+
+
+def _unwatch(owner: nn.Module) -> None:
+    if not any(True for _ in trivialized(owner)):
+        for hooks, hook in ((owner._forward_pre_hooks, _open), (owner._forward_hooks, _close)):
+            for key in [key for key, each in hooks.items() if each is hook]:
+                del hooks[key]

@@ -1,0 +1,169 @@
+"""Which value a constrained tensor takes: the present one, a given one, or one of the named starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from manifolds import Euclidean, Manifold, ProductManifold, SpecialOrthogonal, tolerance
+
+Start = Literal["haar", "identity", "torus"]
+Init = Tensor | Start | Callable[[Tensor], Tensor] | None
+
+NEAR = 1e-3  # a given value with a residual up to this is taken for a rounded point, and rounded back
+
+
+def initial(manifold: Manifold, tensor: Tensor, init: Init, who: str) -> Tensor:
+    """The point of the manifold that a tensor of this shape starts from, in float32 or better.
+
+    None: the tensor itself if it is on the manifold, else the nearest point. "haar": a random point, uniform where the
+    manifold is compact. "identity": ones on the diagonal. "torus": rotations by uniform angles in the planes (1, 2),
+    (3, 4), ... A tensor, or a function of the present value that returns one, must lie within 1e-3 of the manifold.
+    Euclidean blocks keep their value under the named starts. Raises ValueError where no such point exists.
+    """
+    if init is None:
+        x = at_least_float32(tensor.detach())
+        check_finite(x, who)
+        return x.clone() if bool(manifold.contains(x).all()) else nearest(manifold, x, who)
+    if isinstance(init, str):
+        if init not in get_args(Start):
+            raise ValueError(f"init of {who} is one of {get_args(Start)}, a tensor or a function; got {init!r}.")
+        return _start(manifold, at_least_float32(tensor.detach()), init, who)
+    if isinstance(init, Tensor):
+        return admit(manifold, init, tensor, f"init of {who}")
+    result = init(tensor.detach().clone())
+    if not isinstance(result, Tensor):
+        raise ValueError(
+            f"the init function of {who} must return a tensor of shape {tuple(tensor.shape)}; it returned a "
+            f"{type(result).__name__}."
+        )
+    return admit(manifold, result, tensor, f"init of {who}")
+
+
+def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str) -> Tensor:
+    """A given value as a point of the manifold, in float32 or better, on the device of like.
+
+    A point is kept as it is; within 1e-3 of the manifold, or within rounding of its own half precision, the nearest
+    point is taken. Raises ValueError for anything else: another shape or kind of number, NaN, off the manifold.
+    """
+    if value.shape != like.shape:
+        raise ValueError(f"{who} needs shape {tuple(like.shape)}; got {tuple(value.shape)}.")
+    if not (value.is_floating_point() or value.is_complex()) or (value.is_complex() and not like.is_complex()):
+        raise ValueError(f"{who} has dtype {like.dtype}; got a value of dtype {value.dtype}. Convert it first.")
+    x = at_least_float32(value.detach()).to(device=like.device, dtype=master_dtype(like.dtype))
+    check_finite(x, who)
+    # NaN is not <=
+    if bool(manifold.contains(x).all()):
+        return x.clone()
+    residual = manifold.residual(x)
+    near = max(NEAR, *(4 * torch.finfo(d).eps for d in (value.dtype, like.dtype) if torch.finfo(d).bits < 32), NEAR)
+    if not bool((residual <= near).all()):
+        raise ValueError(_off(manifold, x, who))
+    return nearest(manifold, x, who)
+
+
+def nearest(manifold: Manifold, x: Tensor, who: str) -> Tensor:
+    """manifold.nearest(x), or a ValueError that names the block that has no nearest point."""
+    try:
+        y = manifold.nearest(x)
+    except ValueError as error:
+        where, reason = _culprit(manifold, x, error)
+        raise ValueError(f"{who}, shape {tuple(x.shape)}{where}: {reason}") from error
+    if not bool((manifold.residual(y) <= NEAR).all()):
+        raise ValueError(
+            f"{who}, shape {tuple(x.shape)}: {manifold}.nearest did not return a point of the manifold. "
+            f"Give another value: init='haar', or a tensor on the manifold."
+        )
+    return y
+
+
+def check_finite(x: Tensor, who: str) -> None:
+    """ValueError where x has NaN or infinite entries."""
+    if not bool(torch.isfinite(x).all()):
+        count = int((~torch.isfinite(x)).sum())
+        raise ValueError(
+            f"{who} has NaN or infinite entries, {count} of {x.numel()} in shape {tuple(x.shape)}. "
+            f"Give it finite values, or a fresh start: init='haar'."
+        )
+
+
+def master_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision, else the dtype itself: geometry needs its digits."""
+    return dtype if dtype.is_complex else torch.promote_types(dtype, torch.float32)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in its `master_dtype`."""
+    return x.to(master_dtype(x.dtype))
+
+
+def _off(manifold: Manifold, x: Tensor, who: str) -> str:
+    worst = float(manifold.residual(x).max())
+    text = (
+        f"{who} is not on {manifold}: the value of shape {tuple(x.shape)} has residual {worst:.1e}, and at most "
+        f"{NEAR:.0e} is taken for rounding. Pass {manifold}.nearest(value) to take the nearest point."
+    )
+    for factor, points in manifold.split(x):
+        if isinstance(factor, SpecialOrthogonal) and not points.is_complex():
+            turned = torch.linalg.det(points.double()) < 0
+            if bool(turned.any()):
+                text += (
+                    f" {int(turned.sum())} of {turned.numel()} matrices have determinant -1: Orthogonal admits them."
+                )
+    return text
+
+
+def _culprit(manifold: Manifold, x: Tensor, error: ValueError) -> tuple[str, str]:
+    """(which block has no nearest point, why)."""
+    if isinstance(manifold, ProductManifold):
+        for i, (factor, block) in enumerate(zip(manifold.factors, manifold.unpack(x), strict=True)):
+            try:
+                factor.nearest(block)
+            except ValueError as reason:
+                return f", block {i} of {len(manifold)}, {tuple(block.shape)}", str(reason)
+    return "", str(error)
+
+
+def _start(manifold: Manifold, x: Tensor, start: Start, who: str) -> Tensor:
+    parts = []
+    for factor, points in manifold.split(x):
+        if isinstance(factor, Euclidean):
+            check_finite(points, who)
+            parts.append(points)
+            continue
+        if start == "haar":
+            parts.append(factor.random(*points.shape, dtype=points.dtype, device=points.device))
+            continue
+        if factor.ndim != 2 or (start == "torus" and x.is_complex()):
+            kind = "real matrices" if start == "torus" else "matrices"
+            raise ValueError(
+                f"init={start!r} of {who} is for {kind}; {factor} has points of {factor.ndim} axes and the tensor "
+                f"dtype {x.dtype}. Use init='haar' or a tensor."
+            )
+        parts.append(_identity(points) if start == "identity" else _torus(points))
+        if not bool((factor.residual(parts[-1]) <= tolerance(x.dtype)).all()):
+            raise ValueError(f"init={start!r} of {who} is not a point of {factor}. Use init='haar' or a tensor.")
+    return manifold.join(parts, x.shape).clone()
+
+
+def _identity(x: Tensor) -> Tensor:
+    return torch.eye(*x.shape[-2:], dtype=x.dtype, device=x.device).expand(x.shape)
+
+
+def _torus(x: Tensor) -> Tensor:
+    """The first columns (or rows) of diag(R(t_1), R(t_2), ...), t_i uniform, with a last 1 if the size is odd."""
+    n, p = max(x.shape[-2:]), min(x.shape[-2:])
+    planes = min((p + 1) // 2, n // 2)
+    angles = (2 * torch.rand(*x.shape[:-2], planes, dtype=x.dtype, device=x.device) - 1) * math.pi
+    tall = torch.eye(n, p, dtype=x.dtype, device=x.device).expand(*x.shape[:-2], n, p).clone()
+    even, odd = torch.arange(0, 2 * planes, 2), torch.arange(1, 2 * planes, 2)
+    tall[..., even, even] = angles.cos()
+    tall[..., odd, even] = angles.sin()
+    inside = odd < p  # an odd p cuts the last plane in two
+    tall[..., even[inside], odd[inside]] = -angles.sin()[..., inside]
+    tall[..., odd[inside], odd[inside]] = angles.cos()[..., inside]
+    return tall if x.shape[-2] >= x.shape[-1] else tall.mT
