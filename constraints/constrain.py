@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
@@ -100,7 +100,7 @@ def _free_parameter(owner: nn.Module, attribute: str, method: Method) -> nn.Para
     if attribute in dict(trivialized(owner)):
         raise ValueError(f"{who} is constrained already, by Trivialization(). Call unconstrain first.")
     if parametrize.is_parametrized(owner, attribute):
-        kinds = ", ".join(type(p).__name__ for p in owner.parametrizations[attribute])  # type: ignore[index, union-attr, operator]
+        kinds = ", ".join(type(p).__name__ for p in owner.parametrizations[attribute])
         raise ValueError(
             f"{who} is under another parametrization, {kinds}; a constraint needs a plain Parameter. Call "
             f"torch.nn.utils.parametrize.remove_parametrizations(module, {attribute!r}) first."

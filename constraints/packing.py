@@ -24,12 +24,12 @@ class Packing:
     readings: tuple[tuple[str, Layout], ...]
 
     @classmethod
-    def stack(cls, *names: str, sizes: tuple[int, ...] | None = None, noun: str = "matrix") -> Packing:
+    def stack(cls, *names: str, sizes: tuple[int, ...] | None = None, noun: str = "block") -> Packing:
         """Matrices of these names stacked on axis 0, equal or of these sizes; one name stands for the whole tensor."""
         whole = BlockSpec(rows=1, axis=0)
         if len(names) == 1:
             return cls(f"one {noun} ({names[0]})", ((f"the {noun}", whole),))
-        what = f"{len(names)} {noun} blocks ({', '.join(names)}) on axis 0"
+        what = f"{len(names)} {noun} matrices ({', '.join(names)}) on axis 0"
         return cls(what, ((f"each {noun}", BlockSpec(rows=sizes or len(names), axis=0)), ("the stack", whole)))
 
 
@@ -105,9 +105,8 @@ def _attention(module: nn.MultiheadAttention, attribute: str) -> Packing | None:
         return Packing(usual.what, (*usual.readings, ("each head of each projection", pattern)))
     if attribute in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
         usual = Packing.stack(attribute[0], noun="projection")
-        return Packing(
-            usual.what, (*usual.readings, ("each head", BlockSpec.pattern("(head d) e -> head d e", head=heads)))
-        )
+        each = BlockSpec.pattern("(head d) e -> head d e", head=heads)
+        return Packing(usual.what, (*usual.readings, ("each head", each)))
     return None
 
 

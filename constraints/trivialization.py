@@ -131,7 +131,7 @@ class Coordinates(ParametrizationList):
             y = fn(t)
             return y if y.dtype == master_dtype(y.dtype) else t.to(y.device)
 
-        return super()._apply(exact, recurse)  # type: ignore[no-any-return, no-untyped-call]
+        return super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
 
 
 class Memo:

@@ -71,8 +71,8 @@ def nearest(manifold: Manifold, x: Tensor, who: str) -> Tensor:
     try:
         y = manifold.nearest(x)
     except ValueError as error:
-        where, reason = _culprit(manifold, x, error)
-        raise ValueError(f"{who}, shape {tuple(x.shape)}{where}: {reason}") from error
+        where, reason = _culprit(manifold, x)
+        raise ValueError(f"{who}, shape {tuple(x.shape)}{where}: {reason or error}") from error
     if not bool((manifold.residual(y) <= NEAR).all()):
         raise ValueError(
             f"{who}, shape {tuple(x.shape)}: {manifold}.nearest did not return a point of the manifold. "
@@ -117,15 +117,19 @@ def _off(manifold: Manifold, x: Tensor, who: str) -> str:
     return text
 
 
-def _culprit(manifold: Manifold, x: Tensor, error: ValueError) -> tuple[str, str]:
+def _culprit(manifold: Manifold, x: Tensor) -> tuple[str, str]:
     """(which block has no nearest point, why)."""
     if isinstance(manifold, ProductManifold):
         for i, (factor, block) in enumerate(zip(manifold.factors, manifold.unpack(x), strict=True)):
-            try:
-                factor.nearest(block)
-            except ValueError as reason:
-                return f", block {i} of {len(manifold)}, {tuple(block.shape)}", str(reason)
-    return "", str(error)
+            where, reason = _culprit(factor, block)
+            if reason:
+                return f", block {i} of {len(manifold)}, shape {tuple(block.shape)}{where}", reason
+        return "", ""
+    try:
+        manifold.nearest(x)
+    except ValueError as error:
+        return "", str(error)
+    return "", ""
 
 
 def _start(manifold: Manifold, x: Tensor, start: Start, who: str) -> Tensor:
