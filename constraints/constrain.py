@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from manifolds import BlockSpec, Layout, Manifold, ProductManifold
 
+from .checkpoints import unwatch_loading, watch_loading
 from .held import held
 from .method import Method, Site
 from .names import describe, match
@@ -63,6 +64,8 @@ def constrain(
         plan.append((sites, chosen, initial(chosen, sites[0].parameter, init, str(sites[0]))))
     for sites, chosen, value in plan:
         method.hold(sites, chosen, value)
+        for site in sites:
+            watch_loading(module, site.name)
     return module
 
 
@@ -91,6 +94,7 @@ def unconstrain(module: M, name: str) -> M:
     for names in groups.values():
         first = constrained[names[0]]
         first.method.release([(constrained[n].owner, constrained[n].attribute) for n in names])
+    unwatch_loading(module)
     return module
 
 
@@ -100,7 +104,7 @@ def _free_parameter(owner: nn.Module, attribute: str, method: Method) -> nn.Para
     if attribute in dict(trivialized(owner)):
         raise ValueError(f"{who} is constrained already, by Trivialization(). Call unconstrain first.")
     if parametrize.is_parametrized(owner, attribute):
-        kinds = ", ".join(type(p).__name__ for p in owner.parametrizations[attribute])
+        kinds = ", ".join(type(p).__name__ for p in owner.get_submodule(f"parametrizations.{attribute}").children())
         raise ValueError(
             f"{who} is under another parametrization, {kinds}; a constraint needs a plain Parameter. Call "
             f"torch.nn.utils.parametrize.remove_parametrizations(module, {attribute!r}) first."

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Inexact
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim import Optimizer
 
 from manifolds import Manifold
 
 from .copying import forget_computed_weights, make_copyable
 from .method import Method, Site
-from .values import admit, master_dtype
+from .schedule import schedule
+from .values import admit, check_finite, master_dtype
+
+Momentum = Literal["carried", "reset", "no optimizer"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class Trivialization(Method):
         if self.rebase_every is not None and (not isinstance(self.rebase_every, int) or self.rebase_every < 1):
             raise ValueError(f"rebase_every is a number of optimizer steps, 1 or more; got {self.rebase_every!r}.")
 
+    def __repr__(self) -> str:
+        return f"Trivialization({'' if self.rebase_every is None else f'rebase_every={self.rebase_every}'})"
+
     def dtypes(self) -> tuple[torch.dtype, ...]:
         return torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bfloat16, torch.float16
 
@@ -57,7 +64,8 @@ class Trivialization(Method):
             coordinates: Any = _lists(site.owner)[site.attribute]
             coordinates.__class__ = Coordinates
             coordinates.original = parameter
-            coordinates.order = order
+            coordinates.order, coordinates.steps = order, 0
+            schedule(coordinates)
             make_copyable(site.owner)
             forget_computed_weights(site.owner)
             _watch(site.owner)
@@ -120,7 +128,42 @@ class Trivialized(nn.Module):
 
 
 class Coordinates(ParametrizationList):
-    """A ParametrizationList whose tensors stay in float32 or better when the module goes to half precision."""
+    """The ParametrizationList of one trivialized tensor: `original` are its coordinates.
+
+    Its tensors stay in float32 or better when the module goes to half precision.
+    """
+
+    order: list[str]
+    """The Parameters of the owner when the constraint was made, in their order."""
+
+    steps: int
+    """How many optimizer steps there were, where `rebase_every` counts them."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        schedule(self)
+
+    @torch.no_grad()
+    def target(self) -> Tensor:
+        """The base that `rebase` moves to: the present weight. ValueError if it has NaN or infinite entries."""
+        held: Any = self[0]
+        weight: Tensor = held.manifold.polish(held.evaluate(self.original))
+        check_finite(weight, held.name)
+        return weight
+
+    @torch.no_grad()
+    def rebase(self, optimizer: Optimizer | None) -> Momentum:
+        """Move the base to `target`, zero the coordinates in place and drop what the optimizer keeps for them."""
+        held: Any = self[0]
+        if not bool(self.original.any()):
+            return "carried"
+        held.base = self.target()
+        held.memo.close()
+        self.original.zero_()
+        if optimizer is None or not any(p is self.original for g in optimizer.param_groups for p in g["params"]):
+            return "no optimizer"
+        optimizer.state.pop(self.original, None)
+        return "reset"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         held: Any = self[0]
@@ -163,13 +206,19 @@ class Memo:
         return Memo, ()
 
 
-def trivialized(owner: nn.Module) -> Iterator[tuple[str, Trivialized]]:
-    """(attribute, parametrization) of every trivialized tensor of this module itself."""
+def coordinates_of(owner: nn.Module) -> Iterator[tuple[str, Coordinates]]:
+    """(attribute, coordinates) of every trivialized tensor of this module itself."""
     lists = owner._modules.get("parametrizations")
     if isinstance(lists, nn.ModuleDict):
         for attribute, coordinates in lists.items():
             if isinstance(coordinates, Coordinates):
-                yield attribute, coordinates[0]  # type: ignore[misc]
+                yield attribute, coordinates
+
+
+def trivialized(owner: nn.Module) -> Iterator[tuple[str, Trivialized]]:
+    """(attribute, parametrization) of every trivialized tensor of this module itself."""
+    for attribute, coordinates in coordinates_of(owner):
+        yield attribute, coordinates[0]  # type: ignore[misc]
 
 
 def _lists(owner: nn.Module) -> nn.ModuleDict:

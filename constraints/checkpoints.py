@@ -1,0 +1,114 @@
+"""Checkpoints of constrained models: plain ones out, plain and constrained ones in, and nothing off the manifold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .held import Held, held
+from .trivialization import Trivialization, coordinates_of, trivialized
+from .values import admit, check_finite
+
+
+def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state_dict of the model as if nothing were constrained: plain keys in their order, each weight as it is used.
+
+    Tensors are detached; like those of `state_dict`, they share memory with the model where they can. A plain model
+    loads it with strict=True.
+    """
+    state, plain = model.state_dict(), {}
+    for path, owner in model.named_modules(remove_duplicate=False):
+        prefix = path + "." if path else ""
+        for attribute in _order(owner):
+            if attribute in dict(trivialized(owner)):
+                for key in [key for key in state if key.startswith(f"{prefix}parametrizations.{attribute}.")]:
+                    del state[key]
+                plain[prefix + attribute] = getattr(owner, attribute).detach()
+            elif prefix + attribute in state:
+                plain[prefix + attribute] = state.pop(prefix + attribute)
+    return {**plain, **state}
+
+
+def watch_loading(module: nn.Module, name: str) -> None:
+    """Let load_state_dict of the module, or of any module on the way to its tensor of this name, check constraints."""
+    path = name.split(".")[:-1]
+    for depth in range(len(path) + 1):
+        on_the_way = module.get_submodule(".".join(path[:depth]))
+        if not _watching(on_the_way):
+            on_the_way.register_load_state_dict_pre_hook(_prepare)
+
+
+def unwatch_loading(module: nn.Module) -> None:
+    """Undo `watch_loading` where nothing is constrained any more."""
+    for each in module.modules():
+        if not any(True for _ in held(each)):
+            for key in _watching(each):
+                del each._load_state_dict_pre_hooks[key]
+
+
+def _watching(module: nn.Module) -> list[int]:
+    hooks = module._load_state_dict_pre_hooks.items()
+    return [key for key, hook in hooks if getattr(hook, "hook", None) is _prepare]
+
+
+def _order(owner: nn.Module) -> Iterator[str]:
+    """The attributes of the owner that state_dict lists, in the order of the plain module."""
+    names = list(owner._parameters)
+    for attribute, coordinates in coordinates_of(owner):
+        order = coordinates.order
+        later = [name for name in names if name in order[order.index(attribute) + 1 :]]
+        names = [name for name in names if name not in later] + [attribute, *later]
+    return iter([*names, *owner._buffers])
+
+
+@torch.no_grad()
+def _prepare(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before anything is loaded: turn plain weights into what the engine keeps. ValueError for what is off."""
+    found: list[tuple[Held, str]] = []
+    for path, owner in module.named_modules(remove_duplicate=False):
+        found += [(each, prefix + path + "." * bool(path)) for each in held_by(owner)]
+    new = [_entries(each, where, state) for each, where in found]
+    for drop, add in new:
+        for key in drop:
+            del state[key]
+        state.update(add)
+
+
+def held_by(owner: nn.Module) -> list[Held]:
+    """The constrained tensors of this module itself."""
+    return [each for each in held(owner) if each.owner is owner]
+
+
+def _entries(each: Held, where: str, state: dict[str, Any]) -> tuple[list[str], dict[str, Tensor]]:
+    """(keys to drop, entries to add) for one constrained tensor, after checking what the checkpoint has for it."""
+    plain, inside = where + each.attribute, f"{where}parametrizations.{each.attribute}."
+    original, base = inside + "original", inside + "0.base"
+    if plain in state:
+        value = _point(each, plain, state[plain])
+        if isinstance(each.method, Trivialization):
+            return [plain], {original: torch.zeros_like(value), base: value}
+        return [], {plain: value}
+    if original in state and base in state:
+        at, c = _point(each, base, state[base]), state[original]
+        check_finite(c, f"{original} of the checkpoint")
+        if c.shape != at.shape:
+            raise ValueError(f"{original} of the checkpoint needs shape {tuple(at.shape)}; got {tuple(c.shape)}.")
+        if isinstance(each.method, Trivialization):
+            return [], {base: at}
+        return [original, base], {plain: each.manifold.move(at, each.manifold.coordinates(at, c.to(at)))}
+    if original in state or base in state:
+        have, lack = (original, base) if original in state else (base, original)
+        raise ValueError(
+            f"the checkpoint has {have} without {lack}: the weight is known by both. Save the model again, or save "
+            f"constraints.export_state_dict(model)."
+        )
+    return [], {}
+
+
+def _point(each: Held, key: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{key} of the checkpoint is a {type(value).__name__}; a weight is a tensor.")
+    return admit(each.manifold, value, each.weight, f"{key} of the checkpoint")

@@ -1,0 +1,123 @@
+"""What is constrained in a model, and how far off it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from manifolds import Layout, Manifold, ProductManifold
+
+from .held import Held, held
+from .method import Method
+from .values import at_least_float32
+
+WRONG = 1e-3  # from here on a residual is no rounding in any use, and the row is flagged
+
+HEAD = ("", "name", "shape", "manifold", "layout", "method", "worst residual per factor", "det")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One constraint of a model.
+
+    residuals: the worst residual of each factor over the batch; NaN where the weight has a NaN.
+    determinants: for each factor "+", "-", or "+-" within a batch, for real square blocks; "" for others.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    manifold: Manifold
+    layout: Layout | None
+    method: Method
+    residuals: tuple[float, ...]
+    determinants: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every residual is below 1e-3, which NaN is not."""
+        return all(residual < WRONG for residual in self.residuals)
+
+
+class Report(list[Record]):
+    """The records of a model; prints as a table, with a `!` before rows that are off their manifold."""
+
+    def __str__(self) -> str:
+        if not self:
+            return "nothing is constrained"
+        rows = [HEAD, *(_row(record) for record in self)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+    __repr__ = __str__
+
+
+def report(model: nn.Module) -> Report:
+    """One record for each constraint of the model, in the order of its modules; a tied tensor comes once.
+
+    >>> print(report(model))
+    """
+    seen: set[int] = set()
+    records = Report()
+    for each in held(model):
+        if each.identity not in seen:
+            seen.add(each.identity)
+            records.append(_record(each))
+    return records
+
+
+@torch.no_grad()
+def _record(each: Held) -> Record:
+    weight, manifold = at_least_float32(each.weight), each.manifold
+    blocks = list(zip(*_factors(manifold, weight), strict=True))
+    return Record(
+        each.name,
+        tuple(weight.shape),
+        manifold,
+        manifold.layout if isinstance(manifold, ProductManifold) else None,
+        each.method,
+        tuple(_worst(factor, block) for factor, block in blocks),
+        tuple(_sign(factor, block) for factor, block in blocks),
+    )
+
+
+def _factors(manifold: Manifold, x: Tensor) -> tuple[tuple[Manifold, ...], tuple[Tensor, ...]]:
+    if isinstance(manifold, ProductManifold):
+        return manifold.factors, manifold.unpack(x)
+    return (manifold,), (x,)
+
+
+def _worst(factor: Manifold, block: Tensor) -> float:
+    if not bool(block.isfinite().all()):
+        return math.nan
+    try:
+        return float(factor.residual(block).max())
+    except ValueError:  # no nearest point to measure the distance to
+        return math.inf
+
+
+def _sign(factor: Manifold, block: Tensor) -> str:
+    square = factor.ndim == 2 and block.shape[-2] == block.shape[-1]
+    if not square or isinstance(factor, ProductManifold) or block.is_complex() or not bool(block.isfinite().all()):
+        return ""
+    # matrix by matrix: torch's batched LU on CPU is not to be trusted for large ones
+    signs = {float(torch.linalg.slogdet(matrix.double())[0]) for matrix in block.reshape(-1, *block.shape[-2:])}
+    return "".join(text for sign, text in ((1.0, "+"), (-1.0, "-")) if sign in signs)
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    manifold = record.manifold
+    return (
+        "" if record.ok else "!",
+        record.name,
+        "x".join(map(str, record.shape)),
+        # the layout has a column of its own
+        repr(ProductManifold(manifold.factors) if isinstance(manifold, ProductManifold) else manifold),
+        "" if record.layout is None else repr(record.layout),
+        repr(record.method),
+        " ".join(f"{residual:.1e}" for residual in record.residuals),
+        " ".join(sign or "." for sign in record.determinants) if any(record.determinants) else "",
+    )
