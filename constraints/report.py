@@ -12,9 +12,7 @@ from manifolds import Layout, Manifold, ProductManifold
 
 from .held import Held, held
 from .method import Method
-from .values import at_least_float32
-
-WRONG = 1e-3  # from here on a residual is no rounding in any use, and the row is flagged
+from .values import at_least_float32, near
 
 HEAD = ("", "name", "shape", "manifold", "layout", "method", "worst residual per factor", "det")
 
@@ -32,13 +30,14 @@ class Record:
     manifold: Manifold
     layout: Layout | None
     method: Method
+    dtype: torch.dtype
     residuals: tuple[float, ...]
     determinants: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every residual is below 1e-3, which NaN is not."""
-        return all(residual < WRONG for residual in self.residuals)
+        """Whether every residual is at most 1e-3, or 4 eps of a half precision weight; NaN is not."""
+        return all(residual <= near(self.dtype) for residual in self.residuals)
 
 
 class Report(list[Record]):
@@ -79,6 +78,7 @@ def _record(each: Held) -> Record:
         manifold,
         manifold.layout if isinstance(manifold, ProductManifold) else None,
         each.method,
+        each.weight.dtype,
         tuple(_worst(factor, block) for factor, block in blocks),
         tuple(_sign(factor, block) for factor, block in blocks),
     )

@@ -9,16 +9,17 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from manifolds import Manifold
 
 from .method import Method, Site
+from .values import at_least_float32, near
 
 KEY = "_riemannian_constraints"
 
@@ -29,17 +30,19 @@ class Riemannian(Method):
 
     Name, state_dict key and forward pass are those of the plain module. `requires_grad_`, `.to`, deepcopy and pickle
     keep the constraint. A step of any other optimizer raises ValueError, for it would leave the manifold silently.
-    Half precision is refused: the Parameter is the only copy of the weight, and half precision cannot hold a point.
+    A step also raises ValueError where the Parameter was changed in place, as by torch.nn.init, to a value that is not
+    on the manifold. A half precision Parameter holds the point rounded; the optimizers keep it in float32.
     """
 
     def dtypes(self) -> tuple[torch.dtype, ...]:
-        return torch.float32, torch.float64, torch.complex64, torch.complex128
+        return torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bfloat16, torch.float16
 
     def hold(self, sites: Sequence[Site], manifold: Manifold, value: Tensor) -> None:
         parameter = sites[0].parameter
-        if not torch.equal(parameter, value):
+        rounded = value.to(parameter.dtype)
+        if not torch.equal(parameter, rounded):
             with torch.no_grad():
-                parameter.copy_(value)
+                parameter.copy_(rounded)
             parameter.grad = None
         for site in sites:
             record(site.owner, site.attribute, manifold, site.name)
@@ -60,6 +63,7 @@ class Records:
         self.parameters = parameters
         self.manifolds: dict[str, Manifold] = {}
         self.names: dict[str, str] = {}
+        self.versions: dict[str, int] = {}  # of the parameters when they were last seen on their manifold
         _enlist(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -107,6 +111,7 @@ def record(module: nn.Module, attribute: str, manifold: Manifold, name: str) -> 
         records = module.__dict__[KEY] = Records(module._parameters)
     records.manifolds[attribute] = manifold
     records.names[attribute] = name
+    records.versions.pop(attribute, None)
     _enlist(records)
 
 
@@ -114,6 +119,7 @@ def forget(module: nn.Module, attribute: str) -> None:
     """Undo `record`."""
     records: Records = module.__dict__[KEY]
     del records.manifolds[attribute], records.names[attribute]
+    records.versions.pop(attribute, None)
     if not records.manifolds:
         del module.__dict__[KEY]
 
@@ -126,13 +132,23 @@ def recorded(module: nn.Module) -> dict[str, Manifold]:
 
 _live: weakref.WeakSet[Records] = weakref.WeakSet()
 _generation = 0  # grows whenever a constrained parameter appears, so that optimizers are looked at again
-_checked: weakref.WeakKeyDictionary[Optimizer, tuple[int, ...]] = weakref.WeakKeyDictionary()
+
+
+class Looked(NamedTuple):
+    """What an optimizer held when it was last looked at."""
+
+    state: tuple[int, ...]
+    held: list[tuple[Records, str, nn.Parameter]]
+
+
+_looked: weakref.WeakKeyDictionary[Optimizer, Looked] = weakref.WeakKeyDictionary()
 
 
 def _enlist(records: Records) -> None:
     global _generation
     if not _generation:
-        register_optimizer_step_pre_hook(_refuse_euclidean_steps)
+        register_optimizer_step_pre_hook(_before_step)
+        register_optimizer_step_post_hook(_after_step)
     _generation += 1
     _live.add(records)
 
@@ -145,23 +161,53 @@ def _find(p: Tensor) -> tuple[Records, str] | None:
     return None
 
 
-def _refuse_euclidean_steps(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """ValueError if the optimizer is about to move a constrained parameter as if it were free."""
-    if torch.compiler.is_compiling():
-        return
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """ValueError if a constrained parameter is about to be moved as if it were free, or from off its manifold."""
+    if not torch.compiler.is_compiling():
+        for records, attribute, p in _held_by(optimizer):
+            if records.versions.get(attribute) != p._version:
+                _check_point(records, attribute, p)
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if not torch.compiler.is_compiling():
+        for records, attribute, p in _held_by(optimizer):
+            records.versions[attribute] = p._version
+
+
+def _held_by(optimizer: Optimizer) -> list[tuple[Records, str, nn.Parameter]]:
+    """The constrained parameters of the optimizer, found once; ValueError if it is blind to their manifolds."""
     state = (_generation, *(len(group["params"]) for group in optimizer.param_groups))
-    if _checked.get(optimizer) == state:
-        return
+    looked = _looked.get(optimizer)
+    if looked is not None and looked.state == state:
+        return looked.held
     # torch's optimizers keep a "manifold" in their groups and never look at it
     blind = type(optimizer).__module__.startswith("torch.optim")
-    held = {id(p): (records.names[a], manifold) for records in _live for a, p, manifold in records}
+    constrained = {id(p): (records, attribute) for records in _live for attribute, p, _ in records}
+    held = []
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if id(p) in held and (blind or group.get("manifold") is None):
-                name, manifold = held[id(p)]
-                raise ValueError(
-                    f"{name} of shape {tuple(p.shape)} is held on {manifold} by Riemannian(), and a step of "
-                    f"{type(optimizer).__name__} would leave the manifold. Use constraints.optim.RiemannianAdam(model) "
-                    f"or RiemannianSGD(model), or constrain it with Trivialization(), which any optimizer can train."
-                )
-    _checked[optimizer] = state
+            if id(p) in constrained:
+                records, attribute = constrained[id(p)]
+                if blind or group.get("manifold") is None:
+                    raise ValueError(
+                        f"{records.names[attribute]} of shape {tuple(p.shape)} is held on "
+                        f"{records.manifolds[attribute]} by Riemannian(), and a step of {type(optimizer).__name__} "
+                        f"would leave the manifold. Use constraints.optim.RiemannianAdam(model) or "
+                        f"RiemannianSGD(model), or constrain it with Trivialization(), which any optimizer can train."
+                    )
+                held.append((records, attribute, p))
+    _looked[optimizer] = Looked(state, held)
+    return held
+
+
+@torch.no_grad()
+def _check_point(records: Records, attribute: str, p: nn.Parameter) -> None:
+    manifold = records.manifolds[attribute]
+    x = at_least_float32(p)
+    if not bool(x.isfinite().all()) or not bool((manifold.residual(x) <= near(p.dtype)).all()):
+        raise ValueError(
+            f"{records.names[attribute]} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, on "
+            f"which Riemannian() holds it. Write a point: module.{attribute}.copy_(manifold.nearest(value)) under "
+            f"torch.no_grad(), or unconstrain it and constrain it again with init=value."
+        )

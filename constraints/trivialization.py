@@ -185,6 +185,7 @@ class Memo:
     """
 
     def __init__(self) -> None:
+        self.handed: Tensor | None = None
         self.close()
 
     def open(self) -> None:
@@ -196,11 +197,28 @@ class Memo:
         self.context = self.original = self.weight = None
 
     def __call__(self, held: Trivialized, original: Tensor) -> Tensor:
+        self._check(held)
         if self.context is None or self.context != _context():
-            return held.evaluate(original).to(held.dtype)
+            return self._hand_out(held.evaluate(original).to(held.dtype))
         if self.weight is None or self.original is not original:
             self.original, self.weight = original, held.evaluate(original).to(held.dtype)
         return self.weight
+
+    def _hand_out(self, weight: Tensor) -> Tensor:
+        """weight, watched: a change in place, as by torch.nn.init, would change a computed tensor and nothing else."""
+        self.handed = None
+        if torch._C._functorch.maybe_current_level() is None and not weight.is_inference():
+            self.handed, self.version = weight.detach(), weight._version
+        return weight
+
+    def _check(self, held: Trivialized) -> None:
+        if self.handed is not None and self.handed._version != self.version:
+            self.handed = None
+            raise ValueError(
+                f"{held.name} was changed in place, which does nothing to a weight that is computed by "
+                f"Trivialization(). Assign a point of {held.manifold} instead, module.weight = value, or constrain it "
+                f"with init=."
+            )
 
     def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
         return Memo, ()

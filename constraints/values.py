@@ -59,9 +59,7 @@ def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str) -> Tensor:
     # NaN is not <=
     if bool(manifold.contains(x).all()):
         return x.clone()
-    residual = manifold.residual(x)
-    near = max(NEAR, *(4 * torch.finfo(d).eps for d in (value.dtype, like.dtype) if torch.finfo(d).bits < 32), NEAR)
-    if not bool((residual <= near).all()):
+    if not bool((manifold.residual(x) <= max(near(value.dtype), near(like.dtype))).all()):
         raise ValueError(_off(manifold, x, who))
     return nearest(manifold, x, who)
 
@@ -73,12 +71,17 @@ def nearest(manifold: Manifold, x: Tensor, who: str) -> Tensor:
     except ValueError as error:
         where, reason = _culprit(manifold, x)
         raise ValueError(f"{who}, shape {tuple(x.shape)}{where}: {reason or error}") from error
-    if not bool((manifold.residual(y) <= NEAR).all()):
+    if not bool((manifold.residual(y) <= near(y.dtype)).all()):
         raise ValueError(
             f"{who}, shape {tuple(x.shape)}: {manifold}.nearest did not return a point of the manifold. "
             f"Give another value: init='haar', or a tensor on the manifold."
         )
     return y
+
+
+def near(dtype: torch.dtype) -> float:
+    """The residual up to which a value of this dtype is a rounded point: 1e-3, or 4 eps in half precision."""
+    return max(NEAR, 4 * torch.finfo(dtype).eps)
 
 
 def check_finite(x: Tensor, who: str) -> None:
