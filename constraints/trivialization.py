@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -118,6 +119,12 @@ class Trivialized(nn.Module):
 
     def right_inverse(self, value: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """Zero coordinates, after moving the base to value. Raises ValueError if value is not on the manifold."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):
+            raise ValueError(
+                f"{self.name} is held by Trivialization(): in a transform of torch.func a value for it has no way to "
+                f"its derivative. Pass the coordinates to functional_call, under their name in named_parameters(), "
+                f"'...parametrizations.<name>.original'."
+            )
         base = admit(self.manifold, value, self.base, self.name)
         self.memo.close()
         self.base = base
@@ -125,6 +132,11 @@ class Trivialized(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.manifold)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica.memo = Memo()
+        return replica
 
 
 class Coordinates(ParametrizationList):
@@ -172,47 +184,53 @@ class Coordinates(ParametrizationList):
 
         def exact(t: Tensor) -> Tensor:
             y = fn(t)
-            return y if y.dtype == master_dtype(y.dtype) else t.to(y.device)
+            return y if y.dtype == master_dtype(y.dtype) else t.to(y.device, master_dtype(y.dtype))
 
         return super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
+
+
+class Pass:
+    """One forward pass: the context that it began in, and the weight once it is computed."""
+
+    def __init__(self) -> None:
+        self.context = _context()
+        self.original: Tensor | None = None
+        self.weight: Tensor | None = None
 
 
 class Memo:
     """The weight within one forward pass of its module, so that modules that read it often evaluate it once.
 
-    It serves reads in the context that the pass began in: one under no_grad, within a transform of torch.func or a
-    region that is recomputed needs a tensor of its own. A copy of a memo is empty.
+    It serves reads in the context that the pass began in: one under no_grad, in another thread, within a transform of
+    torch.func or in a region that is recomputed needs a tensor of its own. A copy of a memo is empty.
     """
 
     def __init__(self) -> None:
-        self.handed: Tensor | None = None
-        self.close()
+        self.running: Pass | None = None
+        self.handed: tuple[Tensor, int] | None = None  # the last weight read outside of a pass, and its version
 
     def open(self) -> None:
-        self.context: tuple[Any, ...] | None = _context()
-        self.original: Tensor | None = None
-        self.weight: Tensor | None = None
+        self.running = Pass()
 
     def close(self) -> None:
-        self.context = self.original = self.weight = None
+        self.running = None
 
     def __call__(self, held: Trivialized, original: Tensor) -> Tensor:
         self._check(held)
-        if self.context is None or self.context != _context():
-            return self._hand_out(held.evaluate(original).to(held.dtype))
-        if self.weight is None or self.original is not original:
-            self.original, self.weight = original, held.evaluate(original).to(held.dtype)
-        return self.weight
-
-    def _hand_out(self, weight: Tensor) -> Tensor:
-        """weight, watched: a change in place, as by torch.nn.init, would change a computed tensor and nothing else."""
-        self.handed = None
-        if torch._C._functorch.maybe_current_level() is None and not weight.is_inference():
-            self.handed, self.version = weight.detach(), weight._version
-        return weight
+        running = self.running
+        if running is None or running.context != _context():
+            weight = held.evaluate(original).to(held.dtype)
+            watched = torch._C._functorch.maybe_current_level() is None and not weight.is_inference()
+            self.handed = (weight.detach(), weight._version) if watched else None
+            return weight
+        if running.weight is None or running.original is not original:
+            running.original, running.weight = original, held.evaluate(original).to(held.dtype)
+        return running.weight
 
     def _check(self, held: Trivialized) -> None:
-        if self.handed is not None and self.handed._version != self.version:
+        """ValueError where the weight handed out was changed in place, as by torch.nn.init, for nothing."""
+        handed = self.handed
+        if handed is not None and handed[0]._version != handed[1]:
             self.handed = None
             raise ValueError(
                 f"{held.name} was changed in place, which does nothing to a weight that is computed by "
@@ -245,7 +263,7 @@ def _lists(owner: nn.Module) -> nn.ModuleDict:
 
 def _context() -> tuple[Any, ...]:
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return torch.is_grad_enabled(), torch._C._functorch.maybe_current_level(), hooks
+    return threading.get_ident(), torch.is_grad_enabled(), torch._C._functorch.maybe_current_level(), hooks
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
