@@ -1,0 +1,103 @@
+"""Adam on manifolds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from .buckets import Bucket
+from .optimizer import Group, Params, RiemannianOptimizer, check_at_least_zero, rate
+
+
+class RiemannianAdam(RiemannianOptimizer):
+    """m <- beta1 m + (1 - beta1) grad, v <- beta2 v + (1 - beta2) |grad|^2, x <- R_x(-lr m^ / (sqrt(v^) + eps)).
+
+    grad is the Riemannian gradient, |.| the norm of the metric, m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t), R the
+    retraction; m is carried to the new point. There is one number v for each factor of a product: each gate of a
+    packed weight has its own step size. With `amsgrad`, v^ is the largest so far.
+
+    params: see `RiemannianOptimizer`. lr: a float or a tensor of one element. capturable: count steps on the device,
+    as a CUDA graph needs. Unconstrained tensors move as in torch.optim.Adam, whose options these are; L2 decay does
+    nothing where all points have one norm, and says so.
+    Raises ValueError for options out of range.
+    Source: Becigneul & Ganea, Riemannian adaptive optimization methods (2019), section 3.
+    """
+
+    _numbers = frozenset({"exp_avg_sq", "max_exp_avg_sq"})
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        options = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "capturable": capturable,
+        }
+        super().__init__(params, options)
+
+    def _check_options(self, group: Group) -> None:
+        check_at_least_zero(group, "lr", "eps", "weight_decay")
+        for i, beta in enumerate(group["betas"]):
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas[{i}] of RiemannianAdam is in [0, 1); got {beta}.")
+
+    def _move(self, bucket: Bucket, group: Group) -> Tensor:
+        (beta1, beta2), lr = group["betas"], rate(group)
+        factor, x, step = bucket.factor, bucket.x, bucket.count_step()
+        c = factor.lift(x, self._descent(bucket, group))
+        m, v = bucket.points("exp_avg"), bucket.numbers("exp_avg_sq")
+        m.lerp_(c, 1 - beta1)
+        v.lerp_(factor.coordinate_inner(x, c, c), 1 - beta2)
+        bucket.put("exp_avg_sq", v)
+        if group["amsgrad"]:
+            largest = bucket.numbers("max_exp_avg_sq")
+            v = torch.maximum(largest, v, out=largest)
+            bucket.put("max_exp_avg_sq", v)
+        size = (v / (1 - beta2**step)).sqrt_().add_(group["eps"]).reciprocal_().mul_(-lr / (1 - beta1**step))
+        y = self._arrive(bucket, bucket.times(size, m), step)
+        bucket.put("exp_avg", factor.carry(x, y, m))
+        return y
+
+    def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
+        capturable, amsgrad = group["capturable"], group["amsgrad"]
+        for p in params:
+            entry = self.state[p]
+            if not entry:
+                entry["step"] = torch.zeros((), dtype=torch.float32, device=p.device if capturable else "cpu")
+                entry["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                entry["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            if amsgrad and "max_exp_avg_sq" not in entry:
+                entry["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        states = [self.state[p] for p in params]
+        beta1, beta2 = group["betas"]
+        adam(
+            params,
+            grads,
+            [entry["exp_avg"] for entry in states],
+            [entry["exp_avg_sq"] for entry in states],
+            [entry["max_exp_avg_sq"] for entry in states] if amsgrad else [],
+            [entry["step"] for entry in states],
+            capturable=capturable,
+            has_complex=any(p.is_complex() for p in params),
+            amsgrad=amsgrad,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )

@@ -1,0 +1,334 @@
+"""What RiemannianSGD and RiemannianAdam share: parameters and their checks, the order of a step, state dicts."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from manifolds import Manifold, tolerance
+
+from ..riemannian import manifold_of, name_of, param_groups
+from .buckets import Bucket, Member, Plan, compute_dtype, state_parts
+
+Group = dict[str, Any]
+Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Group]
+
+
+POLISH_EVERY = 8
+"""Steps from one polish of a constrained parameter to the next."""
+
+
+class RiemannianOptimizer(Optimizer, ABC):
+    """An optimizer whose groups may carry a "manifold", on which it keeps their parameters.
+
+    params: a module, of which `param_groups` makes groups; or what a torch optimizer takes: tensors, (name, tensor)
+    pairs, or groups. Raises ValueError for a constrained tensor that comes without its manifold, for a value off its
+    manifold, and for options out of range; TypeError for a "manifold" that is none.
+
+    Constrained parameters: all factors of one manifold, shape, dtype, device and options move in one batched update,
+    whatever number of parameters they come from. Before anything is changed, the gradients are looked at: on CPU NaN
+    or Inf is a ValueError that names the parameter; on an accelerator, where looking would stall, the factor is left
+    as it was and counted in `skipped`. Parameters in bfloat16 or float16 are moved in float32, in their state
+    "master"; the weight is the rounded master.
+
+    No drift: a step of a retraction that does not renormalize, such as Cayley, adds a rounding error of about one eps
+    to X^H X. After every `POLISH_EVERY` steps `Manifold.polish`, for orthonormal matrices X (3I - X^H X)/2, takes an
+    error e to 3/4 e^2, far below eps. So the error is that of a few steps, after any number of them.
+    """
+
+    _numbers: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the state that hold one number per point; the others hold a tensor like the point."""
+    _takes_sparse: ClassVar[bool] = False
+    """Whether free parameters may have sparse gradients."""
+
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        self._plan: Plan | None = None
+        self._skipped: dict[torch.device, Tensor] = {}
+        self._warned = False
+        groups = param_groups(params) if isinstance(params, nn.Module) else params
+        super().__init__(groups, {**defaults, "manifold": None})
+
+    @abstractmethod
+    def _check_options(self, group: Group) -> None:
+        """ValueError for options out of range."""
+
+    @abstractmethod
+    def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
+        """The step of torch.optim on unconstrained parameters."""
+
+    @abstractmethod
+    def _move(self, bucket: Bucket, group: Group) -> Tensor:
+        """Where the points of the bucket go; changes the bucket's state."""
+
+    # A step ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient, once; the loss of closure, which is called with gradients enabled.
+
+        Raises ValueError for a gradient of a constrained parameter that is sparse, or not finite; nothing is changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plan = self._plan_step()
+        for bucket in plan.buckets:
+            leaf = bucket.not_finite()
+            if leaf is not None:
+                self._refuse_gradient(plan.members[leaf.member].parameter, "NaN or Inf")
+        for group in self.param_groups:
+            if group["manifold"] is None:
+                params = [p for p in group["params"] if p.grad is not None]
+                self._step_free(group, params, [p.grad for p in params])
+        plan.read_points()
+        plan.write_points(self._move(bucket, self.param_groups[bucket.kind.group]) for bucket in plan.buckets)
+        self._count_skipped(plan)
+        plan.publish(self.state)
+        return loss
+
+    @property
+    def skipped(self) -> int:
+        """How often a factor was left as it was for NaN or Inf in its gradient, on accelerators. Waits for them."""
+        return sum(int(count) for count in self._skipped.values())
+
+    def _plan_step(self) -> Plan:
+        """The plan for the parameters that have a gradient, with the gradients gathered."""
+        groups = [(i, group) for i, group in enumerate(self.param_groups) if group["manifold"] is not None]
+        options = self._same_options(groups)
+        params = [p for _, group in groups for p in group["params"] if p.grad is not None]
+        grads = [p.grad for p in params]
+        for p, grad in zip(params, grads, strict=True):
+            if grad.is_sparse:
+                self._refuse_gradient(p, "a sparse layout")
+        plan = self._plan
+        if plan is None or not plan.fits(params, options, self.state):
+            first = dict(zip((i for i, _ in groups), options, strict=True))
+            members = [
+                Member(p, group["manifold"], first[i], group.get("capturable", False))
+                for i, group in groups
+                for p in group["params"]
+                if p.grad is not None
+            ]
+            plan = self._plan = Plan(members, options, self.state, self._numbers)
+        plan.read_gradients(grads)
+        return plan
+
+    def _same_options(self, groups: Sequence[tuple[int, Group]]) -> tuple[int, ...]:
+        """For each of these groups, the first one with the same options."""
+        if len(groups) == 1:
+            return (groups[0][0],)
+        first: dict[Hashable, int] = {}
+        names = [name for name in self.defaults if name != "manifold"]
+        return tuple(first.setdefault(tuple(_by_value(g.get(name)) for name in names), i) for i, g in groups)
+
+    def _arrive(self, bucket: Bucket, c: Tensor, step: float | Tensor) -> Tensor:
+        """Move x along c."""
+        y = bucket.factor.move(bucket.x, c)
+        # steps counted on the device cannot decide anything here
+        return bucket.factor.polish(y) if isinstance(step, Tensor) or step % POLISH_EVERY == 0 else y
+
+    def _descent(self, bucket: Bucket, group: Group) -> Tensor:
+        """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything."""
+        g = -bucket.g if group["maximize"] else bucket.g
+        decays = group["weight_decay"] != 0 and not bucket.factor.constant_norm
+        return g + group["weight_decay"] * bucket.x if decays else g
+
+    def _count_skipped(self, plan: Plan) -> None:
+        for bucket in plan.buckets:
+            if bucket.ok is not None:
+                count = self._skipped.setdefault(bucket.device, torch.zeros((), dtype=torch.long, device=bucket.device))
+                count += (~bucket.ok).sum()
+
+    def _refuse_gradient(self, p: Tensor, what: str) -> NoReturn:
+        raise ValueError(
+            f"the gradient of {self._name(p)}, shape {tuple(p.shape)}, has {what}. Nothing was changed; look for its "
+            f"cause in the loss, or skip this step."
+        )
+
+    # Parameters ------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters; checked as those given at the start, and not added if there is anything wrong with them."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._check_options(group)
+            self._check_manifold(group)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def _check_manifold(self, group: Group) -> None:
+        manifold = group["manifold"]
+        if isinstance(manifold, type) and issubclass(manifold, Manifold):
+            manifold = group["manifold"] = manifold()
+        if manifold is not None and not isinstance(manifold, Manifold):
+            raise TypeError(f'the "manifold" of a parameter group is a Manifold or None; got {manifold!r}.')
+        for p in group["params"]:
+            held = manifold_of(p)
+            if held is not None and held != manifold:
+                raise ValueError(
+                    f"{self._name(p)} of shape {tuple(p.shape)} is constrained to {held}, but came "
+                    f"{'without a manifold' if manifold is None else f'in a group of {manifold}'}. Write "
+                    f"{type(self).__name__}(model, ...), or param_groups(model) for groups that carry their manifold."
+                )
+            if manifold is not None:
+                self._check_value(p, manifold)
+        if manifold is not None and group["weight_decay"] != 0 and not self._warned:
+            self._warn_decay(group)
+
+    def _check_value(self, p: Tensor, manifold: Manifold) -> None:
+        name = f"{self._name(p)} of shape {tuple(p.shape)}"
+        if not (p.is_floating_point() or p.is_complex()):
+            raise TypeError(f"{name} has dtype {p.dtype}; an optimizer moves floating-point or complex tensors.")
+        try:
+            manifold.dim(p.shape)
+        except ValueError as error:
+            raise ValueError(f"{name} does not hold points of {manifold}: {error}") from error
+        x = p.detach().to(compute_dtype(p.dtype))
+        # rounding of a half-precision weight moves X^H X by at most 2 eps
+        limit = tolerance(p.dtype) if x.dtype == p.dtype else 4 * torch.finfo(p.dtype).eps
+        if not bool((manifold.residual(x) <= limit).all()):
+            raise ValueError(
+                f"{name} is not on {manifold}. Use constrain(module, name, {manifold}, Riemannian()), which takes the "
+                f"nearest point, or copy {manifold}.nearest(weight) into the weight first."
+            )
+
+    def _warn_decay(self, group: Group) -> None:
+        factors = {f for p in group["params"] for f, _ in group["manifold"].split(p.detach()) if f.constant_norm}
+        if factors:
+            self._warned = True
+            warnings.warn(
+                f"weight_decay does nothing on {' and '.join(sorted(map(str, factors)))}, where all points have one "
+                f"norm, and is left out there. Pass weight_decay=0 in the groups that carry a manifold.",
+                stacklevel=5,
+            )
+
+    def _name(self, p: Tensor) -> str:
+        for i, group in enumerate(self.param_groups):
+            for j, other in enumerate(group["params"]):
+                if other is p:
+                    names = group.get("param_names")
+                    return names[j] if names else name_of(p) or f"parameter {j} of group {i}"
+        raise AssertionError("the tensor is in no group")
+
+    # State -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, with the repr of each group's manifold in place of the manifold.
+
+        The state of a constrained parameter holds "step", tensors of the shape of the parameter, where its memory is
+        one stack of factors, or else of its stacks of equal factors, and tensors with one number per factor. Under
+        one key lies a tensor, or a tuple of tensors if the parameter has factors of several kinds.
+        """
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            if group["manifold"] is not None:
+                group["manifold"] = repr(group["manifold"])
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch; the manifolds stay those of this optimizer.
+
+        Raises ValueError, and changes nothing, where the saved manifold of a group has another repr or a saved tensor
+        does not fit the factors of its parameter.
+        """
+        manifolds = [group["manifold"] for group in self.param_groups]
+        saved: dict[str, Any] = {}
+
+        def check(_: Optimizer, loaded: dict[str, Any]) -> None:
+            saved.update(loaded)
+            self._check_loaded(loaded)
+
+        def restore(_: Optimizer) -> None:
+            for group, kept, manifold in zip(self.param_groups, saved["param_groups"], manifolds, strict=True):
+                group["manifold"] = manifold
+                for name, default in self.defaults.items():
+                    group.setdefault(name, default)
+                # torch casts state to the dtype of the parameter, which would round a master
+                for key, p in zip(kept["params"], group["params"], strict=True):
+                    if manifold is not None and key in saved["state"]:
+                        self.state[p] = {k: _own(v, p.device) for k, v in saved["state"][key].items()}
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _check_loaded(self, loaded: dict[str, Any]) -> None:
+        if [len(g["params"]) for g in loaded["param_groups"]] != [len(g["params"]) for g in self.param_groups]:
+            return  # torch says so
+        for i, (group, saved) in enumerate(zip(self.param_groups, loaded["param_groups"], strict=True)):
+            manifold, other = group["manifold"], saved.get("manifold")
+            if (None if manifold is None else repr(manifold)) != other:
+                raise ValueError(
+                    f"group {i} holds its parameters on {manifold}, but the saved state is of a group on {other}. "
+                    f"Constrain the model as it was when the state was saved."
+                )
+            for key, p in zip(saved["params"], group["params"], strict=True):
+                if manifold is not None and key in loaded["state"]:
+                    self._check_loaded_state(p, manifold, loaded["state"][key])
+
+    def _check_loaded_state(self, p: Tensor, manifold: Manifold, entry: dict[str, Any]) -> None:
+        stacks = manifold.split(p.detach())
+        for key, value in entry.items():
+            if key == "step":
+                continue
+            sizes = [math.prod(s.shape[: s.dim() - f.ndim]) if key in self._numbers else s.numel() for f, s in stacks]
+            shapes = [tuple(part.shape) for part in state_parts(value)]
+            if [math.prod(shape) for shape in shapes] != sizes:
+                raise ValueError(
+                    f"the saved state {key!r} of {self._name(p)} has shapes {shapes}, but {manifold} needs tensors of "
+                    f"{sizes} numbers for a parameter of shape {tuple(p.shape)}. Load the state of an optimizer of the "
+                    f"same kind, for a model that was constrained in the same way."
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_skipped": self._skipped, "_warned": self._warned}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = None
+
+
+def check_at_least_zero(group: Group, *names: str) -> None:
+    """ValueError for an option that is negative, NaN or a tensor of several elements."""
+    for name in names:
+        value = group[name]
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"{name} is a number or a tensor of one element; got shape {tuple(value.shape)}.")
+        if not value >= 0:
+            raise ValueError(f"{name} is at least 0; got {value}.")
+
+
+def rate(group: Group) -> float | Tensor:
+    """The learning rate as a number that does not change the shape or dtype of what it multiplies."""
+    lr: float | Tensor = group["lr"]
+    return lr.reshape(()) if isinstance(lr, Tensor) else lr
+
+
+def _by_value(option: Any) -> Hashable:
+    """A stand-in that is equal for equal options; tensors are compared by identity, which does not look at them."""
+    if isinstance(option, Tensor):
+        return id(option)
+    return tuple(option) if isinstance(option, list) else option  # type: ignore[no-any-return]
+
+
+def _own(value: Any, device: torch.device) -> Any:
+    """A copy of saved state, on the device."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, copy=True)
+    return tuple(_own(v, device) for v in value) if isinstance(value, (tuple, list)) else value

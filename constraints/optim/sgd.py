@@ -1,0 +1,88 @@
+"""Gradient descent on manifolds."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.optim.sgd import sgd
+
+from .buckets import Bucket
+from .optimizer import Group, Params, RiemannianOptimizer, check_at_least_zero, rate
+
+
+class RiemannianSGD(RiemannianOptimizer):
+    """m <- momentum m + (1 - dampening) grad, x <- R_x(-lr m), with m = grad at the first step.
+
+    grad is the Riemannian gradient and R the retraction; m is carried to the new point. Without momentum
+    x <- R_x(-lr grad); with `nesterov` x <- R_x(-lr (grad + momentum m)).
+
+    params: see `RiemannianOptimizer`. lr: a float or a tensor of one element. Unconstrained tensors move as in
+    torch.optim.SGD, whose options these are; L2 decay does nothing where all points have one norm, and says so.
+    Raises ValueError for options out of range.
+    Source: Bonnabel, Stochastic gradient descent on Riemannian manifolds (2013); Absil, Mahony & Sepulchre (2008),
+    section 4.1.
+    """
+
+    _takes_sparse = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        options = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+        }
+        super().__init__(params, options)
+
+    def _check_options(self, group: Group) -> None:
+        check_at_least_zero(group, "lr", "momentum", "weight_decay")
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError(
+                f"nesterov needs a momentum above 0 and no dampening; got momentum={group['momentum']} and "
+                f"dampening={group['dampening']}."
+            )
+
+    def _move(self, bucket: Bucket, group: Group) -> Tensor:
+        lr, momentum = rate(group), group["momentum"]
+        factor, x, step = bucket.factor, bucket.x, bucket.count_step()
+        c = factor.lift(x, self._descent(bucket, group))
+        if momentum == 0:
+            return self._arrive(bucket, c * -lr, step)
+        if "momentum_buffer" in bucket.state:
+            m = bucket.points("momentum_buffer").mul_(momentum).add_(c, alpha=1 - group["dampening"])
+        else:
+            m = c.clone()
+        direction = c + momentum * m if group["nesterov"] else m
+        y = self._arrive(bucket, direction * -lr, step)
+        bucket.put("momentum_buffer", factor.carry(x, y, m))
+        return y
+
+    def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
+        momentum = group["momentum"]
+        buffers = [self.state[p].get("momentum_buffer") if momentum else None for p in params]
+        sgd(
+            params,
+            grads,
+            buffers,
+            has_sparse_grad=any(g.is_sparse for g in grads),
+            weight_decay=group["weight_decay"],
+            momentum=momentum,
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+        )
+        if momentum:
+            for p, buffer in zip(params, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = buffer
