@@ -12,7 +12,7 @@ from manifolds import Layout, Manifold, ProductManifold
 
 from .held import Held, held
 from .method import Method
-from .values import at_least_float32, near
+from .values import at_least_float32, determinant_signs, near
 
 HEAD = ("", "name", "shape", "manifold", "layout", "method", "worst residual per factor", "det")
 
@@ -103,8 +103,7 @@ def _sign(factor: Manifold, block: Tensor) -> str:
     square = factor.ndim == 2 and block.shape[-2] == block.shape[-1]
     if not square or isinstance(factor, ProductManifold) or block.is_complex() or not bool(block.isfinite().all()):
         return ""
-    # matrix by matrix: torch's batched LU on CPU is not to be trusted for large ones
-    signs = {float(torch.linalg.slogdet(matrix.double())[0]) for matrix in block.reshape(-1, *block.shape[-2:])}
+    signs = determinant_signs(block)
     return "".join(text for sign, text in ((1.0, "+"), (-1.0, "-")) if sign in signs)
 
 

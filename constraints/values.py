@@ -104,6 +104,12 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(master_dtype(x.dtype))
 
 
+def determinant_signs(x: Tensor) -> list[float]:
+    """The sign of the determinant of each real square matrix of a batch."""
+    # matrix by matrix: torch's batched LU on CPU is not to be trusted for large ones
+    return [float(torch.linalg.slogdet(matrix.double())[0]) for matrix in x.reshape(-1, *x.shape[-2:])]
+
+
 def _off(manifold: Manifold, x: Tensor, who: str) -> str:
     worst = float(manifold.residual(x).max())
     text = (
@@ -112,11 +118,9 @@ def _off(manifold: Manifold, x: Tensor, who: str) -> str:
     )
     for factor, points in manifold.split(x):
         if isinstance(factor, SpecialOrthogonal) and not points.is_complex():
-            turned = torch.linalg.det(points.double()) < 0
-            if bool(turned.any()):
-                text += (
-                    f" {int(turned.sum())} of {turned.numel()} matrices have determinant -1: Orthogonal admits them."
-                )
+            signs = determinant_signs(points)
+            if -1.0 in signs:
+                text += f" {signs.count(-1.0)} of {len(signs)} matrices have determinant -1: Orthogonal admits them."
     return text
 
 
