@@ -171,7 +171,8 @@ def _torus(x: Tensor) -> Tensor:
     planes = min((p + 1) // 2, n // 2)
     angles = (2 * torch.rand(*x.shape[:-2], planes, dtype=x.dtype, device=x.device) - 1) * math.pi
     tall = torch.eye(n, p, dtype=x.dtype, device=x.device).expand(*x.shape[:-2], n, p).clone()
-    even, odd = torch.arange(0, 2 * planes, 2), torch.arange(1, 2 * planes, 2)
+    even = 2 * torch.arange(planes)
+    odd = even + 1
     tall[..., even, even] = angles.cos()
     tall[..., odd, even] = angles.sin()
     inside = odd < p  # an odd p cuts the last plane in two
