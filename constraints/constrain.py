@@ -12,9 +12,9 @@ from torch.nn.utils import parametrize
 from manifolds import BlockSpec, Layout, Manifold, ProductManifold
 
 from .checkpoints import unwatch_loading, watch_loading
-from .held import held
+from .held import Held, held
 from .method import Method, Site
-from .names import describe, match
+from .names import describe, match, tensors
 from .packing import check_packing, packing_of
 from .riemannian import manifold_of
 from .trivialization import Trivialization, trivialized
@@ -56,7 +56,9 @@ def constrain(
     shared: dict[int, list[Site]] = {}
     for full, (owner, attribute) in match(module, name).items():
         parameter = _free_parameter(owner, attribute, method)
-        shared.setdefault(id(parameter), []).append(Site(full, owner, attribute, parameter))
+        sites = shared.setdefault(id(parameter), [])
+        if all((site.owner, site.attribute) != (owner, attribute) for site in sites):  # a module may have two names
+            sites.append(Site(full, owner, attribute, parameter))
     _check_ties(module, shared, method)
     plan = []
     for sites in shared.values():
@@ -76,24 +78,25 @@ def unconstrain(module: M, name: str) -> M:
     engines the Parameter in the optimizer stays the same object; drop its momentum, which belongs to the constraint.
     Raises ValueError where no constrained tensor matches, or where a tensor is shared under names that do not match.
     """
-    matched = match(module, name)
-    groups: dict[int, list[str]] = {}
-    constrained = {each.name: each for each in held(module)}
-    for full in matched:
-        if full in constrained:
-            groups.setdefault(constrained[full].identity, []).append(full)
+    places = set(match(module, name).values())
+    constrained = list(held(module))
+    groups: dict[int, list[Held]] = {}
+    for each in constrained:
+        if (each.owner, each.attribute) in places:
+            groups.setdefault(each.identity, []).append(each)
     if not groups:
-        have = f"Constrained are: {', '.join(constrained)}." if constrained else "Nothing in this module is."
+        names = ", ".join(each.name for each in constrained)
+        have = f"Constrained are: {names}." if names else "Nothing in this module is."
         raise ValueError(f"{name!r} matches no constrained tensor of {type(module).__name__}. {have}")
-    for each in constrained.values():
-        names = groups.get(each.identity)
-        if names is not None and each.name not in names:
+    for each in constrained:
+        group = groups.get(each.identity, [each])
+        if each not in group:
             raise ValueError(
-                f"{names[0]} shares its tensor with {each.name}; give a glob that matches both, so that they stay tied."
+                f"{group[0].name} shares its tensor with {each.name}; give a glob that matches both, so that they "
+                f"stay tied."
             )
-    for names in groups.values():
-        first = constrained[names[0]]
-        first.method.release([(constrained[n].owner, constrained[n].attribute) for n in names])
+    for group in groups.values():
+        group[0].method.release([(each.owner, each.attribute) for each in group])
     unwatch_loading(module)
     return module
 
@@ -133,9 +136,9 @@ def _check_ties(module: nn.Module, shared: dict[int, list[Site]], method: Method
     """A trivialized tensor has a new Parameter: all names of a tied one must move together, or they come untied."""
     if not isinstance(method, Trivialization):
         return
-    for full, parameter in module.named_parameters(remove_duplicate=False):
-        sites = shared.get(id(parameter))
-        if sites is not None and full not in [site.name for site in sites]:
+    for full, (owner, attribute) in tensors(module).items():
+        sites = shared.get(id(owner._parameters.get(attribute)))
+        if sites is not None and all((site.owner, site.attribute) != (owner, attribute) for site in sites):
             raise ValueError(
                 f"{sites[0]} is tied to {full}, and Trivialization would untie them. Give a glob that matches both "
                 f"names, or use Riemannian(), which leaves one Parameter."

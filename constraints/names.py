@@ -16,9 +16,9 @@ def describe(owner: nn.Module, attribute: str) -> str:
     return f"{attribute} of {kind.__name__}({owner.extra_repr()})"
 
 
-def owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(dotted prefix, module) of every submodule but those that parametrizations are made of."""
-    for path, owner in module.named_modules():
+def owners(module: nn.Module, every_name: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """(dotted prefix, module) of every submodule but those that parametrizations are made of; once, or every_name."""
+    for path, owner in module.named_modules(remove_duplicate=not every_name):
         if "parametrizations" not in path.split("."):
             yield (path + "." if path else ""), owner
 
@@ -26,7 +26,7 @@ def owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def tensors(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     """Every Parameter and every parametrized tensor of the module by its dotted name, each as (owner, attribute)."""
     found = {}
-    for prefix, owner in owners(module):
+    for prefix, owner in owners(module, every_name=True):
         for attribute, parameter in owner._parameters.items():
             if parameter is not None:
                 found[prefix + attribute] = owner, attribute

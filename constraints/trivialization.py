@@ -52,15 +52,11 @@ class Trivialization(Method):
 
     def hold(self, sites: Sequence[Site], manifold: Manifold, value: Tensor) -> None:
         parameter = sites[0].parameter
-        dtype = parameter.dtype
         held = Trivialized(manifold, value, self.rebase_every, str(sites[0]))
         for site in sites:
             order = list(site.owner._parameters)
-            # the first site will empty the Parameter that they share; the others lend a stand-in and get it afterwards
-            if site is sites[0]:
-                parameter.data = value
-            else:
-                site.owner._parameters[site.attribute] = nn.Parameter(value)
+            # torch empties what it registers: it gets a stand-in, and all sites share the Parameter afterwards
+            site.owner._parameters[site.attribute] = nn.Parameter(value, parameter.requires_grad)
             parametrize.register_parametrization(site.owner, site.attribute, held)
             coordinates: Any = _lists(site.owner)[site.attribute]
             coordinates.__class__ = Coordinates
@@ -70,7 +66,8 @@ class Trivialization(Method):
             make_copyable(site.owner)
             forget_computed_weights(site.owner)
             _watch(site.owner)
-        held.dtype = dtype
+        held.dtype = parameter.dtype
+        parameter.data = torch.zeros_like(value)
         parameter.grad = None
 
     def release(self, places: Sequence[tuple[nn.Module, str]]) -> None:
