@@ -1,0 +1,127 @@
+"""What every method keeps, whatever it computes: types, inputs, and the independence of batch items."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..base import GeodesicManifold
+from ._case import Case, Finding, holds, theorem, within
+
+Arguments = Callable[[Case], tuple[Tensor, ...]]
+
+POINTS: dict[str, Arguments] = {
+    "nearest": lambda case: (case.x + 0.1 * case.ambient(2),),
+    "project": lambda case: (case.x, case.ambient(2)),
+    "gradient": lambda case: (case.x, case.ambient(2)),
+    "retract": lambda case: (case.x, case.tangent(2)),
+    "transport": lambda case: (case.x, case.y, case.tangent(2)),
+    "coordinates": lambda case: (case.x, case.ambient(2)),
+    "lift": lambda case: (case.x, case.ambient(2)),
+    "move": lambda case: (case.x, case.coordinates(2)),
+    "carry": lambda case: (case.x, case.y, case.coordinates(2)),
+    "polish": lambda case: (case.x,),
+}
+NUMBERS: dict[str, Arguments] = {
+    "residual": lambda case: (case.x + 0.1 * case.ambient(2),),
+    "inner": lambda case: (case.x, case.tangent(2), case.tangent(3)),
+    "norm": lambda case: (case.x, case.tangent(2)),
+    "coordinate_inner": lambda case: (case.x, case.coordinates(2), case.coordinates(3)),
+}
+GEODESIC_POINTS: dict[str, Arguments] = {
+    "exp": lambda case: (case.x, case.tangent(2)),
+    "log": lambda case: (case.x, case.manifold.retract(case.x.clone(), 0.5 * case.tangent(2))),
+}
+GEODESIC_NUMBERS: dict[str, Arguments] = {"distance": GEODESIC_POINTS["log"]}
+
+
+def _calls(case: Case) -> dict[str, Arguments]:
+    geodesic = isinstance(case.manifold, GeodesicManifold)
+    return {**POINTS, **NUMBERS, **(GEODESIC_POINTS if geodesic else {}), **(GEODESIC_NUMBERS if geodesic else {})}
+
+
+def _arguments(case: Case, name: str) -> tuple[Tensor, ...]:
+    return tuple(t.clone() for t in _calls(case)[name](case))
+
+
+def _wrong(case: Case, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    got, due = (value.dtype, value.device.type, tuple(value.shape)), (dtype, case.device.type, shape)
+    return "" if got == due else f"gives {got} in place of {due}"
+
+
+@theorem("random: dtype, device, shape", "random(*shape, dtype, device) is what was asked for", ground=False)
+def _(case: Case) -> Iterator[Finding]:
+    wrong = _wrong(case, case.x, case.dtype, case.shape)
+    yield holds(not wrong, wrong)
+    default = case.manifold.random(*case.shape).dtype
+    yield holds(default == torch.get_default_dtype(), f"without dtype it gives {default}")
+
+
+@theorem(
+    "calls: dtype, device, shape",
+    "points and vectors like x; numbers real, one per point",
+    needs=("random: dtype, device, shape",),
+    ground=False,
+)
+def _(case: Case) -> Iterator[Finding]:
+    numbers = case.shape[: len(case.shape) - case.manifold.ndim]
+    for name in _calls(case):
+        value = getattr(case.manifold, name)(*_arguments(case, name))
+        if name in NUMBERS or name in GEODESIC_NUMBERS:
+            wrong = _wrong(case, value, case.dtype.to_real(), numbers)
+        else:
+            wrong = _wrong(case, value, case.dtype, case.shape)
+        yield holds(not wrong, f"{name} {wrong}")
+
+
+@theorem(
+    "calls: inputs untouched",
+    "no method writes to its arguments",
+    needs=("calls: dtype, device, shape",),
+    ground=False,
+)
+def _(case: Case) -> Iterator[Finding]:
+    for name in _calls(case):
+        before, given = _arguments(case, name), _arguments(case, name)
+        getattr(case.manifold, name)(*given)
+        same = all(torch.equal(a, b) for a, b in zip(before, given, strict=True))
+        yield holds(same, f"{name} changes an argument")
+
+
+@theorem("batch: equals loop", "method(x)[i, j] = method(x[i, j]) for every method")
+def _(case: Case) -> Iterator[Finding]:
+    batch = case.at(2, 3)
+    for name in _calls(batch):
+        method, arguments = getattr(case.manifold, name), _arguments(batch, name)
+        together = method(*arguments)
+        for i, j in itertools.product(range(2), range(3)):
+            alone = method(*(t[i, j] for t in arguments))
+            if together[i, j].shape != alone.shape:
+                yield holds(False, f"{name} gives {tuple(together.shape)} for batch (2, 3)")
+            else:
+                yield within((together[i, j] - alone).abs(), batch.rounding, name)
+
+
+@theorem("batch: items do not mix", "x[0, 0] has no influence on method(x)[i, j] for any other i, j")
+def _(case: Case) -> Iterator[Finding]:
+    batch = case.at(2, 3)
+    for name in _calls(batch):
+        method, arguments = getattr(case.manifold, name), _arguments(batch, name)
+        others = tuple(t.clone() for t in arguments)
+        for t in others:
+            t[0, 0] = t[1, 2]
+        change = (method(*others) - method(*arguments)).abs()
+        change[0, 0] = 0
+        yield within(change, batch.rounding, name)
+
+
+@theorem("batch: views", "method(a view) = method(its contiguous copy)")
+def _(case: Case) -> Iterator[Finding]:
+    batch = case.at(2)
+    for name in _calls(batch):
+        method, arguments = getattr(case.manifold, name), _arguments(batch, name)
+        views = [t.movedim(0, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 0) for t in arguments]
+        yield within((method(*views) - method(*arguments)).abs(), batch.rounding, name)

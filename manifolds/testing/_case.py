@@ -1,0 +1,190 @@
+"""What a theorem is stated about, and how it is stated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..base import Manifold, inner, per_point, tolerance
+
+
+class Finding(NamedTuple):
+    """One number a theorem speaks of, and the largest it may be; where says which call, item or value it is about."""
+
+    measured: float
+    allowed: float
+    where: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """measured <= allowed; False for NaN."""
+        return self.measured <= self.allowed
+
+
+def within(error: Tensor | float, allowed: float, where: str = "") -> Finding:
+    """Every entry of error is at most allowed; a NaN among them is larger than anything."""
+    worst = float(error.detach().max()) if isinstance(error, Tensor) else error
+    return Finding(worst, allowed, where)
+
+
+def holds(truth: bool, where: str) -> Finding:
+    """A statement that is true or false; where says what is the case if it is false."""
+    return Finding(0.0 if truth else 1.0, 0.0, where)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A manifold, the shape and dtype of its points, and points and vectors drawn from a seed.
+
+    Every draw is made once, and belongs to its number: which theorems run, in which order, changes nothing.
+    """
+
+    manifold: Manifold
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    seed: int
+
+    # How close is close ----------------------------------------------------------------------------------
+
+    @property
+    def eps(self) -> float:
+        return float(torch.finfo(self.dtype).eps)
+
+    @cached_property
+    def rounding(self) -> float:
+        """What an exact formula may be off by, for vectors of norm 1: 128 eps, times |x| where that is above 1."""
+        return tolerance(self.dtype) * max(1.0, float(self.size(self.x).max()))
+
+    @property
+    def step(self) -> float:
+        """The step of finite differences, where rounding and the fifth derivative cost the same."""
+        return float(self.eps**0.2)
+
+    @property
+    def slope_error(self) -> float:
+        """What `slope` may be off by, for curves of speed 1."""
+        return float(1e3 * self.eps**0.8)
+
+    # Points and vectors ----------------------------------------------------------------------------------
+
+    def generator(self, number: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(1000 * self.seed + number)
+
+    def point(self, number: int) -> Tensor:
+        return self.manifold.random(*self.shape, generator=self.generator(number), dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def x(self) -> Tensor:
+        return self.point(0)
+
+    @cached_property
+    def y(self) -> Tensor:
+        return self.point(1)
+
+    def ambient(self, number: int) -> Tensor:
+        """A tensor of the shape of the points, of norm 1 at each."""
+        noise = torch.randn(*self.shape, generator=self.generator(number), dtype=self.dtype, device=self.device)
+        return self.unit(noise)
+
+    def tangent(self, number: int) -> Tensor:
+        """A tangent vector at x of norm 1, or zero where there is no other."""
+        return self.unit(self.manifold.project(self.x.clone(), self.ambient(number)))
+
+    def coordinates(self, number: int) -> Tensor:
+        """Coordinates at x of norm 1, or zero where there are no others."""
+        return self.unit(self.manifold.coordinates(self.x.clone(), self.ambient(number)))
+
+    def at(self, *batch: int) -> Case:
+        """The same with more batch axes."""
+        return Case(self.manifold, (*batch, *self.shape), self.dtype, self.device, self.seed)
+
+    # Numbers ---------------------------------------------------------------------------------------------
+
+    def size(self, a: Tensor) -> Tensor:
+        """|a| in the ambient norm, one number per point."""
+        return self.dot(a, a).sqrt()
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """Re<a, b>, one number per point."""
+        return inner(a, b, self.manifold.ndim)
+
+    def apart(self, a: Tensor, b: Tensor) -> Tensor:
+        """|a - b|, one number per point; shapes must agree, as broadcasting would hide a missing axis."""
+        if a.shape != b.shape:
+            raise ValueError(f"shape {tuple(a.shape)} where {tuple(b.shape)} is due")
+        return self.size(a - b)
+
+    def times(self, s: Tensor, a: Tensor) -> Tensor:
+        """s a, for one number per point."""
+        return per_point(s, self.manifold.ndim) * a
+
+    def unit(self, a: Tensor) -> Tensor:
+        size = self.size(a)
+        zero = size <= 1e-3
+        return self.times(torch.where(zero, 0.0, 1 / torch.where(zero, 1.0, size)), a)
+
+    def slope(self, curve: Callable[[float], Tensor], at: float = 0.0) -> Tensor:
+        """The derivative of a curve at a time, by central differences of fourth order."""
+        t = self.step
+        near, far = curve(at + t) - curve(at - t), curve(at + 2 * t) - curve(at - 2 * t)
+        return (8 * near - far) / (12 * t)
+
+    def quarters(self, error: Callable[[float], Tensor], where: str = "") -> Finding:
+        """error(t) = O(t^2): halving t quarters it (0.25, plus the next order), or leaves nothing but rounding."""
+        t = self.step
+        whole, half = error(t), error(t / 2)
+        return within(torch.where(half <= self.rounding, 0.0, half / whole), 0.35, where)
+
+    # The function whose gradient is asked for: f(z) = Re<a, z> + Re<b, z>^2 / 2, one number per point ---------
+
+    def f(self, z: Tensor) -> Tensor:
+        return self.dot(self.ambient(11), z) + self.dot(self.ambient(12), z) ** 2 / 2
+
+    def euclidean_gradient(self, x: Tensor) -> Tensor:
+        """a + Re<b, x> b."""
+        return self.ambient(11) + self.times(self.dot(self.ambient(12), x), self.ambient(12))
+
+    def velocity(self, x: Tensor, c: Tensor) -> Tensor:
+        """The tangent vector at x with coordinates c: that with which `move` leaves x."""
+        return self.slope(lambda t: self.manifold.move(x, t * c))
+
+
+@dataclass(frozen=True)
+class Theorem:
+    """A statement of the contract: its name, its formula, the theorems it builds on, and how to measure it.
+
+    Where one of `needs` is broken, what is measured would say nothing about this one: it is left out.
+    """
+
+    name: str
+    formula: str
+    check: Callable[[Case], Iterator[Finding]]
+    needs: tuple[str, ...]
+    applies: Callable[[Case], bool]
+
+
+THEOREMS: list[Theorem] = []
+GROUND = ("random: dtype, device, shape", "random: feasible", "calls: dtype, device, shape", "calls: inputs untouched")
+
+
+def theorem(
+    name: str,
+    formula: str,
+    *,
+    needs: tuple[str, ...] = (),
+    ground: bool = True,
+    applies: Callable[[Case], bool] = lambda case: True,
+) -> Callable[[Callable[[Case], Iterator[Finding]]], Theorem]:
+    """Enters a check as a theorem; all but the first of them need that points can be drawn and methods called."""
+
+    def enter(check: Callable[[Case], Iterator[Finding]]) -> Theorem:
+        THEOREMS.append(Theorem(name, formula, check, ((*GROUND,) if ground else ()) + needs, applies))
+        return THEOREMS[-1]
+
+    return enter

@@ -1,0 +1,104 @@
+"""The engine-facing side: coordinates of tangent vectors, and what is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..base import tolerance
+from ._case import Case, Finding, theorem, within
+
+COORDINATES = ("project: tangent", "coordinates: identity on coordinates", "coordinates: linear")
+MOVE = (*COORDINATES, "move: fixes x", "move: first order")
+
+
+@theorem("coordinates: identity on coordinates", "coordinates(x, coordinates(x, a)) = coordinates(x, a)")
+def _(case: Case) -> Iterator[Finding]:
+    c = case.coordinates(2)
+    yield within(case.apart(case.manifold.coordinates(case.x, c), c), case.rounding)
+
+
+@theorem("coordinates: linear", "coordinates(x, 2a - b) = 2 coordinates(x, a) - coordinates(x, b)")
+def _(case: Case) -> Iterator[Finding]:
+    a, b, of = case.ambient(2), case.ambient(3), case.manifold.coordinates
+    yield within(case.apart(of(case.x, 2 * a - b), 2 * of(case.x, a) - of(case.x, b)), case.rounding)
+
+
+@theorem(
+    "coordinates: rank",
+    "rank of coordinates(x, .) = dim(shape)",
+    needs=("coordinates: identity on coordinates", "coordinates: linear", "project: rank", "batch: equals loop"),
+    applies=lambda case: not case.dtype.is_complex,
+)
+def _(case: Case) -> Iterator[Finding]:
+    count = case.x.numel()
+    basis = torch.eye(count, dtype=case.dtype, device=case.device).reshape(count, *case.shape)
+    rank = case.dot(basis, case.manifold.coordinates(case.x.expand(count, *case.shape), basis)).sum()
+    yield within((rank - case.manifold.dim(case.shape)).abs(), 1e-3, f"rank {float(rank):.3g}")
+
+
+@theorem("move: fixes x", "move(x, 0) = x", needs=("retract: fixes x",))
+def _(case: Case) -> Iterator[Finding]:
+    yield within(case.apart(case.manifold.move(case.x, torch.zeros_like(case.x)), case.x), case.rounding)
+
+
+@theorem(
+    "move: feasible", "residual(move(x, c)) <= tolerance(dtype) max(1, |c|)", needs=("retract: feasible", *COORDINATES)
+)
+def _(case: Case) -> Iterator[Finding]:
+    for scale in (0.01, 1, 10, 100):
+        y = case.manifold.move(case.x, scale * case.coordinates(2))
+        yield within(case.manifold.residual(y), tolerance(case.dtype) * max(1, scale), f"|c| = {scale}")
+
+
+@theorem(
+    "move: first order",
+    "move(x, tc) = x + tv + O(t^2) with v in T_x linear in c: the vector with coordinates c",
+    needs=("retract: first order", "move: fixes x", *COORDINATES),
+)
+def _(case: Case) -> Iterator[Finding]:
+    m, c, d = case.manifold, case.coordinates(2), case.coordinates(3)
+    v = case.velocity(case.x, c)
+    yield within(case.apart(m.project(case.x, v), v), case.slope_error, "v is not tangent")
+    both = case.velocity(case.x, 2 * c - d)
+    yield within(case.apart(both, 2 * v - case.velocity(case.x, d)), 3 * case.slope_error, "v is not linear in c")
+    yield case.quarters(lambda t: case.apart(m.move(case.x, t * c), case.x + t * v))
+
+
+@theorem(
+    "coordinate_inner: the metric",
+    "coordinate_inner(x, c, d) = inner(x, v, w) of the vectors with coordinates c and d",
+    needs=("inner: symmetric", "inner: linear", "inner: positive", *MOVE),
+)
+def _(case: Case) -> Iterator[Finding]:
+    m, c, d = case.manifold, case.coordinates(2), case.coordinates(3)
+    v, w = case.velocity(case.x, c), case.velocity(case.x, d)
+    yield within((m.coordinate_inner(case.x, c, d) - m.inner(case.x, v, w)).abs(), case.slope_error)
+    yield within((m.coordinate_inner(case.x, c, c) - m.inner(case.x, v, v)).abs(), case.slope_error)
+
+
+@theorem(
+    "lift: coordinates of the gradient",
+    "coordinate_inner(x, lift(x, g), c) = Re<g, v> for the v with coordinates c",
+    needs=("gradient: dual to the metric", "coordinate_inner: the metric", *MOVE),
+)
+def _(case: Case) -> Iterator[Finding]:
+    m, g, c = case.manifold, case.ambient(2), case.coordinates(3)
+    lifted = m.lift(case.x, g)
+    yield within(case.apart(m.coordinates(case.x, lifted), lifted), case.rounding, "not coordinates")
+    error = m.coordinate_inner(case.x, lifted, c) - case.dot(g, case.velocity(case.x, c))
+    yield within(error.abs(), case.slope_error)
+
+
+@theorem(
+    "carry: coordinates of the transport",
+    "the vector with coordinates carry(x, y, c) is transport(x, y, v) of the vector with coordinates c",
+    needs=("transport: tangent", "transport: linear", *MOVE),
+)
+def _(case: Case) -> Iterator[Finding]:
+    m, c = case.manifold, case.coordinates(2)
+    carried = m.carry(case.x, case.y, c)
+    yield within(case.apart(m.coordinates(case.y, carried), carried), case.rounding, "not coordinates at y")
+    moved = m.transport(case.x, case.y, case.velocity(case.x, c))
+    yield within(case.apart(case.velocity(case.y, carried), moved), 2 * case.slope_error)

@@ -1,0 +1,119 @@
+"""Points: how they are drawn, recognized and approached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..base import tolerance
+from ._case import Case, Finding, holds, theorem, within
+
+
+@theorem(
+    "random: feasible",
+    "residual(random) <= tolerance(dtype)",
+    needs=("dim: additive", "random: dtype, device, shape"),
+    ground=False,
+)
+def _(case: Case) -> Iterator[Finding]:
+    for number in range(3):
+        yield within(case.manifold.residual(case.point(number)), tolerance(case.dtype))
+
+
+@theorem("random: seeded", "the generator, and it alone, decides; without one, torch's own")
+def _(case: Case) -> Iterator[Finding]:
+    devices = [case.device] if case.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(case.seed)
+        first = case.point(0)
+        second = case.point(0)
+        yield holds(torch.equal(first, second), "the same seed gives different points")
+        if case.manifold.dim(case.shape):
+            yield holds(not torch.equal(first, case.point(1)), "different seeds give the same point")
+        torch.manual_seed(case.seed)
+        first = case.manifold.random(*case.shape, dtype=case.dtype, device=case.device)
+        torch.manual_seed(case.seed)
+        case.point(1)
+        second = case.manifold.random(*case.shape, dtype=case.dtype, device=case.device)
+        yield holds(torch.equal(first, second), "torch's own generator is not used, or used beside the one given")
+
+
+@theorem("residual: off the manifold", "residual(z) > tolerance(dtype) where |z - nearest(z)| is not small")
+def _(case: Case) -> Iterator[Finding]:
+    z = case.x + 0.3 * case.ambient(2)
+    off = case.apart(z, case.manifold.nearest(z)) > 0.03
+    hidden = off & ~(case.manifold.residual(z) > tolerance(case.dtype))
+    yield holds(not bool(hidden.any()), "residual calls a point feasible that is not")
+
+
+@theorem(
+    "residual: NaN shows", "residual(x) is NaN where x has a NaN, above tolerance where x is infinite, and only there"
+)
+def _(case: Case) -> Iterator[Finding]:
+    batch = case.at(2)
+    for bad in (torch.nan, torch.inf):
+        x = batch.x.clone()
+        x[0].view(-1)[0] = bad
+        residual = case.manifold.residual(x)
+        point = residual[0].reshape(-1)[0]
+        seen = bool(point.isnan()) if bad != bad else not bool(point <= tolerance(case.dtype))
+        yield holds(seen and not bool(case.manifold.contains(x)[0].all()), f"a {bad} is not seen")
+        yield within(residual[1], tolerance(case.dtype), f"beside a {bad}")
+
+
+@theorem("nearest: fixes points", "nearest(x) = x for x in M")
+def _(case: Case) -> Iterator[Finding]:
+    yield within(case.apart(case.manifold.nearest(case.x), case.x), case.rounding)
+
+
+@theorem("nearest: feasible", "residual(nearest(z)) <= tolerance(dtype) for z near M and far from it")
+def _(case: Case) -> Iterator[Finding]:
+    for scale in (0.1, 0.7, 10):
+        z = case.x + scale * case.ambient(2)
+        yield within(case.manifold.residual(case.manifold.nearest(z)), tolerance(case.dtype), f"|z - x| = {scale}")
+
+
+@theorem(
+    "nearest: optimal",
+    "z - nearest(z) is normal, and no random point is nearer to z",
+    needs=("nearest: fixes points", "nearest: feasible", "project: tangent", "project: self-adjoint"),
+)
+def _(case: Case) -> Iterator[Finding]:
+    for scale in (0.1, 0.7):
+        z = case.x + scale * case.ambient(2)
+        near = case.manifold.nearest(z)
+        slope = case.size(case.manifold.project(near, z - near))
+        yield within(slope, 10 * case.rounding, f"tangent part of z - nearest(z), |z - x| = {scale}")
+        for number in range(3, 8):
+            excess = case.apart(z, near) - case.apart(z, case.point(number))
+            yield within(excess, case.rounding, f"a random point is nearer, |z - x| = {scale}")
+
+
+@theorem("polish: keeps points", "polish(x) = x to rounding, and is feasible")
+def _(case: Case) -> Iterator[Finding]:
+    polished = case.manifold.polish(case.x)
+    yield within(case.apart(polished, case.x), case.rounding, "moved")
+    yield within(case.manifold.residual(polished), tolerance(case.dtype), "residual")
+
+
+@theorem("polish: no farther off", "residual(polish(z)) <= residual(z) for z within sqrt(eps) of M")
+def _(case: Case) -> Iterator[Finding]:
+    z = case.x + 0.1 * case.eps**0.5 * case.ambient(2)
+    before, after = case.manifold.residual(z), case.manifold.residual(case.manifold.polish(z))
+    yield within(after - 1.01 * before, tolerance(case.dtype))
+
+
+@theorem("split: parts are points", "each (factor, part) of split(x) has part in factor, and dims add up")
+def _(case: Case) -> Iterator[Finding]:
+    parts = case.manifold.split(case.x)
+    for factor, part in parts:
+        yield within(factor.residual(part), tolerance(case.dtype), repr(factor))
+    total = sum(factor.dim(tuple(part.shape)) for factor, part in parts)
+    yield holds(total == case.manifold.dim(case.shape), f"the parts have {total} degrees of freedom")
+
+
+@theorem("split: join inverts", "join(parts of split(x), shape) = x")
+def _(case: Case) -> Iterator[Finding]:
+    back = case.manifold.join([part for _, part in case.manifold.split(case.x)], case.shape)
+    yield within(case.apart(back, case.x), 0.0)

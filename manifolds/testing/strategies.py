@@ -1,0 +1,100 @@
+"""Hypothesis strategies for shapes, points and tangent vectors. Needs the extra `hypothesis`.
+
+A draw is a function of a seed that Hypothesis chooses: a failing example is found again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..base import Manifold, inner, per_point
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import DrawFn, SearchStrategy
+
+Dtypes = torch.dtype | Sequence[torch.dtype]
+SCALES = (0.0, 1e-4, 1.0, 10.0)
+
+
+def shapes(
+    manifold: Manifold | type[Manifold], *, max_side: int = 6, max_batch: int = 2
+) -> SearchStrategy[tuple[int, ...]]:
+    """Shapes of points: sides up to max_side that the manifold accepts, behind up to max_batch batch axes.
+
+    Raises ValueError where it accepts none, as for a layout with larger blocks: raise max_side.
+    """
+    from hypothesis import strategies as st
+
+    m = _instance(manifold)
+    fitting = [shape for shape in itertools.product(range(1, max_side + 1), repeat=m.ndim) if _accepts(m, shape)]
+    if not fitting:
+        raise ValueError(
+            f"{m!r} has no points of {m.ndim} axes with sides up to max_side={max_side}. Pass a larger max_side."
+        )
+    batches = st.lists(st.integers(1, 3), max_size=max_batch).map(tuple)
+    return st.tuples(batches, st.sampled_from(fitting)).map(lambda parts: parts[0] + parts[1])
+
+
+def points(
+    manifold: Manifold | type[Manifold],
+    shape: Sequence[int] | None = None,
+    *,
+    dtype: Dtypes = torch.float64,
+    device: torch.device | str | None = None,
+) -> SearchStrategy[Tensor]:
+    """Random points of this shape, or of `shapes(manifold)`; of one of these dtypes."""
+    from hypothesis import strategies as st
+
+    m = _instance(manifold)
+    sizes = shapes(m) if shape is None else st.just(tuple(shape))
+    dtypes = st.sampled_from([dtype] if isinstance(dtype, torch.dtype) else list(dtype))
+    seeds = st.integers(0, 2**31 - 1)
+    return st.builds(lambda size, one, seed: _point(m, size, one, device, seed), sizes, dtypes, seeds)
+
+
+def tangent_vectors(
+    manifold: Manifold | type[Manifold],
+    shape: Sequence[int] | None = None,
+    *,
+    dtype: Dtypes = torch.float64,
+    device: torch.device | str | None = None,
+) -> SearchStrategy[tuple[Tensor, Tensor]]:
+    """Pairs (x, v): a point as from `points`, and a tangent vector there: zero, tiny, or of norm 1 or 10."""
+    from hypothesis import strategies as st
+
+    m = _instance(manifold)
+
+    @st.composite
+    def pairs(draw: DrawFn) -> tuple[Tensor, Tensor]:
+        x = draw(points(m, shape, dtype=dtype, device=device))
+        generator = torch.Generator(x.device).manual_seed(draw(st.integers(0, 2**31 - 1)))
+        v = m.project(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
+        size = inner(v, v, m.ndim).sqrt().clamp_min(1e-3)
+        return x, v * per_point(draw(st.sampled_from(SCALES)) / size, m.ndim)
+
+    return pairs()
+
+
+def _instance(manifold: Manifold | type[Manifold]) -> Manifold:
+    return manifold() if isinstance(manifold, type) else manifold
+
+
+def _accepts(manifold: Manifold, shape: tuple[int, ...]) -> bool:
+    try:
+        manifold.dim(shape)
+    except ValueError:
+        return False
+    return True
+
+
+def _point(
+    manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None, seed: int
+) -> Tensor:
+    place = torch.get_default_device() if device is None else torch.device(device)
+    generator = torch.Generator(place).manual_seed(seed)
+    return manifold.random(*shape, generator=generator, dtype=dtype, device=place)
