@@ -113,8 +113,12 @@ class SpecialOrthogonal(Manifold):
         _check_square("SpecialOrthogonal", x.shape)
         _group.polar_factor(x)
         w, s, vh = torch.linalg.svd(x)
-        phases = _phases(s, determinant(w @ vh).angle())
-        turn = torch.polar(torch.ones_like(phases), -phases) if x.is_complex() else phases.cos().round()
+        det = determinant(w @ vh)
+        if x.is_complex():
+            phases = _phases(s, det.angle())
+            turn = torch.polar(torch.ones_like(phases), -phases)
+        else:
+            turn = torch.cat([torch.ones_like(s[..., :-1]), det.sign().unsqueeze(-1)], -1)
         return (w * turn.unsqueeze(-2)) @ vh
 
     def dim(self, shape: Sequence[int]) -> int:
