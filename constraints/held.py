@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from manifolds import Manifold
@@ -27,9 +28,18 @@ class Held:
 
     @property
     def weight(self) -> Tensor:
-        """The present value, without its graph."""
+        """The present value, without its graph. ValueError where the coordinates are such that there is none."""
         weight: Tensor = getattr(self.owner, self.attribute)
         return weight.detach()
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the shape, dtype and device of the weight, which is not computed for it."""
+        for attribute, parametrization in trivialized(self.owner):
+            if attribute == self.attribute:
+                return torch.empty_like(parametrization.base, dtype=parametrization.dtype)
+        like: Tensor = getattr(self.owner, self.attribute)
+        return like.detach()
 
     @property
     def identity(self) -> int:

@@ -70,7 +70,11 @@ def report(model: nn.Module) -> Report:
 
 @torch.no_grad()
 def _record(each: Held) -> Record:
-    weight, manifold = at_least_float32(each.weight), each.manifold
+    manifold, dtype = each.manifold, each.like.dtype
+    try:
+        weight = at_least_float32(each.weight)
+    except ValueError:
+        weight = torch.full_like(at_least_float32(each.like), math.nan)
     blocks = list(zip(*_factors(manifold, weight), strict=True))
     return Record(
         each.name,
@@ -78,7 +82,7 @@ def _record(each: Held) -> Record:
         manifold,
         manifold.layout if isinstance(manifold, ProductManifold) else None,
         each.method,
-        each.weight.dtype,
+        dtype,
         tuple(_worst(factor, block) for factor, block in blocks),
         tuple(_sign(factor, block) for factor, block in blocks),
     )

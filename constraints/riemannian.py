@@ -207,7 +207,7 @@ def _check_point(records: Records, attribute: str, p: nn.Parameter) -> None:
     x = at_least_float32(p)
     if not bool(x.isfinite().all()) or not bool((manifold.residual(x) <= near(p.dtype)).all()):
         raise ValueError(
-            f"{records.names[attribute]} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, on "
-            f"which Riemannian() holds it. Write a point: module.{attribute}.copy_(manifold.nearest(value)) under "
+            f"{records.names[attribute]} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, "
+            f"where Riemannian() holds it. Write a point: module.{attribute}.copy_(manifold.nearest(value)) under "
             f"torch.no_grad(), or unconstrain it and constrain it again with init=value."
         )

@@ -114,6 +114,17 @@ class Trivialized(nn.Module):
             c = original.to(torch.promote_types(original.dtype, self.base.dtype))
             return self.manifold.move(self.base, self.manifold.coordinates(self.base, c))
 
+    def compute(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """`evaluate`, rounded to the dtype of the weight. ValueError where a factorization fails, as it does on NaN."""
+        try:
+            return self.evaluate(original).to(self.dtype)
+        except torch.linalg.LinAlgError as error:
+            raise ValueError(
+                f"{self.name} has no value: its coordinates, shape {tuple(original.shape)}, have NaN or infinite "
+                f"entries, or are too far from their base. Look for the step that put them there, assign a point of "
+                f"{self.manifold}, module.weight = value, and train with smaller steps or with rebase_every=."
+            ) from error
+
     def right_inverse(self, value: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """Zero coordinates, after moving the base to value. Raises ValueError if value is not on the manifold."""
         if torch._C._functorch.is_functorch_wrapped_tensor(value):
@@ -216,12 +227,12 @@ class Memo:
         self._check(held)
         running = self.running
         if running is None or running.context != _context():
-            weight = held.evaluate(original).to(held.dtype)
+            weight = held.compute(original)
             watched = torch._C._functorch.maybe_current_level() is None and not weight.is_inference()
             self.handed = (weight.detach(), weight._version) if watched else None
             return weight
         if running.weight is None or running.original is not original:
-            running.original, running.weight = original, held.evaluate(original).to(held.dtype)
+            running.original, running.weight = original, held.compute(original)
         return running.weight
 
     def _check(self, held: Trivialized) -> None:

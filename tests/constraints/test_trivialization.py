@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import math
 import pickle
 import threading
 import weakref
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from constraints import constrain, unconstrain
+from constraints import constrain, report, unconstrain
 from constraints.trivialization import Trivialized
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
 
@@ -124,6 +125,25 @@ def test_a_change_in_place_is_never_silently_nothing(rule: Any) -> None:
     with pytest.raises(ValueError, match=r"weight of Linear.*changed in place.*module\.weight = value"):
         linear(torch.randn(2, 4))
     linear(torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (6, 4)])
+def test_nan_in_the_coordinates_can_be_mended(shape: tuple[int, int]) -> None:
+    """Where a factorization fails on NaN the error names the tensor; an assignment or a checkpoint is the way out."""
+    linear: Any = constrain(nn.Linear(shape[1], shape[0]), "weight", Stiefel)
+    good = {name: value.clone() for name, value in linear.state_dict().items()}
+    x = torch.randn(2, shape[1])
+    for mend in (lambda: setattr(linear, "weight", torch.eye(*shape)), lambda: linear.load_state_dict(good)):
+        with torch.no_grad():
+            linear.parametrizations.weight.original[0, 1] = float("nan")
+        try:
+            assert linear(x).isnan().any()
+        except ValueError as failure:
+            assert "weight of Linear" in str(failure)
+        (row,) = report(linear)
+        assert math.isnan(row.residuals[0])
+        mend()
+        assert linear(x).isfinite().all()
 
 
 # Registered with torch --------------------------------------------------------------------------------------------

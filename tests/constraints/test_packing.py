@@ -1,0 +1,212 @@
+"""What torch's modules pack: each claim against the module's own output, each error with code that works."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from constraints import BlockSpec, Packing, Riemannian, constrain, register_packing, report
+from constraints.packing import _rules, packing_of
+from manifolds import Euclidean, Orthogonal, Sphere, Stiefel
+
+RECURRENT = [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4), (nn.RNNCell, 1), (nn.GRUCell, 3), (nn.LSTMCell, 4)]
+OPTIONS: list[dict[str, Any]] = [{}, {"num_layers": 2}, {"bidirectional": True}, {"bias": False}]
+
+
+def matrices(module: nn.Module) -> list[str]:
+    return [name for name, p in module.named_parameters() if p.dim() > 1]
+
+
+@pytest.mark.parametrize(("kind", "gates"), RECURRENT)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_recurrent_weights(kind: Any, gates: int, options: dict[str, Any]) -> None:
+    """Every weight of every layer and direction packs the gates; a plain manifold is right where there is one."""
+    if "Cell" in kind.__name__ and not options.keys() <= {"bias"}:
+        pytest.skip("cells have one layer and one direction")
+    for name in matrices(kind(5, 4, **options)):
+        module = kind(5, 4, **options)
+        if gates == 1:
+            constrain(module, name, Stiefel)
+        else:
+            with pytest.raises(ValueError, match=rf"packs {gates} gate matrices"):
+                constrain(module, name, Stiefel)
+            constrain(module, name, Stiefel**gates)
+        (row,) = report(module)
+        assert len(row.residuals) == gates
+        assert row.ok
+        with pytest.raises(ValueError, match=rf"would cut it into {gates + 1} blocks"):
+            constrain(kind(5, 4, **options), name, Stiefel ** (gates + 1))
+
+
+def test_projections_of_an_lstm() -> None:
+    lstm = nn.LSTM(5, 6, num_layers=2, proj_size=3)
+    constrain(lstm, "weight_hh*", Stiefel**4)
+    constrain(lstm, "weight_hr*", Stiefel)
+    assert [len(row.residuals) for row in report(lstm)] == [4, 4, 1, 1]
+    assert all(row.ok for row in report(lstm))
+    assert [gate.shape for gate in (Stiefel**4).unpack(lstm.weight_hh_l0)] == [(6, 3)] * 4
+
+
+def test_attention() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    with pytest.raises(ValueError, match=r"3 projection matrices \(q, k, v\)") as caught:
+        constrain(attention, "in_proj_weight", Orthogonal)
+    assert all(word in str(caught.value) for word in ("Orthogonal**3", "rows=1", "head=2"))
+    with pytest.raises(ValueError, match="would cut it into 2 blocks"):
+        constrain(attention, "in_proj_weight", Stiefel**2)
+    constrain(attention, "in_proj_weight", Stiefel * Euclidean * Stiefel)
+
+
+def test_attention_with_separate_projections() -> None:
+    attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=4)
+    for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        constrain(attention, name, Stiefel)
+    with pytest.raises(ValueError, match=r"in_proj_weight of MultiheadAttention.* is None"):
+        constrain(attention, "in_proj_weight", Stiefel**3)
+
+
+def test_attention_head_by_head() -> None:
+    """The pattern of the error: each block maps the input to one head of q, k or v."""
+    attention = nn.MultiheadAttention(8, 2)
+    layout = readings(attention, "in_proj_weight")[-1]
+    constrain(attention, "in_proj_weight", Stiefel, layout=layout)
+    for projection in attention.in_proj_weight.detach().chunk(3):
+        for head in projection.chunk(2):
+            torch.testing.assert_close(head @ head.T, torch.eye(4), rtol=0, atol=1e-5)
+
+
+def readings(module: nn.Module, attribute: str) -> list[Any]:
+    packing = packing_of(module, attribute)
+    assert packing is not None
+    return [layout for _, layout in packing.readings]
+
+
+def apply_convolution(module: Any, blocks: tuple[Tensor, ...], x: Tensor) -> Tensor:
+    """The convolution, from the matrices (output x input and kernel) of its groups and the patches of its input."""
+    assert module.kernel_size == (3, 3)
+    parts = []
+    for block, part in zip(blocks, x.chunk(module.groups, 1), strict=True):
+        if module.transposed:
+            o = block.shape[0]
+            kernel = block.reshape(o, part.shape[1], 3, 3)
+            part = functional.pad(part, (2, 2, 2, 2))
+            patches = functional.unfold(part, 3)
+            parts.append((kernel.flip(-1, -2).reshape(o, -1) @ patches).unflatten(-1, (x.shape[2] + 2, -1)))
+        else:
+            parts.append((block @ functional.unfold(part, 3)).unflatten(-1, (x.shape[2] - 2, -1)))
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_the_matrix_of_a_convolution_is_what_multiplies_patches(kind: Any, groups: int) -> None:
+    conv = kind(4, 6, 3, groups=groups, bias=False)
+    layout = readings(conv, "weight")[0]
+    x = torch.randn(2, 4, 5, 5)
+    blocks = layout.unpack(conv.weight, 4)
+    assert [block.shape for block in blocks] == [(6 // groups, 4 // groups * 9)] * groups
+    torch.testing.assert_close(apply_convolution(conv, blocks, x), conv(x), rtol=1e-4, atol=1e-5)
+
+
+CONVOLUTIONS = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_a_convolution_needs_a_layout_and_the_error_has_those_that_work(kind: Any, groups: int) -> None:
+    conv = kind(4, 6, 2, groups=groups)
+    for manifold in (Stiefel, Orthogonal, Sphere, Stiefel**2):
+        with pytest.raises(ValueError, match=r"weight of Conv.*layout=BlockSpec") as caught:
+            constrain(conv, "weight", manifold)
+        if manifold in (Stiefel, Sphere):
+            codes = re.findall(r"pass layout=(BlockSpec\.pattern\('[^']*'[^)]*\))", str(caught.value), re.IGNORECASE)
+            assert codes
+            for code in codes:
+                layout = eval(code, {"BlockSpec": BlockSpec})
+                other = constrain(kind(4, 6, 2, groups=groups), "weight", manifold, layout=layout)
+                assert report(other)[0].ok
+
+
+def test_kernel_by_kernel() -> None:
+    conv = constrain(nn.Conv2d(2, 3, 3), "weight", Stiefel, layout=BlockSpec.pattern("o i h w -> (o i) h w"))
+    gram = conv.weight.mT @ conv.weight
+    torch.testing.assert_close(gram, torch.eye(3).expand(3, 2, 3, 3), rtol=0, atol=1e-5)
+
+
+def test_filters_as_unit_vectors() -> None:
+    conv = nn.Conv2d(4, 6, 3, groups=2)
+    constrain(conv, "weight", Sphere, layout=readings(conv, "weight")[-1])
+    torch.testing.assert_close(conv.weight.flatten(1).norm(dim=1), torch.ones(6))
+    up = nn.ConvTranspose2d(4, 6, 3)
+    constrain(up, "weight", Sphere, layout=readings(up, "weight")[-1])
+    torch.testing.assert_close(up.weight.transpose(0, 1).flatten(1).norm(dim=1), torch.ones(6))
+
+
+def test_bilinear() -> None:
+    bilinear = nn.Bilinear(4, 3, 5)
+    with pytest.raises(ValueError, match=r"weight of Bilinear.*5 bilinear forms.*layout="):
+        constrain(bilinear, "weight", Stiefel)
+    constrain(bilinear, "weight", Stiefel, layout=readings(bilinear, "weight")[0])
+    torch.testing.assert_close(bilinear.weight.mT @ bilinear.weight, torch.eye(3).expand(5, 3, 3), rtol=0, atol=1e-5)
+
+
+def test_rows_of_an_embedding() -> None:
+    embedding = constrain(nn.Embedding(7, 4), "weight", Sphere, Riemannian())
+    torch.testing.assert_close(embedding.weight.norm(dim=1), torch.ones(7))
+
+
+@pytest.mark.parametrize(
+    ("name", "manifold", "layout", "count"),
+    [
+        ("weight_hh_l0", Stiefel, BlockSpec(rows=1), 1),
+        ("weight_hh_l0", Stiefel, BlockSpec(rows=6), 6),
+        ("weight_hh_l0", Stiefel**6, BlockSpec(rows=6), 6),
+        ("weight_hh_l0", Sphere, None, 1),
+        ("weight_hh_l0", Euclidean, None, 1),
+        ("bias_hh_l0", Sphere, None, 1),
+    ],
+)
+def test_who_says_how_is_believed(name: str, manifold: Any, layout: Any, count: int) -> None:
+    """An explicit layout overrides what is known; vectors and numbers are not packed."""
+    (row,) = report(constrain(nn.GRU(3, 4), name, manifold, layout=layout))
+    assert len(row.residuals) == count
+
+
+class Fused(nn.Module):
+    """A third party's attention: q, k and v of unequal sizes in one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Parameter(torch.randn(8, 8))
+
+
+class FusedMore(Fused):
+    """A subclass, which packs the same."""
+
+
+@pytest.fixture
+def registered() -> Any:
+    rule = lambda module, attribute: Packing.stack("q", "k", "v", sizes=(4, 2, 2), noun="projection")  # noqa: E731
+    register_packing(Fused, rule)
+    yield
+    del _rules[Fused]
+
+
+@pytest.mark.parametrize("kind", [Fused, FusedMore])
+def test_third_parties_register_with_one_call(kind: Any, registered: Any) -> None:
+    module = kind()
+    with pytest.raises(ValueError, match=rf"qkv of {kind.__name__}.*3 projection matrices \(q, k, v\)") as caught:
+        constrain(module, "qkv", Stiefel)
+    assert "BlockSpec(rows=(4, 2, 2), axis=0)" in str(caught.value)
+    constrain(module, "qkv", Stiefel, layout=BlockSpec(rows=(4, 2, 2)))
+
+
+@pytest.mark.parametrize("kind", [Fused, nn.Linear])
+def test_unknown_modules_take_any_manifold(kind: Any) -> None:
+    module = kind(4, 4) if kind is nn.Linear else kind()
+    constrain(module, "weight" if kind is nn.Linear else "qkv", Stiefel**2)

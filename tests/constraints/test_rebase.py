@@ -1,0 +1,192 @@
+"""rebase: the base moves to the weight, the weight stays, and old momentum moves nothing."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from constraints import Riemannian, Trivialization, constrain, rebase
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.rebase import Rebased
+from manifolds import Euclidean, Manifold, Orthogonal, Sphere, Stiefel
+
+X = torch.arange(30.0).reshape(3, 2, 5).sin()
+
+OPTIMIZERS = {
+    "Adam": lambda p: torch.optim.Adam(p, lr=1e-2),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0),
+    "SGD": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-2, momentum=0.9),
+    "RiemannianAdam": lambda p: RiemannianAdam(p, lr=1e-2),
+    "RiemannianSGD": lambda p: RiemannianSGD(p, lr=1e-2, momentum=0.9),
+}
+
+
+def network(manifold: Any = Stiefel**3, **options: Any) -> Any:
+    torch.manual_seed(2)
+    return constrain(nn.GRU(5, 4), "weight_hh_l0", manifold, Trivialization(**options))
+
+
+def train(gru: Any, optimizer: Any, steps: int) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        gru(X)[0].square().sum().backward()
+        optimizer.step()
+
+
+def residual(gru: Any, w: Tensor) -> float:
+    return float(gru.parametrizations.weight_hh_l0[0].manifold.residual(w.detach()).max())
+
+
+@pytest.mark.parametrize("manifold", [Stiefel**3, Orthogonal**3, Sphere(), Stiefel * Euclidean**2])
+def test_the_base_moves_and_the_weight_stays(manifold: Manifold) -> None:
+    gru = network(manifold)
+    train(gru, torch.optim.Adam(gru.parameters(), lr=0.1), 5)
+    held = gru.parametrizations.weight_hh_l0
+    weight, base, original = gru.weight_hh_l0.detach().clone(), held[0].base.clone(), held.original
+    assert (weight - base).abs().max() > 0.01
+    assert rebase(gru) == [Rebased("weight_hh_l0", "no optimizer")]
+    torch.testing.assert_close(gru.weight_hh_l0.detach(), weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(held[0].base, weight, rtol=0, atol=1e-6)
+    assert held.original is original
+    assert original.count_nonzero() == 0
+    assert original.grad is None
+    assert residual(gru, held[0].base) < 1e-6
+    gru(X)[0].sum().backward()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_with_zero_gradients_nothing_moves_afterwards(name: str) -> None:
+    """Before it, momentum moves on; after it, the old momentum would point from the wrong base."""
+    gru = network()
+    optimizer = OPTIMIZERS[name](gru.parameters())
+    train(gru, optimizer, 3)
+    rebased, (other, follower) = gru, copies(gru, optimizer)
+    assert rebase(rebased, optimizer) == [Rebased("weight_hh_l0", "reset")]
+    moves = []
+    for module, trainer in ((rebased, optimizer), (other, follower)):
+        weight = module.weight_hh_l0.detach().clone()
+        for p in module.parameters():
+            p.grad = torch.zeros_like(p)
+        trainer.step()
+        moves.append(float((module.weight_hh_l0.detach() - weight).abs().max()))
+    assert moves[0] < 1e-6
+    assert moves[1] > 1e-5 or name == "RMSprop"
+    train(rebased, optimizer, 3)
+    assert residual(rebased, rebased.weight_hh_l0) < 1e-5
+
+
+def copies(gru: Any, optimizer: Any) -> tuple[Any, Any]:
+    other = copy.deepcopy(gru)
+    follower = type(optimizer)(other.parameters(), lr=1e-2)
+    follower.load_state_dict(optimizer.state_dict())
+    return other, follower
+
+
+def test_the_momentum_of_other_tensors_stays() -> None:
+    gru = network()
+    optimizer = torch.optim.Adam(gru.parameters(), lr=1e-2)
+    train(gru, optimizer, 3)
+    kept = optimizer.state[gru.weight_ih_l0]["exp_avg"].clone()
+    rebase(gru, optimizer)
+    assert torch.equal(optimizer.state[gru.weight_ih_l0]["exp_avg"], kept)
+
+
+def test_where_nothing_moved_momentum_is_carried() -> None:
+    gru = network()
+    optimizer = torch.optim.SGD(gru.parameters(), lr=0.0, momentum=0.9)
+    train(gru, optimizer, 2)
+    original = gru.parametrizations.weight_hh_l0.original
+    kept = optimizer.state[original]["momentum_buffer"].clone()
+    assert rebase(gru, optimizer) == [Rebased("weight_hh_l0", "carried")]
+    assert torch.equal(optimizer.state[original]["momentum_buffer"], kept)
+
+
+def test_an_optimizer_of_other_tensors_has_no_momentum_to_reset() -> None:
+    gru = network()
+    train(gru, torch.optim.Adam(gru.parameters()), 1)
+    assert rebase(gru, torch.optim.Adam(nn.Linear(2, 2).parameters())) == [Rebased("weight_hh_l0", "no optimizer")]
+
+
+def test_only_trivializations_have_a_base() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Linear(3, 3), "d": nn.Linear(3, 3)})
+    net["d"].weight = net["c"].weight
+    constrain(net, "a.weight", Stiefel, Riemannian())
+    constrain(net, "b.weight", Stiefel)
+    constrain(net, "[cd].weight", Stiefel)
+    before = net["a"].weight.detach().clone()
+    assert [done.name for done in rebase(net)] == ["b.weight", "c.weight"]
+    assert torch.equal(net["a"].weight, before)
+
+
+def test_nan_stops_it_before_anything_moves() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    constrain(net, "*.weight", Stiefel)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(0.1) if p.dim() < 2 else p.copy_(torch.randn(3, 3))
+        net["b"].parametrizations.weight.original[0, 0] = float("nan")
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"weight of Linear.*NaN"):
+        rebase(net)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+# By itself --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rebase_every_counts_steps(name: str) -> None:
+    gru = network(rebase_every=3)
+    optimizer = OPTIMIZERS[name](gru.parameters())
+    held = gru.parametrizations.weight_hh_l0
+    moved_at, base = [], held[0].base.clone()
+    for step in range(1, 8):
+        train(gru, optimizer, 1)
+        if not torch.equal(held[0].base, base):
+            moved_at.append(step)
+            base = held[0].base.clone()
+            assert held.original.count_nonzero() == 0
+            assert held.original not in optimizer.state
+    assert moved_at == [3, 6]
+
+
+def test_copies_count_for_themselves() -> None:
+    gru = network(rebase_every=2)
+    other = copy.deepcopy(gru)
+    optimizer = torch.optim.Adam(other.parameters(), lr=1e-2)
+    mine, theirs = (m.parametrizations.weight_hh_l0[0].base.clone() for m in (gru, other))
+    train(other, optimizer, 2)
+    assert torch.equal(gru.parametrizations.weight_hh_l0[0].base, mine)
+    assert not torch.equal(other.parametrizations.weight_hh_l0[0].base, theirs)
+
+
+def test_an_optimizer_of_other_tensors_does_not_count() -> None:
+    gru = network(rebase_every=1)
+    base = gru.parametrizations.weight_hh_l0[0].base
+    linear = nn.Linear(2, 2)
+    linear(torch.ones(2)).sum().backward()
+    with torch.no_grad():
+        gru.parametrizations.weight_hh_l0.original.normal_()
+    torch.optim.SGD(linear.parameters(), lr=0.1).step()
+    assert gru.parametrizations.weight_hh_l0[0].base is base
+
+
+def test_a_run_with_rebasing_stays_on_the_manifold_and_learns() -> None:
+    gru = network(rebase_every=10)
+    optimizer = torch.optim.Adam(gru.parameters(), lr=1e-2)
+    target = torch.randn(3, 2, 4)
+    losses = []
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = (gru(X)[0] - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        assert residual(gru, gru.weight_hh_l0) < 1e-5
+    assert losses[-1] < 0.9 * losses[0]

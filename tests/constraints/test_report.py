@@ -1,0 +1,122 @@
+"""report: what holds, as records and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from constraints import BlockSpec, Riemannian, Trivialization, constrain, report
+from manifolds import Euclidean, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
+
+
+def model() -> nn.Module:
+    net = nn.ModuleDict({"gru": nn.GRU(3, 4), "out": nn.Linear(4, 6), "free": nn.Linear(4, 4)})
+    constrain(net, "gru.weight_hh_l0", Stiefel * SpecialOrthogonal * Euclidean, Riemannian())
+    constrain(net, "out.weight", Stiefel, layout=BlockSpec(rows=(2, 4)))
+    return net
+
+
+def test_one_record_for_each_constraint() -> None:
+    gru, out = report(model())
+    assert (gru.name, gru.shape, gru.method) == ("gru.weight_hh_l0", (12, 4), Riemannian())
+    assert gru.manifold == Stiefel * SpecialOrthogonal * Euclidean
+    assert (out.name, out.shape, out.method) == ("out.weight", (6, 4), Trivialization())
+    assert out.layout == BlockSpec(rows=(2, 4))
+    assert out.dtype == torch.float32
+    assert (len(gru.residuals), len(out.residuals)) == (3, 2)
+    assert gru.ok
+    assert out.ok
+    assert max(*gru.residuals, *out.residuals) < 1e-5
+    assert dataclasses.asdict(gru)["name"] == gru.name
+
+
+def test_determinants_are_those_of_the_blocks() -> None:
+    net = model()
+    with torch.no_grad():
+        net["gru"].weight_hh_l0[0].neg_()
+    gru, out = report(net)
+    signs = [torch.linalg.det(block).sign().item() for block in net["gru"].weight_hh_l0.detach().chunk(3)]
+    assert list(gru.determinants) == ["+" if signs[0] > 0 else "-", "+", ""]
+    last = torch.linalg.det(net["out"].weight[2:].detach())
+    assert list(out.determinants) == ["", "+" if last > 0 else "-"]
+
+
+def test_a_batch_of_both_signs_says_so() -> None:
+    stack = nn.Module()
+    stack.w = nn.Parameter(torch.stack([torch.eye(3), -torch.eye(3)]))
+    (row,) = report(constrain(stack, "w", Orthogonal))
+    assert row.determinants == ("+-",)
+
+
+@pytest.mark.parametrize("factor", [0, 1, 2])
+def test_residuals_are_per_factor_and_the_worst(factor: int) -> None:
+    gru = constrain(nn.GRU(3, 4), "weight_hh_l0", Stiefel**3, Riemannian())
+    with torch.no_grad():
+        gru.weight_hh_l0[4 * factor : 4 * factor + 4] *= 1.1
+    (row,) = report(gru)
+    off = [residual > 0.1 for residual in row.residuals]
+    assert off == [i == factor for i in range(3)]
+    assert row.residuals[factor] == pytest.approx(0.21, rel=1e-4)
+    assert not row.ok
+
+
+def test_nan_is_shown_and_flagged() -> None:
+    net = model()
+    with torch.no_grad():
+        net["gru"].weight_hh_l0[5, 0] = math.nan
+    gru, out = report(net)
+    assert math.isnan(gru.residuals[1])
+    assert not gru.ok
+    assert gru.determinants[1] == ""
+    assert out.ok
+    first, second = str(report(net)).splitlines()[2:]
+    assert first.startswith("!")
+    assert "nan" in first
+    assert not second.startswith("!")
+
+
+def test_no_nearest_point_is_infinitely_far() -> None:
+    linear = constrain(nn.Linear(3, 3), "weight", SpecialOrthogonal, Riemannian())
+    with torch.no_grad():
+        linear.weight.zero_()
+    (row,) = report(linear)
+    assert not row.ok
+    assert "!" in str(report(linear))
+
+
+def test_the_table_has_a_line_for_each_constraint() -> None:
+    lines = str(report(model())).splitlines()
+    assert len(lines) == 4
+    for word in ("name", "manifold", "layout", "method", "worst residual per factor", "det"):
+        assert word in lines[0]
+    for word in ("gru.weight_hh_l0", "12x4", "Stiefel * SpecialOrthogonal * Euclidean", "Riemannian()"):
+        assert word in lines[2]
+    for word in ("out.weight", "Stiefel**2", "BlockSpec(rows=(2, 4), axis=0)", "Trivialization()"):
+        assert word in lines[3]
+    starts = [line.index(word) for line, word in zip(lines[2:], ("Riemannian()", "Trivialization()"), strict=True)]
+    assert starts == [lines[0].index("method")] * 2
+
+
+def test_nothing_is_constrained() -> None:
+    assert str(report(nn.Linear(2, 2))) == "nothing is constrained"
+    assert list(report(nn.Linear(2, 2))) == []
+
+
+def test_a_tied_tensor_comes_once() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    net["b"].weight = net["a"].weight
+    assert len(report(constrain(net, "*.weight", Sphere))) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", [Trivialization(), Riemannian()])
+def test_a_rounded_point_is_a_point(dtype: torch.dtype, method: object) -> None:
+    linear = nn.Linear(16, 16, dtype=dtype)
+    (row,) = report(constrain(linear, "weight", Orthogonal, method))  # type: ignore[arg-type]
+    assert row.ok
+    assert row.dtype == dtype
+    assert row.residuals[0] > 1e-5

@@ -1,0 +1,254 @@
+"""The Riemannian engine: a plain Parameter, and a record of its manifold that nothing loses."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from constraints import Riemannian, Trivialization, constrain, param_groups, unconstrain
+from constraints import riemannian as engine
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.riemannian import manifold_of, name_of
+from manifolds import Orthogonal, SpecialOrthogonal, Stiefel
+
+X = torch.arange(30.0).reshape(3, 2, 5).sin()
+
+
+def constrained_gru() -> nn.GRU:
+    torch.manual_seed(1)
+    return constrain(nn.GRU(5, 4), "weight_hh_l0", Stiefel**3, Riemannian())
+
+
+def swapped(module: nn.Module) -> nn.Module:
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return module.to(torch.float64).to(torch.float32)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def overwritten(module: nn.Module) -> nn.Module:
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        return module.to(torch.float64).to(torch.float32)
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+def assigned(module: nn.Module) -> nn.Module:
+    module.load_state_dict({name: value.clone() for name, value in module.state_dict().items()}, assign=True)
+    return module
+
+
+def after_a_pass(module: nn.Module) -> nn.Module:
+    module(X)[0].sum().backward()
+    return copy.deepcopy(module)
+
+
+WAYS: list[Callable[[Any], Any]] = [
+    lambda m: m,
+    copy.copy,
+    copy.deepcopy,
+    lambda m: copy.deepcopy(copy.deepcopy(m)),
+    lambda m: pickle.loads(pickle.dumps(m)),
+    lambda m: m.to(torch.float64),
+    lambda m: m.half().float(),
+    swapped,
+    overwritten,
+    assigned,
+    after_a_pass,
+    lambda m: copy.deepcopy(nn.Sequential(m))[0],
+    lambda m: m.requires_grad_(False).requires_grad_(True),
+]
+
+
+# Plain ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_module_stays_plain() -> None:
+    """Same class, keys, parameters and order; no hook in the forward pass; the memory of the old weight."""
+    plain = nn.GRU(5, 4)
+    parameters = list(plain.named_parameters())
+    place = plain.weight_hh_l0.data_ptr()
+    constrain(plain, "weight_hh_l0", Stiefel**3, Riemannian())
+    assert type(plain) is nn.GRU
+    assert [(name, id(p)) for name, p in plain.named_parameters()] == [(name, id(p)) for name, p in parameters]
+    assert list(plain.state_dict()) == list(nn.GRU(5, 4).state_dict())
+    assert plain.weight_hh_l0.data_ptr() == place
+    assert plain._flat_weights[1] is plain.weight_hh_l0
+    assert not plain._forward_pre_hooks
+    assert not plain._forward_hooks
+
+
+# The record -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", range(len(WAYS)))
+def test_the_record_stays_with_the_module(way: int) -> None:
+    module = WAYS[way](constrained_gru())
+    assert manifold_of(module.weight_hh_l0) == Stiefel**3
+    assert name_of(module.weight_hh_l0) == "weight_hh_l0"
+    assert manifold_of(module.weight_ih_l0) is None
+    (constrained,) = [group for group in param_groups(module) if group["manifold"] is not None]
+    assert [name for name, _ in constrained["params"]] == ["weight_hh_l0"]
+    assert constrained["params"][0][1] is module.weight_hh_l0
+
+
+@pytest.mark.parametrize("way", [2, 4])
+def test_copies_have_records_of_their_own(way: int) -> None:
+    module = constrained_gru()
+    other = WAYS[way](module)
+    unconstrain(other, "weight_hh_l0")
+    assert manifold_of(other.weight_hh_l0) is None
+    assert manifold_of(module.weight_hh_l0) == Stiefel**3
+
+
+def test_a_record_dies_with_its_module() -> None:
+    before = len(engine._live)
+    module = constrained_gru()
+    assert len(engine._live) == before + 1
+    del module
+    gc.collect()
+    assert len(engine._live) == before
+
+
+def test_a_tensor_that_was_never_constrained() -> None:
+    constrained_gru()
+    assert manifold_of(torch.zeros(3)) is None
+    assert name_of(nn.Parameter(torch.zeros(3))) is None
+
+
+# param_groups -----------------------------------------------------------------------------------------------------
+
+
+def test_groups_hold_every_parameter_once() -> None:
+    """One group a manifold, one for the rest, coordinates of trivializations among them; ties once; dotted names."""
+    model = nn.ModuleDict({k: nn.Linear(4, 4) for k in "abcde"})
+    model["e"].weight = model["a"].weight
+    constrain(model, "[ab].weight", Orthogonal, Riemannian())
+    constrain(model, "c.weight", SpecialOrthogonal, Riemannian())
+    constrain(model, "d.weight", Orthogonal, Trivialization())
+    groups = {group["manifold"]: [name for name, _ in group["params"]] for group in param_groups(model)}
+    assert groups == {
+        Orthogonal(): ["a.weight", "b.weight"],
+        SpecialOrthogonal(): ["c.weight"],
+        None: [f"{k}.bias" for k in "abc"] + ["d.bias", "d.parametrizations.weight.original", "e.bias"],
+    }
+    every = [p for group in param_groups(model) for _, p in group["params"]]
+    assert sorted(id(p) for p in model.parameters()) == sorted(id(p) for p in every)
+
+
+def test_groups_hold_frozen_parameters_too() -> None:
+    """As model.parameters() does: what is unfrozen later is trained."""
+    module = constrained_gru().requires_grad_(False)
+    assert sum(len(group["params"]) for group in param_groups(module)) == 4
+
+
+# Steps of other optimizers ----------------------------------------------------------------------------------------
+
+
+FOREIGN: dict[str, Callable[[nn.Module], Any]] = {
+    "Adam": lambda m: torch.optim.Adam(m.parameters()),
+    "SGD": lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
+    "AdamW with our groups": lambda m: torch.optim.AdamW(param_groups(m)),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_step_of_another_optimizer_is_refused(name: str) -> None:
+    gru = constrained_gru()
+    before = gru.weight_hh_l0.detach().clone()
+    optimizer = FOREIGN[name](gru)
+    gru(X)[0].sum().backward()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"weight_hh_l0 of shape \(12, 4\).*Stiefel\*\*3.*RiemannianAdam"):
+            optimizer.step()
+    assert torch.equal(gru.weight_hh_l0, before)
+
+
+def test_a_constraint_after_the_first_step_is_seen() -> None:
+    gru = nn.GRU(5, 4)
+    optimizer = torch.optim.SGD(gru.parameters(), lr=0.1)
+    gru(X)[0].sum().backward()
+    optimizer.step()
+    constrain(gru, "weight_hh_l0", Stiefel**3, Riemannian())
+    with pytest.raises(ValueError, match="held on"):
+        optimizer.step()
+    unconstrain(gru, "weight_hh_l0")
+    optimizer.step()
+
+
+def test_a_group_that_is_added_later_is_seen() -> None:
+    gru, linear = constrained_gru(), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(linear.parameters(), lr=0.1)
+    optimizer.step()
+    optimizer.add_param_group({"params": [gru.weight_hh_l0]})
+    with pytest.raises(ValueError, match="held on"):
+        optimizer.step()
+
+
+def test_others_are_not_disturbed() -> None:
+    """Optimizers of other tensors, of trivialized ones, and of the free parameters of a constrained module."""
+    gru = constrained_gru()
+    torch.optim.Adam([gru.weight_ih_l0, gru.bias_hh_l0]).step()
+    torch.optim.Adam(constrain(nn.Linear(4, 4), "weight", Stiefel).parameters()).step()
+
+
+def test_a_look_is_taken_once_per_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    gru = constrained_gru()
+    optimizer = RiemannianSGD(gru, lr=0.1)
+    looks: list[int] = []
+    check = engine._check_point
+
+    def counted(*arguments: Any) -> None:
+        looks.append(1)
+        check(*arguments)
+
+    monkeypatch.setattr(engine, "_check_point", counted)
+    for _ in range(5):
+        optimizer.zero_grad()
+        gru(X)[0].sum().backward()
+        optimizer.step()
+    assert len(looks) == 1
+
+
+# Values written past the constraint -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["new", "stepped"])
+def trained(request: pytest.FixtureRequest) -> tuple[nn.GRU, Any]:
+    gru = constrained_gru()
+    optimizer = RiemannianAdam(gru, lr=1e-2)
+    gru(X)[0].square().sum().backward()
+    if request.param == "stepped":
+        optimizer.step()
+    return gru, optimizer
+
+
+@pytest.mark.parametrize("rule", [nn.init.normal_, nn.init.zeros_, nn.init.orthogonal_, lambda w: w.data.mul_(0) / 0])
+def test_a_value_off_the_manifold_is_seen_at_the_next_step(trained: tuple[nn.GRU, Any], rule: Any) -> None:
+    """orthogonal_ among them: it makes the stack orthonormal, and none of the gates."""
+    gru, optimizer = trained
+    with torch.no_grad():
+        gru.weight_hh_l0.mul_(1)
+        rule(gru.weight_hh_l0)
+    before = gru.weight_hh_l0.detach().clone()
+    with pytest.raises(ValueError, match=r"weight_hh_l0 of shape \(12, 4\).*not on Stiefel\*\*3"):
+        optimizer.step()
+    torch.testing.assert_close(gru.weight_hh_l0.detach(), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_point_may_be_written(trained: tuple[nn.GRU, Any]) -> None:
+    gru, optimizer = trained
+    with torch.no_grad():
+        gru.weight_hh_l0.copy_((Stiefel**3).random(12, 4))
+    optimizer.step()
+    for gate in gru.weight_hh_l0.detach().chunk(3):
+        assert (gate @ gate.mT - torch.eye(4)).abs().max() < 1e-5
