@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 from manifolds import Manifold
 
 from .copying import forget_computed_weights, make_copyable
+from .memo import Memo
 from .method import Method, Site
 from .schedule import schedule
 from .values import admit, check_finite, master_dtype
@@ -103,10 +103,17 @@ class Trivialized(nn.Module):
         self.register_buffer("base", base)
 
     def forward(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """move(base, coordinates(base, original)), shape and dtype of the weight."""
+        """move(base, coordinates(base, original)), shape and dtype of the weight. ValueError where that has no value,
+        or where the weight that was read before was changed in place, as by torch.nn.init."""
         if torch.compiler.is_compiling():
             return self.evaluate(original).to(self.dtype)
-        return self.memo(self, original)
+        if self.memo.was_changed():
+            raise ValueError(
+                f"{self.name} was changed in place, which does nothing to a weight that is computed by "
+                f"Trivialization(). Assign a point of {self.manifold} instead, module.weight = value, or constrain it "
+                f"with init=."
+            )
+        return self.memo.read(original, self.compute)
 
     def evaluate(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """The weight before it is rounded to its dtype."""
@@ -197,59 +204,6 @@ class Coordinates(ParametrizationList):
         return super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
 
 
-class Pass:
-    """One forward pass: the context that it began in, and the weight once it is computed."""
-
-    def __init__(self) -> None:
-        self.context = _context()
-        self.original: Tensor | None = None
-        self.weight: Tensor | None = None
-
-
-class Memo:
-    """The weight within one forward pass of its module, so that modules that read it often evaluate it once.
-
-    It serves reads in the context that the pass began in: one under no_grad, in another thread, within a transform of
-    torch.func or in a region that is recomputed needs a tensor of its own. A copy of a memo is empty.
-    """
-
-    def __init__(self) -> None:
-        self.running: Pass | None = None
-        self.handed: tuple[Tensor, int] | None = None  # the last weight read outside of a pass, and its version
-
-    def open(self) -> None:
-        self.running = Pass()
-
-    def close(self) -> None:
-        self.running = None
-
-    def __call__(self, held: Trivialized, original: Tensor) -> Tensor:
-        self._check(held)
-        running = self.running
-        if running is None or running.context != _context():
-            weight = held.compute(original)
-            watched = torch._C._functorch.maybe_current_level() is None and not weight.is_inference()
-            self.handed = (weight.detach(), weight._version) if watched else None
-            return weight
-        if running.weight is None or running.original is not original:
-            running.original, running.weight = original, held.compute(original)
-        return running.weight
-
-    def _check(self, held: Trivialized) -> None:
-        """ValueError where the weight handed out was changed in place, as by torch.nn.init, for nothing."""
-        handed = self.handed
-        if handed is not None and handed[0]._version != handed[1]:
-            self.handed = None
-            raise ValueError(
-                f"{held.name} was changed in place, which does nothing to a weight that is computed by "
-                f"Trivialization(). Assign a point of {held.manifold} instead, module.weight = value, or constrain it "
-                f"with init=."
-            )
-
-    def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
-        return Memo, ()
-
-
 def coordinates_of(owner: nn.Module) -> Iterator[tuple[str, Coordinates]]:
     """(attribute, coordinates) of every trivialized tensor of this module itself."""
     lists = owner._modules.get("parametrizations")
@@ -267,11 +221,6 @@ def trivialized(owner: nn.Module) -> Iterator[tuple[str, Trivialized]]:
 
 def _lists(owner: nn.Module) -> nn.ModuleDict:
     return owner._modules["parametrizations"]  # type: ignore[return-value]
-
-
-def _context() -> tuple[Any, ...]:
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return threading.get_ident(), torch.is_grad_enabled(), torch._C._functorch.maybe_current_level(), hooks
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:

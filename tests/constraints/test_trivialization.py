@@ -136,10 +136,11 @@ def test_nan_in_the_coordinates_can_be_mended(shape: tuple[int, int]) -> None:
     for mend in (lambda: setattr(linear, "weight", torch.eye(*shape)), lambda: linear.load_state_dict(good)):
         with torch.no_grad():
             linear.parametrizations.weight.original[0, 1] = float("nan")
-        try:
+        if shape == (4, 4):
             assert linear(x).isnan().any()
-        except ValueError as failure:
-            assert "weight of Linear" in str(failure)
+        else:
+            with pytest.raises(ValueError, match=r"weight of Linear.*NaN"):
+                linear(x)
         (row,) = report(linear)
         assert math.isnan(row.residuals[0])
         mend()

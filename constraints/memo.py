@@ -1,0 +1,67 @@
+"""A computed weight, kept for the time of one forward pass."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Memo:
+    """The weight within one forward pass of its module, so that modules that read it often compute it once.
+
+    It serves reads in the context that the pass began in: one under no_grad, in another thread, within a transform of
+    torch.func or in a region that is recomputed needs a tensor of its own. A copy of a memo is empty.
+    """
+
+    def __init__(self) -> None:
+        self._running: Pass | None = None
+        self._handed: tuple[Tensor, int] | None = None  # the last weight read outside of a pass, and its version
+
+    def open(self) -> None:
+        """A pass begins."""
+        self._running = Pass()
+
+    def close(self) -> None:
+        """The pass is over, or the weight has another value now."""
+        self._running = None
+
+    def read(self, original: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """compute(original), or what it was before in this pass."""
+        running = self._running
+        if running is None or running.context != _context():
+            weight = compute(original)
+            watched = torch._C._functorch.maybe_current_level() is None and not weight.is_inference()
+            self._handed = (weight.detach(), weight._version) if watched else None
+            return weight
+        if running.weight is None or running.original is not original:
+            running.original, running.weight = original, compute(original)
+        return running.weight
+
+    def was_changed(self) -> bool:
+        """Whether the weight read last was changed in place since, which nothing would come of. Says so once."""
+        handed = self._handed
+        if handed is None or handed[0]._version == handed[1]:
+            return False
+        self._handed = None
+        return True
+
+    def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
+        return Memo, ()
+
+
+class Pass:
+    """One forward pass: the context that it began in, and the weight once it is computed."""
+
+    def __init__(self) -> None:
+        self.context = _context()
+        self.original: Tensor | None = None
+        self.weight: Tensor | None = None
+
+
+def _context() -> tuple[Any, ...]:
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return threading.get_ident(), torch.is_grad_enabled(), torch._C._functorch.maybe_current_level(), hooks
