@@ -32,26 +32,31 @@ def _identity_at_zero(
 
 
 def _matches_differences(case: Case, function: Callable[[Tensor], Tensor]) -> Iterator[Finding]:
-    """First and second derivatives of a function at a generic place, along a generic line, against differences."""
-    place, line, w, w2 = 0.5 * case.ambient(5), case.ambient(6), case.ambient(7), case.ambient(8)
+    """First and second derivatives along a generic line, at generic places near 0 and far from it."""
+    for length in (0.01, 0.5, 3):
+        first, second = _errors(case, function, length * case.ambient(5))
+        yield within(first, case.slope_error, f"first, |v| = {length}")
+        yield within(second, 10 * case.slope_error, f"second, |v| = {length}")
 
-    def first(a: Tensor) -> Tensor:
-        return torch.autograd.grad(case.dot(w, function(a)).sum(), a, create_graph=True)[0]
 
-    def at(t: float) -> Tensor:
-        return (place + t * line).requires_grad_()
-
+def _errors(case: Case, function: Callable[[Tensor], Tensor], place: Tensor) -> tuple[Tensor, Tensor]:
+    """How far first and second derivatives of Re<w, function(a)> are from finite differences."""
+    line, w, w2 = case.ambient(6), case.ambient(7), case.ambient(8)
     slope = case.slope(lambda t: case.dot(w, function(place + t * line)).sum())
-    grad = first(at(0))
-    yield within((slope - case.dot(line, grad).sum()).abs(), case.slope_error, "first derivative")
-    slope = case.slope(lambda t: case.dot(w2, first(at(t)).detach()).sum())
-    a = at(0)
-    moment = case.dot(w2, first(a)).sum()
-    if moment.requires_grad:  # an affine function has none
-        (grad,) = torch.autograd.grad(moment, a, allow_unused=True, materialize_grads=True)
-    else:
-        grad = torch.zeros_like(a)
-    yield within((slope - case.dot(line, grad).sum()).abs(), 10 * case.slope_error, "second derivative")
+    first = (slope - case.dot(line, _pull(case, function, place, w)).sum()).abs()
+    slope = case.slope(lambda t: case.dot(w2, _pull(case, function, place + t * line, w)).sum())
+    second = (slope - case.dot(line, _second(case, function, place, w, w2)).sum()).abs()
+    return first, second
+
+
+def _second(case: Case, function: Callable[[Tensor], Tensor], place: Tensor, w: Tensor, w2: Tensor) -> Tensor:
+    """The gradient of Re<w2, gradient of Re<w, function(a)>> at a place; zero for an affine function."""
+    a = place.detach().requires_grad_()
+    (grad,) = torch.autograd.grad(case.dot(w, function(a)).sum(), a, create_graph=True)
+    if not grad.requires_grad:
+        return torch.zeros_like(a)
+    (second,) = torch.autograd.grad(case.dot(w2, grad).sum(), a, allow_unused=True, materialize_grads=True)
+    return second
 
 
 @theorem("retract: derivative at 0", "autograd at v = 0 is finite, and D R_x(0) u = u for u in T_x", needs=RETRACT)
