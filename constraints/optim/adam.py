@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from .buckets import Bucket
-from .optimizer import Group, Params, RiemannianOptimizer, check_at_least_zero, rate
+from .checks import Group, check_at_least_zero
+from .optimizer import Params, RiemannianOptimizer, rate
 
 
 class RiemannianAdam(RiemannianOptimizer):
@@ -68,7 +69,7 @@ class RiemannianAdam(RiemannianOptimizer):
             v = torch.maximum(largest, v, out=largest)
             bucket.put("max_exp_avg_sq", v)
         size = (v / (1 - beta2**step)).sqrt_().add_(group["eps"]).reciprocal_().mul_(-lr / (1 - beta1**step))
-        y = self._arrive(bucket, bucket.times(size, m), step)
+        y = bucket.move(bucket.times(size, m))
         bucket.put("exp_avg", factor.carry(x, y, m))
         return y
 

@@ -22,6 +22,10 @@ Points = Inexact[Tensor, "B *point"]
 Numbers = Float[Tensor, " B"]
 
 
+DRIFT = 24.0
+"""How far rounding may take X^H X, in eps, before the points are polished."""
+
+
 class Member(NamedTuple):
     """A parameter that has a gradient, as a plan needs it."""
 
@@ -40,7 +44,7 @@ class Kind(NamedTuple):
     device: torch.device
     group: int
     capturable: bool
-    steps: float
+    steps: float | None  # None where they are not counted
     keys: frozenset[str]  # of the state that is there already
 
 
@@ -55,6 +59,33 @@ class Leaf:
     batch: tuple[int, ...]  # of one number per point
     start: int
     stop: int
+
+
+class Rows:
+    """One tensor of (B, *point), and its views in the shapes of the leaves, into and out of which they are copied."""
+
+    def __init__(self, rows: Tensor, leaves: Sequence[Leaf]) -> None:
+        self.rows = rows
+        self._slots = [rows[leaf.start : leaf.stop].view(leaf.shape) for leaf in leaves]
+        # one kernel for all, where they can be stacked
+        self._stack = rows.view(len(leaves), *leaves[0].shape) if len({leaf.shape for leaf in leaves}) == 1 else None
+
+    @staticmethod
+    def new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, leaves: Sequence[Leaf]) -> Rows:
+        """Rows with memory of their own."""
+        return Rows(torch.empty(shape, dtype=dtype, device=device), leaves)
+
+    def gather(self, sources: list[Tensor]) -> Tensor:
+        """The rows, with a copy of every leaf in them."""
+        if self._stack is not None:
+            torch.stack(sources, out=self._stack)
+        else:
+            torch._foreach_copy_(self._slots, sources)
+        return self.rows
+
+    def scatter(self, targets: list[Tensor]) -> None:
+        """Copy the rows of every leaf out."""
+        torch._foreach_copy_(targets, self._slots)
 
 
 class Bucket:
@@ -76,15 +107,14 @@ class Bucket:
         self.shape = (leaves[-1].stop, *kind.point)
         self.dtype, self.device = compute_dtype(kind.dtype), kind.device
         self.ok: Bool[Tensor, " B"] | None = None
+        self.steps: Float[Tensor, ""] | None = None if kind.steps is None else self._counter(kind.steps)
         self.state: dict[str, Tensor] = {}
-        self.steps = torch.full((), kind.steps, dtype=torch.float32, device=self.device if kind.capturable else "cpu")
+        self._drift = math.inf  # of x since it was last polished, in eps; unknown at first
         self._sources = [leaf.source for leaf in leaves]
-        # what is gathered from the parameters and scattered to them, in their own dtype
+        # the values of the parameters, in their own dtype
+        self._held = Rows(home, leaves) if home is not None else Rows.new(self.shape, kind.dtype, self.device, leaves)
         self._direct = home is not None
-        self._held = torch.empty(self.shape, dtype=kind.dtype, device=self.device) if home is None else home
-        self._held_slots = self._slots(self._held)
-        self._gathered = None if len(leaves) == 1 else torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        self._gathered_slots = [] if self._gathered is None else self._slots(self._gathered)
+        self._gathered = Rows.new(self.shape, self.dtype, self.device, leaves) if len(leaves) > 1 else None
 
     # From and to the parameters --------------------------------------------------------------------------
 
@@ -93,31 +123,29 @@ class Bucket:
         if self._gathered is None:
             self.g = cut[self._sources[0]].reshape(self.shape).to(self.dtype)
         else:
-            self.g = self._gathered
-            torch._foreach_copy_(self._gathered_slots, [cut[i] for i in self._sources])
+            self.g = self._gathered.gather([cut[i] for i in self._sources])
         if self.device.type != "cpu":
-            self.ok = torch.isfinite(self.g).view(self.shape[0], -1).all(1)
+            self.ok = torch.isfinite(self.g).reshape(self.shape[0], -1).all(1)
             self.g = torch.where(self._per_point(self.ok), self.g, 0)
 
     def read_points(self, cut: Sequence[Tensor]) -> None:
         """Gather x. A master follows what was done to its weight since the last step: x + (weight - rounded x)."""
-        if not self._direct:
-            torch._foreach_copy_(self._held_slots, [cut[i] for i in self._sources])
-        if self._held.dtype == self.dtype:
-            self.x = self._held
+        held = self._held.rows if self._direct else self._held.gather([cut[i] for i in self._sources])
+        if held.dtype == self.dtype:
+            self.x = held
         elif "master" in self.state:
             self.x = self.state["master"]
-            self.x += self._held.to(self.dtype) - self.x.to(self._held.dtype).to(self.dtype)
+            self.x += held.to(self.dtype) - self.x.to(held.dtype).to(self.dtype)
         else:
-            self.x = self.state["master"] = self.factor.nearest(self._held.to(self.dtype))
+            self.x = self.state["master"] = self.factor.nearest(held.to(self.dtype))
 
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""
         self.x.copy_(self._keep(y, self.x))
-        if self._held is not self.x:
-            self._held.copy_(self.x)
+        if self._held.rows is not self.x:
+            self._held.rows.copy_(self.x)
         if not self._direct:
-            torch._foreach_copy_([cut[i] for i in self._sources], self._held_slots)
+            self._held.scatter([cut[i] for i in self._sources])
         del self.g, self.x
 
     def not_finite(self) -> Leaf | None:
@@ -132,8 +160,30 @@ class Bucket:
 
     def count_step(self) -> float | Tensor:
         """The number of this step, from 1 on; a tensor on the device if capturable."""
+        if self.steps is None:
+            self.steps = self._counter(0)
         self.steps += 1
         return self.steps if self.kind.capturable else self.steps.item()
+
+    def move(self, c: Points) -> Points:
+        """The points reached from x along the tangent vectors with coordinates c, polished when rounding asks for it.
+
+        A step of length l leaves an error of about (4 + 2 l) eps in X^H X; it is kept below `DRIFT` eps.
+        """
+        y = self.factor.move(self.x, c)
+        if type(self.factor).polish is Manifold.polish:
+            return y
+        # an accelerator would have to be waited for
+        length = (
+            float(torch.linalg.vector_norm(c.reshape(self.shape[0], -1), dim=1).max())
+            if self.device.type == "cpu"
+            else math.inf
+        )
+        self._drift += 4 + 2 * length
+        if self._drift <= DRIFT:
+            return y
+        self._drift = 0
+        return self.factor.polish(y)
 
     def points(self, key: str) -> Points:
         """State of the shape of x, zero at first: to be changed in place, then handed to `put`."""
@@ -144,9 +194,9 @@ class Bucket:
         return self._working(key, self.shape[:1], real_dtype(self.dtype))
 
     def put(self, key: str, value: Tensor) -> None:
-        """Make value the state, except of points whose gradient is not finite."""
+        """Make value, which is nobody else's, the state, except of points whose gradient is not finite."""
         if key not in self.state:
-            self.state[key] = value.clone()
+            self.state[key] = value.contiguous()
         elif value is not self.state[key]:
             self.state[key].copy_(self._keep(value, self.state[key]))
 
@@ -178,8 +228,8 @@ class Bucket:
     def _per_point(self, numbers: Tensor, dim: int | None = None) -> Tensor:
         return numbers.view(-1, *(1,) * ((dim or len(self.shape)) - 1))
 
-    def _slots(self, buffer: Tensor) -> list[Tensor]:
-        return [buffer[leaf.start : leaf.stop].view(leaf.shape) for leaf in self.leaves]
+    def _counter(self, steps: float) -> Float[Tensor, ""]:
+        return torch.full((), steps, dtype=torch.float32, device=self.device if self.kind.capturable else "cpu")
 
 
 class Plan:
@@ -249,7 +299,7 @@ class Plan:
         for i, member in enumerate(self.members):
             leaves = self._in_order(i)
             first, _ = leaves[0]
-            entry: dict[str, Any] = {"step": first.steps}
+            entry: dict[str, Any] = {} if first.steps is None else {"step": first.steps}
             for key in first.state:
                 views = tuple(bucket.leaf_state(key, leaf) for bucket, leaf in leaves)
                 entry[key] = views if len(views) > 1 else views[0]
@@ -266,7 +316,7 @@ class Plan:
         source = len(self.members)
         for i, (member, split) in enumerate(zip(self.members, splits, strict=True)):
             entry = state.get(member.parameter, {})
-            steps, keys = float(entry.get("step", 0)), frozenset(entry) - {"step"}
+            steps, keys = float(entry["step"]) if "step" in entry else None, frozenset(entry) - {"step"}
             for part, (factor, stack) in enumerate(split):
                 cut = stack.dim() - factor.ndim
                 batch, point = tuple(stack.shape[:cut]), tuple(stack.shape[cut:])

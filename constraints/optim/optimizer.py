@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ClassVar, NoReturn
@@ -12,17 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from manifolds import Manifold, tolerance
+from ..riemannian import param_groups
+from .buckets import Bucket, Member, Plan
+from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
 
-from ..riemannian import manifold_of, name_of, param_groups
-from .buckets import Bucket, Member, Plan, compute_dtype, state_parts
-
-Group = dict[str, Any]
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Group]
-
-
-POLISH_EVERY = 8
-"""Steps from one polish of a constrained parameter to the next."""
 
 
 class RiemannianOptimizer(Optimizer, ABC):
@@ -38,9 +30,10 @@ class RiemannianOptimizer(Optimizer, ABC):
     as it was and counted in `skipped`. Parameters in bfloat16 or float16 are moved in float32, in their state
     "master"; the weight is the rounded master.
 
-    No drift: a step of a retraction that does not renormalize, such as Cayley, adds a rounding error of about one eps
-    to X^H X. After every `POLISH_EVERY` steps `Manifold.polish`, for orthonormal matrices X (3I - X^H X)/2, takes an
-    error e to 3/4 e^2, far below eps. So the error is that of a few steps, after any number of them.
+    No drift: a retraction that does not renormalize, such as Cayley, leaves a rounding error in X^H X at every step.
+    `Bucket.move` adds up bounds of these errors and before their sum is `DRIFT` eps calls `Manifold.polish`, for
+    orthonormal matrices X (3I - X^H X)/2, which takes an error e to 3/4 e^2, far below eps. So after any number of
+    steps the error is that of the last few, and it needs no singular value decomposition.
     """
 
     _numbers: ClassVar[frozenset[str]] = frozenset()
@@ -79,15 +72,14 @@ class RiemannianOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        free = self._free()
         plan = self._plan_step()
         for bucket in plan.buckets:
             leaf = bucket.not_finite()
             if leaf is not None:
                 self._refuse_gradient(plan.members[leaf.member].parameter, "NaN or Inf")
-        for group in self.param_groups:
-            if group["manifold"] is None:
-                params = [p for p in group["params"] if p.grad is not None]
-                self._step_free(group, params, [p.grad for p in params])
+        for group, params in free:
+            self._step_free(group, params, [p.grad for p in params])
         plan.read_points()
         plan.write_points(self._move(bucket, self.param_groups[bucket.kind.group]) for bucket in plan.buckets)
         self._count_skipped(plan)
@@ -98,6 +90,15 @@ class RiemannianOptimizer(Optimizer, ABC):
     def skipped(self) -> int:
         """How often a factor was left as it was for NaN or Inf in its gradient, on accelerators. Waits for them."""
         return sum(int(count) for count in self._skipped.values())
+
+    def _free(self) -> list[tuple[Group, list[Tensor]]]:
+        """The parameters without a constraint that have a gradient, group by group."""
+        groups = [group for group in self.param_groups if group["manifold"] is None]
+        free = [(group, [p for p in group["params"] if p.grad is not None]) for group in groups]
+        if not self._takes_sparse:
+            for p in (p for _, params in free for p in params if p.grad.is_sparse):
+                self._refuse_gradient(p, "a sparse layout")
+        return [(group, params) for group, params in free if params]
 
     def _plan_step(self) -> Plan:
         """The plan for the parameters that have a gradient, with the gradients gathered."""
@@ -129,12 +130,6 @@ class RiemannianOptimizer(Optimizer, ABC):
         names = [name for name in self.defaults if name != "manifold"]
         return tuple(first.setdefault(tuple(_by_value(g.get(name)) for name in names), i) for i, g in groups)
 
-    def _arrive(self, bucket: Bucket, c: Tensor, step: float | Tensor) -> Tensor:
-        """Move x along c."""
-        y = bucket.factor.move(bucket.x, c)
-        # steps counted on the device cannot decide anything here
-        return bucket.factor.polish(y) if isinstance(step, Tensor) or step % POLISH_EVERY == 0 else y
-
     def _descent(self, bucket: Bucket, group: Group) -> Tensor:
         """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything."""
         g = -bucket.g if group["maximize"] else bucket.g
@@ -149,7 +144,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def _refuse_gradient(self, p: Tensor, what: str) -> NoReturn:
         raise ValueError(
-            f"the gradient of {self._name(p)}, shape {tuple(p.shape)}, has {what}. Nothing was changed; look for its "
+            f"the gradient of {name_in(self.param_groups, p)}, shape {tuple(p.shape)}, has {what}. Nothing was changed; look for its "
             f"cause in the loss, or skip this step."
         )
 
@@ -161,64 +156,12 @@ class RiemannianOptimizer(Optimizer, ABC):
         group = self.param_groups[-1]
         try:
             self._check_options(group)
-            self._check_manifold(group)
+            check_group(type(self).__name__, group, self.param_groups)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-
-    def _check_manifold(self, group: Group) -> None:
-        manifold = group["manifold"]
-        if isinstance(manifold, type) and issubclass(manifold, Manifold):
-            manifold = group["manifold"] = manifold()
-        if manifold is not None and not isinstance(manifold, Manifold):
-            raise TypeError(f'the "manifold" of a parameter group is a Manifold or None; got {manifold!r}.')
-        for p in group["params"]:
-            held = manifold_of(p)
-            if held is not None and held != manifold:
-                raise ValueError(
-                    f"{self._name(p)} of shape {tuple(p.shape)} is constrained to {held}, but came "
-                    f"{'without a manifold' if manifold is None else f'in a group of {manifold}'}. Write "
-                    f"{type(self).__name__}(model, ...), or param_groups(model) for groups that carry their manifold."
-                )
-            if manifold is not None:
-                self._check_value(p, manifold)
-        if manifold is not None and group["weight_decay"] != 0 and not self._warned:
-            self._warn_decay(group)
-
-    def _check_value(self, p: Tensor, manifold: Manifold) -> None:
-        name = f"{self._name(p)} of shape {tuple(p.shape)}"
-        if not (p.is_floating_point() or p.is_complex()):
-            raise TypeError(f"{name} has dtype {p.dtype}; an optimizer moves floating-point or complex tensors.")
-        try:
-            manifold.dim(p.shape)
-        except ValueError as error:
-            raise ValueError(f"{name} does not hold points of {manifold}: {error}") from error
-        x = p.detach().to(compute_dtype(p.dtype))
-        # rounding of a half-precision weight moves X^H X by at most 2 eps
-        limit = tolerance(p.dtype) if x.dtype == p.dtype else 4 * torch.finfo(p.dtype).eps
-        if not bool((manifold.residual(x) <= limit).all()):
-            raise ValueError(
-                f"{name} is not on {manifold}. Use constrain(module, name, {manifold}, Riemannian()), which takes the "
-                f"nearest point, or copy {manifold}.nearest(weight) into the weight first."
-            )
-
-    def _warn_decay(self, group: Group) -> None:
-        factors = {f for p in group["params"] for f, _ in group["manifold"].split(p.detach()) if f.constant_norm}
-        if factors:
-            self._warned = True
-            warnings.warn(
-                f"weight_decay does nothing on {' and '.join(sorted(map(str, factors)))}, where all points have one "
-                f"norm, and is left out there. Pass weight_decay=0 in the groups that carry a manifold.",
-                stacklevel=5,
-            )
-
-    def _name(self, p: Tensor) -> str:
-        for i, group in enumerate(self.param_groups):
-            for j, other in enumerate(group["params"]):
-                if other is p:
-                    names = group.get("param_names")
-                    return names[j] if names else name_of(p) or f"parameter {j} of group {i}"
-        raise AssertionError("the tensor is in no group")
+        if not self._warned:
+            self._warned = warn_of_decay(group)
 
     # State -----------------------------------------------------------------------------------------------
 
@@ -246,7 +189,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
         def check(_: Optimizer, loaded: dict[str, Any]) -> None:
             saved.update(loaded)
-            self._check_loaded(loaded)
+            check_loaded(loaded, self.param_groups, self._numbers)
 
         def restore(_: Optimizer) -> None:
             for group, kept, manifold in zip(self.param_groups, saved["param_groups"], manifolds, strict=True):
@@ -268,50 +211,12 @@ class RiemannianOptimizer(Optimizer, ABC):
             for hook in hooks:
                 hook.remove()
 
-    def _check_loaded(self, loaded: dict[str, Any]) -> None:
-        if [len(g["params"]) for g in loaded["param_groups"]] != [len(g["params"]) for g in self.param_groups]:
-            return  # torch says so
-        for i, (group, saved) in enumerate(zip(self.param_groups, loaded["param_groups"], strict=True)):
-            manifold, other = group["manifold"], saved.get("manifold")
-            if (None if manifold is None else repr(manifold)) != other:
-                raise ValueError(
-                    f"group {i} holds its parameters on {manifold}, but the saved state is of a group on {other}. "
-                    f"Constrain the model as it was when the state was saved."
-                )
-            for key, p in zip(saved["params"], group["params"], strict=True):
-                if manifold is not None and key in loaded["state"]:
-                    self._check_loaded_state(p, manifold, loaded["state"][key])
-
-    def _check_loaded_state(self, p: Tensor, manifold: Manifold, entry: dict[str, Any]) -> None:
-        stacks = manifold.split(p.detach())
-        for key, value in entry.items():
-            if key == "step":
-                continue
-            sizes = [math.prod(s.shape[: s.dim() - f.ndim]) if key in self._numbers else s.numel() for f, s in stacks]
-            shapes = [tuple(part.shape) for part in state_parts(value)]
-            if [math.prod(shape) for shape in shapes] != sizes:
-                raise ValueError(
-                    f"the saved state {key!r} of {self._name(p)} has shapes {shapes}, but {manifold} needs tensors of "
-                    f"{sizes} numbers for a parameter of shape {tuple(p.shape)}. Load the state of an optimizer of the "
-                    f"same kind, for a model that was constrained in the same way."
-                )
-
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_skipped": self._skipped, "_warned": self._warned}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
-
-
-def check_at_least_zero(group: Group, *names: str) -> None:
-    """ValueError for an option that is negative, NaN or a tensor of several elements."""
-    for name in names:
-        value = group[name]
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(f"{name} is a number or a tensor of one element; got shape {tuple(value.shape)}.")
-        if not value >= 0:
-            raise ValueError(f"{name} is at least 0; got {value}.")
 
 
 def rate(group: Group) -> float | Tensor:
@@ -324,7 +229,7 @@ def _by_value(option: Any) -> Hashable:
     """A stand-in that is equal for equal options; tensors are compared by identity, which does not look at them."""
     if isinstance(option, Tensor):
         return id(option)
-    return tuple(option) if isinstance(option, list) else option  # type: ignore[no-any-return]
+    return tuple(option) if isinstance(option, list) else option
 
 
 def _own(value: Any, device: torch.device) -> Any:

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from .buckets import Bucket
-from .optimizer import Group, Params, RiemannianOptimizer, check_at_least_zero, rate
+from .checks import Group, check_at_least_zero
+from .optimizer import Params, RiemannianOptimizer, rate
 
 
 class RiemannianSGD(RiemannianOptimizer):
@@ -55,16 +56,16 @@ class RiemannianSGD(RiemannianOptimizer):
 
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         lr, momentum = rate(group), group["momentum"]
-        factor, x, step = bucket.factor, bucket.x, bucket.count_step()
+        factor, x = bucket.factor, bucket.x
         c = factor.lift(x, self._descent(bucket, group))
         if momentum == 0:
-            return self._arrive(bucket, c * -lr, step)
+            return bucket.move(c * -lr)
         if "momentum_buffer" in bucket.state:
             m = bucket.points("momentum_buffer").mul_(momentum).add_(c, alpha=1 - group["dampening"])
         else:
             m = c.clone()
         direction = c + momentum * m if group["nesterov"] else m
-        y = self._arrive(bucket, direction * -lr, step)
+        y = bucket.move(direction * -lr)
         bucket.put("momentum_buffer", factor.carry(x, y, m))
         return y
 
