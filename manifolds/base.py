@@ -112,7 +112,7 @@ class Manifold(ABC, metaclass=ManifoldMeta):
     ) -> Inexact[Tensor, "..."]:
         """A random point of this shape: nearest(Gaussian), which is uniform where M is a compact homogeneous space."""
         self.dim(shape)
-        return self.nearest(torch.randn(*shape, generator=generator, dtype=dtype, device=device))
+        return self.nearest(torch.randn(shape, generator=generator, dtype=dtype, device=device))
 
     # What engines (optimizers, trivializations) call. An author of a manifold never has to know. ----------
     # Coordinates of a tangent vector are a tensor of the shape of the point: the vector itself by default;

@@ -57,7 +57,7 @@ class Euclidean(GeodesicManifold):
         device: torch.device | str | None = None,
     ) -> Points:
         """Standard normal entries."""
-        return torch.randn(*shape, generator=generator, dtype=dtype, device=device)
+        return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
     def exp(self, x: Points, v: Points) -> Points:
         """x + v."""
