@@ -89,7 +89,7 @@ class Case:
 
     def ambient(self, number: int) -> Tensor:
         """A tensor of the shape of the points, of norm 1 at each."""
-        noise = torch.randn(*self.shape, generator=self.generator(number), dtype=self.dtype, device=self.device)
+        noise = torch.randn(self.shape, generator=self.generator(number), dtype=self.dtype, device=self.device)
         return self.unit(noise)
 
     def tangent(self, number: int) -> Tensor:

@@ -67,6 +67,7 @@ def check_manifold(
     Raises ConformanceError, with one line for each broken theorem. NaN breaks a theorem, and so does an exception.
     Source: Boumal, An Introduction to Optimization on Smooth Manifolds (2023), sections 3.6, 4.8 and 6.8.
     """
+    __tracebackhide__ = True  # pytest then ends at the call, with the report
     manifold = manifold() if isinstance(manifold, type) else manifold
     dtypes = DTYPES if dtype is None else (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
     place = torch.get_default_device() if device is None else torch.device(device)

@@ -13,13 +13,21 @@ COORDINATES = ("project: tangent", "coordinates: identity on coordinates", "coor
 MOVE = (*COORDINATES, "move: fixes x", "move: first order")
 
 
-@theorem("coordinates: identity on coordinates", "coordinates(x, coordinates(x, a)) = coordinates(x, a)")
+@theorem(
+    "coordinates: identity on coordinates",
+    "coordinates(x, coordinates(x, a)) = coordinates(x, a)",
+    needs=("project: idempotent",),
+)
 def _(case: Case) -> Iterator[Finding]:
     c = case.coordinates(2)
     yield within(case.apart(case.manifold.coordinates(case.x, c), c), case.rounding)
 
 
-@theorem("coordinates: linear", "coordinates(x, 2a - b) = 2 coordinates(x, a) - coordinates(x, b)")
+@theorem(
+    "coordinates: linear",
+    "coordinates(x, 2a - b) = 2 coordinates(x, a) - coordinates(x, b)",
+    needs=("project: linear",),
+)
 def _(case: Case) -> Iterator[Finding]:
     a, b, of = case.ambient(2), case.ambient(3), case.manifold.coordinates
     yield within(case.apart(of(case.x, 2 * a - b), 2 * of(case.x, a) - of(case.x, b)), case.rounding)
@@ -81,7 +89,7 @@ def _(case: Case) -> Iterator[Finding]:
 @theorem(
     "lift: coordinates of the gradient",
     "coordinate_inner(x, lift(x, g), c) = Re<g, v> for the v with coordinates c",
-    needs=("gradient: dual to the metric", "coordinate_inner: the metric", *MOVE),
+    needs=("gradient: tangent", "gradient: dual to the metric", "coordinate_inner: the metric", *MOVE),
 )
 def _(case: Case) -> Iterator[Finding]:
     m, g, c = case.manifold, case.ambient(2), case.coordinates(3)
