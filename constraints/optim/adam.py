@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from .buckets import Bucket
+from .bucket import Bucket
 from .checks import Group, check_at_least_zero
 from .optimizer import Params, RiemannianOptimizer, rate
 
@@ -69,7 +71,7 @@ class RiemannianAdam(RiemannianOptimizer):
             v = torch.maximum(largest, v, out=largest)
             bucket.put("max_exp_avg_sq", v)
         size = (v / (1 - beta2**step)).sqrt_().add_(group["eps"]).reciprocal_().mul_(-lr / (1 - beta1**step))
-        y = bucket.move(bucket.times(size, m))
+        y = bucket.move(bucket.times(size, m), _longest(group))
         bucket.put("exp_avg", factor.carry(x, y, m))
         return y
 
@@ -102,3 +104,11 @@ class RiemannianAdam(RiemannianOptimizer):
             eps=group["eps"],
             maximize=group["maximize"],
         )
+
+
+def _longest(group: Group) -> float | None:
+    """A bound of lr |m^| / sqrt(v^), from Cauchy-Schwarz on the sums that m and v are; None if there is none."""
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    if beta1**2 >= beta2 or isinstance(lr, Tensor):
+        return None
+    return float(lr * (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2)))

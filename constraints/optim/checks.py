@@ -13,7 +13,7 @@ from torch import Tensor
 from manifolds import Manifold, tolerance
 
 from ..riemannian import manifold_of, name_of
-from .buckets import compute_dtype, state_parts
+from .bucket import compute_dtype, state_parts
 
 Group = dict[str, Any]
 
@@ -45,25 +45,7 @@ def check_group(optimizer: str, group: Group, groups: Sequence[Group]) -> None:
                 f"{optimizer}(model, ...), or param_groups(model) for groups that carry their manifold."
             )
         if manifold is not None:
-            check_value(f"{name_in(groups, p)} of shape {tuple(p.shape)}", p, manifold)
-
-
-def check_value(name: str, p: Tensor, manifold: Manifold) -> None:
-    """ValueError where p is not on the manifold, TypeError where its dtype cannot be."""
-    if not (p.is_floating_point() or p.is_complex()):
-        raise TypeError(f"{name} has dtype {p.dtype}; an optimizer moves floating-point or complex tensors.")
-    try:
-        manifold.dim(p.shape)
-    except ValueError as error:
-        raise ValueError(f"{name} does not hold points of {manifold}: {error}") from error
-    x = p.detach().to(compute_dtype(p.dtype))
-    # rounding of a half-precision weight moves X^H X by at most 2 eps
-    limit = tolerance(p.dtype) if x.dtype == p.dtype else 4 * torch.finfo(p.dtype).eps
-    if not bool((manifold.residual(x) <= limit).all()):
-        raise ValueError(
-            f"{name} is not on {manifold}. Use constrain(module, name, {manifold}, Riemannian()), which takes the "
-            f"nearest point, or copy {manifold}.nearest(weight) into the weight first."
-        )
+            _check_value(groups, p, manifold)
 
 
 def warn_of_decay(group: Group) -> bool:
@@ -104,6 +86,26 @@ def name_in(groups: Sequence[Group], p: Tensor) -> str:
                 names = group.get("param_names")
                 return str(names[j]) if names else name_of(p) or f"parameter {j} of group {i}"
     raise AssertionError("the tensor is in no group")
+
+
+def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None:
+    """ValueError where p is not on the manifold, TypeError where its dtype cannot be."""
+    if not (p.is_floating_point() or p.is_complex()):
+        raise TypeError(
+            f"{name_in(groups, p)} has dtype {p.dtype}; {manifold} holds floating-point or complex tensors."
+        )
+    try:
+        manifold.dim(p.shape)
+    except ValueError as error:
+        raise ValueError(f"{name_in(groups, p)} does not hold points of {manifold}: {error}") from error
+    x = p.detach().to(compute_dtype(p.dtype))
+    # rounding of a half-precision weight moves X^H X by at most 2 eps
+    limit = tolerance(p.dtype) if x.dtype == p.dtype else 4 * torch.finfo(p.dtype).eps
+    if not bool((manifold.residual(x) <= limit).all()):
+        raise ValueError(
+            f"{name_in(groups, p)} of shape {tuple(p.shape)} is not on {manifold}. Use constrain(module, name, "
+            f"{manifold}, Riemannian()), which takes the nearest point, or copy {manifold}.nearest(weight) into it."
+        )
 
 
 def _check_state(name: str, p: Tensor, manifold: Manifold, entry: dict[str, Any], numbers: frozenset[str]) -> None:

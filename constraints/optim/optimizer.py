@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..riemannian import param_groups
-from .buckets import Bucket, Member, Plan
+from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
+from .plan import Member, Plan
 
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Group]
 
@@ -79,7 +80,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             if leaf is not None:
                 self._refuse_gradient(plan.members[leaf.member].parameter, "NaN or Inf")
         for group, params in free:
-            self._step_free(group, params, [p.grad for p in params])
+            self._step_free(group, params, [p.grad for p in params if p.grad is not None])
         plan.read_points()
         plan.write_points(self._move(bucket, self.param_groups[bucket.kind.group]) for bucket in plan.buckets)
         self._count_skipped(plan)
@@ -144,8 +145,8 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def _refuse_gradient(self, p: Tensor, what: str) -> NoReturn:
         raise ValueError(
-            f"the gradient of {name_in(self.param_groups, p)}, shape {tuple(p.shape)}, has {what}. Nothing was changed; look for its "
-            f"cause in the loss, or skip this step."
+            f"the gradient of {name_in(self.param_groups, p)}, shape {tuple(p.shape)}, has {what}. Nothing was "
+            f"changed; look for the cause in the loss, or skip this step."
         )
 
     # Parameters ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .buckets import Bucket
+from .bucket import Bucket
 from .checks import Group, check_at_least_zero
 from .optimizer import Params, RiemannianOptimizer, rate
 

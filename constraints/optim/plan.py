@@ -1,0 +1,140 @@
+"""Which factors of which parameters move together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, MutableMapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from manifolds import Manifold
+
+from .bucket import Bucket, Kind, Leaf, Points, state_parts
+
+State = MutableMapping[Tensor, dict[str, Any]]
+
+
+class Member(NamedTuple):
+    """A parameter that has a gradient, as a plan needs it."""
+
+    parameter: Tensor
+    manifold: Manifold
+    group: int  # the first parameter group with the options of its own
+    capturable: bool
+
+
+class Plan:
+    """Which factors of which parameters make which bucket, for parameters that have a gradient.
+
+    It is made once and used until `fits` says otherwise: when other parameters have a gradient, when the memory of a
+    parameter or the grouping of options has changed, or when the optimizer's state is not the one it published.
+    """
+
+    def __init__(self, members: Sequence[Member], options: Hashable, state: State, numbers: frozenset[str]) -> None:
+        """options: changes with the grouping of options; numbers: the keys of state with one number per point."""
+        self.members, self._options = members, options
+        self._homes = [m.parameter.detach() for m in members]
+        self._pointers = [home.data_ptr() for home in self._homes]
+        splits = [m.manifold.split(home) for m, home in zip(members, self._homes, strict=True)]
+        # a parameter whose memory is one stack of points, in their order, is read and written whole
+        whole = [len(s) == 1 and _same_memory(home, s[0][1]) for home, s in zip(self._homes, splits, strict=True)]
+        self._packed = [i for i, is_whole in enumerate(whole) if not is_whole]
+        self._copied = [i for i in self._packed if not all(_shares(part, self._homes[i]) for _, part in splits[i])]
+        self._places = self.cut(self._homes)
+        self._entries: list[dict[str, Any]] | None = None
+        self._keys = 0
+        self._leaves: list[dict[int, tuple[Bucket, Leaf]]] = [{} for _ in members]
+        self.buckets = self._fill(splits, state, numbers)
+
+    def fits(self, parameters: Sequence[Tensor], options: Hashable, state: State) -> bool:
+        """Whether the plan is still the one for these parameters with gradients, these options and this state."""
+        return (
+            self._options == options
+            and self._entries is not None
+            and list(map(id, state.values())) == list(map(id, self._entries))
+            and [p.data_ptr() for p in parameters] == self._pointers
+            and all(map(Tensor.is_set_to, parameters, self._homes))
+        )
+
+    def cut(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors, one for each parameter, and after them the stacks of those that are not read whole."""
+        parts = [part for i in self._packed for _, part in self.members[i].manifold.split(tensors[i])]
+        return [*tensors, *parts]
+
+    def read_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Gather the gradients of every bucket."""
+        cut = self.cut(gradients)
+        for bucket in self.buckets:
+            bucket.read_gradients(cut)
+
+    def read_points(self) -> None:
+        """Gather the points of every bucket."""
+        if self._copied:
+            self._places = self.cut(self._homes)
+        for bucket in self.buckets:
+            bucket.read_points(self._places)
+
+    def write_points(self, points: Iterable[Points]) -> None:
+        """Move every bucket, in their order, and the parameters with them."""
+        for bucket, y in zip(self.buckets, points, strict=True):
+            bucket.write_points(y, self._places)
+        for i in self._copied:
+            parts = [self._places[leaf.source] for _, leaf in self._in_order(i)]
+            self._homes[i].copy_(self.members[i].manifold.join(parts, self._homes[i].shape))
+
+    def publish(self, state: State) -> None:
+        """Make the state of each parameter views of the buckets: a tensor a key, a tuple if it has several stacks."""
+        keys = sum(len(bucket.state) for bucket in self.buckets)
+        if self._entries is not None and keys == self._keys:
+            return
+        for i, member in enumerate(self.members):
+            leaves = self._in_order(i)
+            first, _ = leaves[0]
+            entry: dict[str, Any] = {} if first.steps is None else {"step": first.steps}
+            for key in first.state:
+                views = tuple(bucket.leaf_state(key, leaf) for bucket, leaf in leaves)
+                entry[key] = views if len(views) > 1 else views[0]
+            state[member.parameter] = entry
+        self._keys, self._entries = keys, list(state.values())
+
+    def _in_order(self, member: int) -> list[tuple[Bucket, Leaf]]:
+        return [self._leaves[member][part] for part in sorted(self._leaves[member])]
+
+    def _fill(
+        self, splits: Sequence[Sequence[tuple[Manifold, Tensor]]], state: State, numbers: frozenset[str]
+    ) -> list[Bucket]:
+        kinds: dict[Kind, list[Leaf]] = {}
+        source = len(self.members)
+        for i, (member, split) in enumerate(zip(self.members, splits, strict=True)):
+            entry = state.get(member.parameter, {})
+            steps, keys = float(entry["step"]) if "step" in entry else None, frozenset(entry) - {"step"}
+            for part, (factor, stack) in enumerate(split):
+                cut = stack.dim() - factor.ndim
+                batch, point = tuple(stack.shape[:cut]), tuple(stack.shape[cut:])
+                kind = Kind(factor, point, stack.dtype, stack.device, member.group, member.capturable, steps, keys)
+                leaves = kinds.setdefault(kind, [])
+                start = leaves[-1].stop if leaves else 0
+                at = source if i in self._packed else i
+                shape = tuple(self._places[at].shape)
+                leaves.append(Leaf(i, part, at, shape, batch, start, start + math.prod(batch)))
+                source += i in self._packed
+        return [self._bucket(kind, leaves, state, numbers) for kind, leaves in kinds.items()]
+
+    def _bucket(self, kind: Kind, leaves: list[Leaf], state: State, numbers: frozenset[str]) -> Bucket:
+        place, only = self._places[leaves[0].source], leaves[0].member
+        direct = len(leaves) == 1 and place.is_contiguous() and only not in self._copied
+        bucket = Bucket(kind, leaves, place.view(-1, *kind.point) if direct else None)
+        entries = [(state.get(self.members[leaf.member].parameter, {}), leaf.part) for leaf in leaves]
+        bucket.load([{k: state_parts(entry[k])[part] for k in kind.keys} for entry, part in entries], numbers)
+        for leaf in leaves:
+            self._leaves[leaf.member][leaf.part] = bucket, leaf
+        return bucket
+
+
+def _same_memory(whole: Tensor, stack: Tensor) -> bool:
+    return whole.is_contiguous() and stack.is_contiguous() and stack.data_ptr() == whole.data_ptr()
+
+
+def _shares(part: Tensor, whole: Tensor) -> bool:
+    return part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
