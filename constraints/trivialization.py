@@ -56,7 +56,7 @@ class Trivialization(Method):
         for site in sites:
             order = list(site.owner._parameters)
             # torch empties what it registers: it gets a stand-in, and all sites share the Parameter afterwards
-            site.owner._parameters[site.attribute] = nn.Parameter(value, parameter.requires_grad)
+            site.owner._parameters[site.attribute] = nn.Parameter(value)
             parametrize.register_parametrization(site.owner, site.attribute, held)
             coordinates: Any = _lists(site.owner)[site.attribute]
             coordinates.__class__ = Coordinates

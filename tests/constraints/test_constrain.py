@@ -216,6 +216,7 @@ def test_unconstrain_is_the_same_weight_bit_for_bit(manifold: Manifold, method: 
     weight, x = gru.weight_hh_l1.detach().clone(), torch.randn(3, 2, 5)
     output = gru(x)[0]
     assert unconstrain(gru, "weight_hh*") is gru
+    assert all(w is p for w, p in zip(gru._flat_weights, gru.parameters(), strict=True))
     assert torch.equal(gru.weight_hh_l1, weight)
     assert torch.equal(gru(x)[0], output)
     assert gru.weight_hh_l1 is parameter

@@ -77,8 +77,10 @@ def test_attention_head_by_head() -> None:
     attention = nn.MultiheadAttention(8, 2)
     layout = readings(attention, "in_proj_weight")[-1]
     constrain(attention, "in_proj_weight", Stiefel, layout=layout)
+    blocks = iter(layout.unpack(attention.in_proj_weight.detach()))
     for projection in attention.in_proj_weight.detach().chunk(3):
         for head in projection.chunk(2):
+            assert torch.equal(next(blocks), head)
             torch.testing.assert_close(head @ head.T, torch.eye(4), rtol=0, atol=1e-5)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from constraints import BlockSpec, Riemannian, Trivialization, constrain, report
-from manifolds import Euclidean, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
 
 
 def model() -> nn.Module:
@@ -79,13 +81,35 @@ def test_nan_is_shown_and_flagged() -> None:
     assert not second.startswith("!")
 
 
-def test_no_nearest_point_is_infinitely_far() -> None:
-    linear = constrain(nn.Linear(3, 3), "weight", SpecialOrthogonal, Riemannian())
+@dataclass(frozen=True)
+class Ray(Manifold):
+    """Positive multiples of (1, 1), whose nearest point refuses NaN, and with it the residual that follows from it."""
+
+    ndim = 1
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        return a.mean(-1, keepdim=True).expand_as(x)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        if x.isnan().any() or (x.mean(-1) <= 0).any():
+            raise ValueError("no nearest point")
+        return x.mean(-1, keepdim=True).expand_as(x)
+
+    def dim(self, shape: Any) -> int:
+        return math.prod(shape[:-1])
+
+
+def test_nan_is_nan_for_any_manifold_and_no_nearest_point_is_inf() -> None:
+    linear = nn.Linear(2, 3)
     with torch.no_grad():
-        linear.weight.zero_()
-    (row,) = report(linear)
-    assert not row.ok
-    assert "!" in str(report(linear))
+        linear.weight.abs_()
+    constrain(linear, "weight", Ray, Riemannian())
+    for value, residual in ((1.0, 0.0), (-1.0, math.inf), (math.nan, math.nan)):
+        with torch.no_grad():
+            linear.weight.fill_(value)
+        (row,) = report(linear)
+        assert row.residuals == pytest.approx((residual,), nan_ok=True)
+        assert row.ok == (residual == 0)
 
 
 def test_the_table_has_a_line_for_each_constraint() -> None:

@@ -407,11 +407,12 @@ def test_a_linear_model_compiles_to_one_graph(shape: tuple[int, int]) -> None:
 # Precision --------------------------------------------------------------------------------------------------------
 
 
-def test_autocast_does_not_touch_the_geometry() -> None:
+@pytest.mark.parametrize("p", [64, 8])
+def test_autocast_does_not_touch_the_geometry(p: int) -> None:
     """Under autocast the map would be computed in bfloat16, and be off by 1e-2."""
-    linear = moved(constrain(nn.Linear(64, 64), "weight", Orthogonal))
+    linear = moved(constrain(nn.Linear(p, 64), "weight", Stiefel))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert linear(torch.randn(2, 64)).dtype == torch.bfloat16
+        assert linear(torch.randn(2, p)).dtype == torch.bfloat16
         assert error(linear.weight) < 1e-5
         assert linear.weight.dtype == torch.float32
 
@@ -464,7 +465,11 @@ def saved(module: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
+def twice(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(pickled(copy.deepcopy(module)))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved, twice])
 @pytest.mark.parametrize("when", ["new", "after a pass", "after .to", "in a cache"])
 def test_a_copy_is_equal_and_shares_nothing(copied: Any, when: str) -> None:
     gru = moved(constrained_gru())
