@@ -109,7 +109,7 @@ class Bucket:
             self.g = cut[self._sources[0]].reshape(self.shape).to(self.dtype)
         else:
             self.g = self._gathered.gather([cut[i] for i in self._sources])
-        if self.device.type != "cpu":
+        if not can_look(self.device):
             self.ok = _flat(torch.isfinite(self.g)).all(1)
             self.g = torch.where(self._per_point(self.ok), self.g, 0)
 
@@ -160,7 +160,7 @@ class Bucket:
         if type(self.factor).polish is Manifold.polish:
             return y
         if longest is None:
-            longest = math.inf if self.device.type != "cpu" else float(torch.linalg.vector_norm(_flat(c), dim=1).max())
+            longest = float(torch.linalg.vector_norm(_flat(c), dim=1).max()) if can_look(self.device) else math.inf
         self._drift += 4 + 2 * longest
         if self._drift <= DRIFT:
             return y
@@ -216,6 +216,11 @@ class Bucket:
 
 def _flat(points: Tensor) -> Tensor:
     return points.reshape(len(points), -1)
+
+
+def can_look(device: torch.device) -> bool:
+    """Whether a step may look at values; on an accelerator it would have to wait for them."""
+    return device.type == "cpu"
 
 
 def state_parts(value: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
