@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,40 +11,43 @@ from torch import Tensor
 from ..base import GeodesicManifold
 from ._case import Case, Finding, holds, theorem, within
 
-Arguments = Callable[[Case], tuple[Tensor, ...]]
-
-POINTS: dict[str, Arguments] = {
-    "nearest": lambda case: (case.x + 0.1 * case.ambient(2),),
-    "project": lambda case: (case.x, case.ambient(2)),
-    "gradient": lambda case: (case.x, case.ambient(2)),
-    "retract": lambda case: (case.x, case.tangent(2)),
-    "transport": lambda case: (case.x, case.y, case.tangent(2)),
-    "coordinates": lambda case: (case.x, case.ambient(2)),
-    "lift": lambda case: (case.x, case.ambient(2)),
-    "move": lambda case: (case.x, case.coordinates(2)),
-    "carry": lambda case: (case.x, case.y, case.coordinates(2)),
-    "polish": lambda case: (case.x,),
+# Arguments in the letters of the contract: x, y points, w a point near x, z near M; a ambient, u, v tangent at x; c, d
+# coordinates at x.
+POINTS = {
+    "nearest": "z",
+    "project": "xa",
+    "gradient": "xa",
+    "retract": "xv",
+    "transport": "xyv",
+    "coordinates": "xa",
+    "lift": "xa",
+    "move": "xc",
+    "carry": "xyc",
+    "polish": "x",
 }
-NUMBERS: dict[str, Arguments] = {
-    "residual": lambda case: (case.x + 0.1 * case.ambient(2),),
-    "inner": lambda case: (case.x, case.tangent(2), case.tangent(3)),
-    "norm": lambda case: (case.x, case.tangent(2)),
-    "coordinate_inner": lambda case: (case.x, case.coordinates(2), case.coordinates(3)),
-}
-GEODESIC_POINTS: dict[str, Arguments] = {
-    "exp": lambda case: (case.x, case.tangent(2)),
-    "log": lambda case: (case.x, case.manifold.retract(case.x.clone(), 0.5 * case.tangent(2))),
-}
-GEODESIC_NUMBERS: dict[str, Arguments] = {"distance": GEODESIC_POINTS["log"]}
+NUMBERS = {"residual": "z", "inner": "xuv", "norm": "xv", "coordinate_inner": "xcd"}
+GEODESIC_POINTS = {"exp": "xv", "log": "xw"}
+GEODESIC_NUMBERS = {"distance": "xw"}
+VECTORS = "auvcd"
 
 
-def _calls(case: Case) -> dict[str, Arguments]:
+def _calls(case: Case) -> dict[str, str]:
     geodesic = isinstance(case.manifold, GeodesicManifold)
-    return {**POINTS, **NUMBERS, **(GEODESIC_POINTS if geodesic else {}), **(GEODESIC_NUMBERS if geodesic else {})}
+    return {**POINTS, **NUMBERS, **(GEODESIC_POINTS | GEODESIC_NUMBERS if geodesic else {})}
+
+
+def _argument(case: Case, letter: str) -> Tensor:
+    if letter in "xy":
+        return (case.x if letter == "x" else case.y).clone()
+    if letter == "w":
+        return case.manifold.retract(case.x.clone(), 0.5 * case.tangent(2))
+    if letter in "az":
+        return case.ambient(2) if letter == "a" else case.x + 0.1 * case.ambient(2)
+    return case.tangent("uv".index(letter) + 2) if letter in "uv" else case.coordinates("cd".index(letter) + 2)
 
 
 def _arguments(case: Case, name: str) -> tuple[Tensor, ...]:
-    return tuple(t.clone() for t in _calls(case)[name](case))
+    return tuple(_argument(case, letter) for letter in _calls(case)[name])
 
 
 def _wrong(case: Case, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
@@ -56,7 +59,8 @@ def _wrong(case: Case, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
 def _(case: Case) -> Iterator[Finding]:
     wrong = _wrong(case, case.x, case.dtype, case.shape)
     yield holds(not wrong, wrong)
-    default = case.manifold.random(*case.shape).dtype
+    generator = torch.Generator(torch.get_default_device()).manual_seed(case.seed)
+    default = case.manifold.random(*case.shape, generator=generator).dtype
     yield holds(default == torch.get_default_dtype(), f"without dtype it gives {default}")
 
 
@@ -111,8 +115,8 @@ def _(case: Case) -> Iterator[Finding]:
     for name in _calls(batch):
         method, arguments = getattr(case.manifold, name), _arguments(batch, name)
         others = tuple(t.clone() for t in arguments)
-        for t in others:
-            t[0, 0] = t[1, 2]
+        for letter, t in zip(_calls(batch)[name], others, strict=True):
+            t[0, 0] = t[1, 2] * (3 if letter in VECTORS else 1)
         change = (method(*others) - method(*arguments)).abs()
         change[0, 0] = 0
         yield within(change, batch.rounding, name)

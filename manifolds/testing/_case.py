@@ -19,6 +19,7 @@ class Finding(NamedTuple):
     measured: float
     allowed: float
     where: str = ""
+    statement: bool = False
 
     @property
     def holds(self) -> bool:
@@ -34,7 +35,7 @@ def within(error: Tensor | float, allowed: float, where: str = "") -> Finding:
 
 def holds(truth: bool, where: str) -> Finding:
     """A statement that is true or false; where says what is the case if it is false."""
-    return Finding(0.0 if truth else 1.0, 0.0, where)
+    return Finding(0.0 if truth else 1.0, 0.0, where, statement=True)
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,14 @@ class Case:
         whole, half = error(t), error(t / 2)
         return within(torch.where(half <= self.rounding, 0.0, half / whole), 0.35, where)
 
-    # The function whose gradient is asked for: f(z) = Re<a, z> + Re<b, z>^2 / 2, one number per point ---------
+    # The function whose gradient is asked for: f(z) = 2 Re<a, z> + Re<b, z>^2 / 2, one number per point ---------
 
     def f(self, z: Tensor) -> Tensor:
-        return self.dot(self.ambient(11), z) + self.dot(self.ambient(12), z) ** 2 / 2
+        return 2 * self.dot(self.ambient(11), z) + self.dot(self.ambient(12), z) ** 2 / 2
 
     def euclidean_gradient(self, x: Tensor) -> Tensor:
-        """a + Re<b, x> b."""
-        return self.ambient(11) + self.times(self.dot(self.ambient(12), x), self.ambient(12))
+        """2a + Re<b, x> b."""
+        return 2 * self.ambient(11) + self.times(self.dot(self.ambient(12), x), self.ambient(12))
 
     def velocity(self, x: Tensor, c: Tensor) -> Tensor:
         """The tangent vector at x with coordinates c: that with which `move` leaves x."""

@@ -11,6 +11,7 @@ from ..base import Manifold
 from . import _calls, _derivatives, _engine, _geodesics, _points, _tangents, _values  # noqa: F401  they state theorems
 from ._case import THEOREMS, Case, Finding, Theorem
 
+SHOWN = 4
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -109,9 +110,14 @@ def _measure(theorem: Theorem, case: Case) -> str:
 
 
 def _shown(findings: list[Finding]) -> str:
-    statements = [f.where for f in findings if (f.measured, f.allowed) == (1.0, 0.0)]
-    numbers = [f"{f.measured:.2g} > {f.allowed:.2g}" + (f" ({f.where})" if f.where else "") for f in findings]
-    return "; ".join(dict.fromkeys(statements or numbers))
+    statements = [f.where for f in findings if f.statement]
+    worst: dict[str, Finding] = {}
+    for f in findings:  # for each call or value, the largest number; NaN is larger than any
+        if f.where not in worst or not f.measured <= worst[f.where].measured:
+            worst[f.where] = f
+    numbers = [f"{f.measured:.2g} > {f.allowed:.2g}" + f" ({where})" * bool(where) for where, f in worst.items()]
+    texts = list(dict.fromkeys(statements or numbers))
+    return "; ".join(texts[:SHOWN]) + f"; and {len(texts) - SHOWN} more" * (len(texts) > SHOWN)
 
 
 def _in_order() -> list[Theorem]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._case import Case, Finding, theorem, within
 
-RETRACT = ("retract: first order", "project: linear")
+RETRACT = ("retract: fixes x", "retract: first order", "project: linear")
 MOVE = ("move: first order", "coordinates: linear")
 
 

@@ -8,6 +8,7 @@ import torch
 
 from ..base import tolerance
 from ._case import Case, Finding, theorem, within
+from ._tangents import METRIC
 
 COORDINATES = ("project: tangent", "coordinates: identity on coordinates", "coordinates: linear")
 MOVE = (*COORDINATES, "move: fixes x", "move: first order")
@@ -77,7 +78,7 @@ def _(case: Case) -> Iterator[Finding]:
 @theorem(
     "coordinate_inner: the metric",
     "coordinate_inner(x, c, d) = inner(x, v, w) of the vectors with coordinates c and d",
-    needs=("inner: symmetric", "inner: linear", "inner: positive", *MOVE),
+    needs=METRIC + MOVE,
 )
 def _(case: Case) -> Iterator[Finding]:
     m, c, d = case.manifold, case.coordinates(2), case.coordinates(3)

@@ -89,7 +89,12 @@ def _(case: Case) -> Iterator[Finding]:
     yield within(_geodesic(case).distance(case.x, case.x), case.rounding)
 
 
-@theorem("distance: unit speed", "distance(x, exp(x, tv)) = t norm(x, v)", needs=LOG, applies=_is_geodesic)
+@theorem(
+    "distance: unit speed",
+    "distance(x, exp(x, tv)) = t norm(x, v)",
+    needs=(*LOG, "norm: of the metric"),
+    applies=_is_geodesic,
+)
 def _(case: Case) -> Iterator[Finding]:
     m, x, v = _geodesic(case), case.x, case.tangent(2)
     for t in (case.eps**0.5, 1e-2, 0.5):
@@ -100,7 +105,14 @@ def _(case: Case) -> Iterator[Finding]:
 @theorem(
     "distance: shortest path",
     "d/dt distance(x, R_y(tw))^2 / 2 at 0 = -inner(y, log(y, x), w): the distance is that of the metric",
-    needs=(*LOG, "distance: unit speed", "retract: first order"),
+    needs=(
+        *LOG,
+        "distance: unit speed",
+        "exp: constant speed",
+        "exp: continues itself",
+        "retract: fixes x",
+        "retract: first order",
+    ),
     applies=_is_geodesic,
 )
 def _(case: Case) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from ..base import tolerance
 from ._case import Case, Finding, holds, theorem, within
 
 TANGENT = ("project: tangent",)
+METRIC = ("inner: symmetric", "inner: linear", "inner: positive")
 
 
 @theorem("project: tangent", "residual(x + tv) = O(t^2) for v = project(x, a)")
@@ -71,7 +72,7 @@ def _(case: Case) -> Iterator[Finding]:
         yield holds(bool(((square > 0) | (case.size(v) == 0)).all()), f"inner(x, v, v) is {float(square.min()):.3g}")
 
 
-@theorem("norm: of the metric", "norm(x, v)^2 = inner(x, v, v)", needs=("inner: positive",))
+@theorem("norm: of the metric", "norm(x, v)^2 = inner(x, v, v)", needs=METRIC)
 def _(case: Case) -> Iterator[Finding]:
     v = case.tangent(2)
     yield within((case.manifold.norm(case.x, v) ** 2 - case.manifold.inner(case.x, v, v)).abs(), case.rounding)
@@ -101,7 +102,7 @@ def _(case: Case) -> Iterator[Finding]:
     yield within(case.apart(case.manifold.project(case.x, v), v), case.rounding)
 
 
-@theorem("gradient: dual to the metric", "inner(x, gradient(x, g), u) = Re<g, u> for u in T_x", needs=TANGENT)
+@theorem("gradient: dual to the metric", "inner(x, gradient(x, g), u) = Re<g, u> for u in T_x", needs=TANGENT + METRIC)
 def _(case: Case) -> Iterator[Finding]:
     g, u = case.ambient(2), case.tangent(3)
     error = case.manifold.inner(case.x, case.manifold.gradient(case.x, g), u) - case.dot(g, u)
@@ -111,7 +112,7 @@ def _(case: Case) -> Iterator[Finding]:
 @theorem(
     "gradient: slope of f",
     "d/dt f(R_x(tv)) at 0 = inner(x, gradient(x, g), v), by finite differences",
-    needs=("retract: first order", "gradient: dual to the metric"),
+    needs=("project: linear", "retract: fixes x", "retract: first order", "gradient: dual to the metric"),
 )
 def _(case: Case) -> Iterator[Finding]:
     v, m = case.tangent(2), case.manifold
