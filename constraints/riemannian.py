@@ -163,16 +163,20 @@ def _find(p: Tensor) -> tuple[Records, str] | None:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """ValueError if a constrained parameter is about to be moved as if it were free, or from off its manifold."""
-    if not torch.compiler.is_compiling():
-        for records, attribute, p in _held_by(optimizer):
-            if records.versions.get(attribute) != p._version:
-                _check_point(records, attribute, p)
+    if torch.compiler.is_compiling():  # looking is no part of the graph
+        torch.compiler.disable(_before_step)(optimizer, args, kwargs)
+        return
+    for records, attribute, p in _held_by(optimizer):
+        if records.versions.get(attribute) != p._version:
+            _check_point(records, attribute, p)
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if not torch.compiler.is_compiling():
-        for records, attribute, p in _held_by(optimizer):
-            records.versions[attribute] = p._version
+    if torch.compiler.is_compiling():
+        torch.compiler.disable(_after_step)(optimizer, args, kwargs)
+        return
+    for records, attribute, p in _held_by(optimizer):
+        records.versions[attribute] = p._version
 
 
 def _held_by(optimizer: Optimizer) -> list[tuple[Records, str, nn.Parameter]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -25,6 +26,9 @@ def schedule(coordinates: Any) -> None:
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if not _scheduled:
+        return
+    if torch.compiler.is_compiling():  # counting is no part of the graph
+        torch.compiler.disable(_after_step)(optimizer, args, kwargs)
         return
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for coordinates in list(_scheduled):

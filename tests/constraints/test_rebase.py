@@ -190,3 +190,16 @@ def test_a_run_with_rebasing_stays_on_the_manifold_and_learns() -> None:
         losses.append(loss.item())
         assert residual(gru, gru.weight_hh_l0) < 1e-5
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_steps_are_counted() -> None:
+    torch._dynamo.reset()
+    linear: Any = constrain(nn.Linear(4, 4), "weight", Stiefel, Trivialization(rebase_every=2))
+    optimizer = torch.optim.SGD(linear.parameters(), lr=0.1)
+    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    for moved in (True, False, True, False):
+        optimizer.zero_grad()
+        linear(torch.ones(2, 4)).square().sum().backward()
+        step()
+        assert bool(linear.parametrizations.weight.original.any()) == moved

@@ -252,3 +252,16 @@ def test_a_point_may_be_written(trained: tuple[nn.GRU, Any]) -> None:
     optimizer.step()
     for gate in gru.weight_hh_l0.detach().chunk(3):
         assert (gate @ gate.mT - torch.eye(4)).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_step_is_looked_at_too() -> None:
+    torch._dynamo.reset()
+    gru = constrained_gru()
+    gru(X)[0].sum().backward()
+    optimizer = torch.optim.SGD(gru.parameters(), lr=0.1)
+    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    before = gru.weight_hh_l0.detach().clone()
+    with pytest.raises(ValueError, match="held on"):
+        step()
+    assert torch.equal(gru.weight_hh_l0, before)
