@@ -92,9 +92,13 @@ class BlockSpec(Layout):
         if len(blocks) != self.count:
             raise ValueError(f"{self} has {self.count} blocks; got {len(blocks)}. Pass one tensor for each block.")
         ndim = blocks[0].dim() if shape is None else len(shape)
-        packed = torch.cat(list(blocks), self.axis - ndim if self.axis >= 0 else self.axis)
-        self._cut(tuple(packed.shape[packed.dim() - ndim :]))
-        return packed
+        came = tuple(tuple(block.shape[block.dim() - ndim :]) for block in blocks)
+        axis = self._axis(came[0])
+        if shape is None:
+            shape = (*came[0][:axis], sum(block[axis] for block in came), *came[0][axis + 1 :])
+        if came != self.shapes(shape):
+            raise ValueError(f"{self} has blocks {self.shapes(shape)} for shape {tuple(shape)}; got {came}.")
+        return torch.cat(list(blocks), axis - ndim)
 
     def gather(self, x: Tensor, indices: Sequence[int], ndim: int) -> Tensor:
         batch = x.dim() - ndim
@@ -120,11 +124,14 @@ class BlockSpec(Layout):
             blocks.update(zip(indices, stack.unbind(stack.dim() - len(shape) - 1), strict=True))
         return torch.cat([blocks[i] for i in range(len(sizes))], axis - len(shape))
 
-    def _cut(self, shape: Shape) -> tuple[int, Shape]:
-        """(axis counted from the first, sizes of the blocks along it)."""
+    def _axis(self, shape: Shape) -> int:
         if not -len(shape) <= self.axis < len(shape):
             raise ValueError(f"{self} cuts axis {self.axis}; got shape {shape}, which has {len(shape)} axes.")
-        axis = self.axis % len(shape)
+        return self.axis % len(shape)
+
+    def _cut(self, shape: Shape) -> tuple[int, Shape]:
+        """(axis counted from the first, sizes of the blocks along it)."""
+        axis = self._axis(shape)
         length = shape[axis]
         if isinstance(self.rows, int):
             if length % self.rows or not length:
@@ -160,6 +167,8 @@ class Pattern(Layout):
         names = [n for side in self._sides for group in side for n in group]
         if set(self.known) - set(names):
             raise ValueError(f"{self} gives sizes of {sorted(set(self.known) - set(names))}, which it does not name.")
+        if any(size < 1 for size in self.known.values()):
+            raise ValueError(f"{self} gives a size below 1; every axis of a pattern has a length of 1 or more.")
 
     def __repr__(self) -> str:
         return f"BlockSpec.pattern({', '.join([repr(self.text), *(f'{n}={s}' for n, s in self.sizes)])})"
@@ -183,6 +192,9 @@ class Pattern(Layout):
 
     def pack(self, blocks: Sequence[Tensor], shape: Sequence[int] | None = None) -> Tensor:
         batch = blocks[0].dim() - (len(self._sides[1]) - 1)
+        came = {tuple(block.shape) for block in blocks}
+        if len(came) > 1:
+            raise ValueError(f"{self} has blocks of one shape; got {sorted(came)}.")
         return self._unstack(torch.stack(list(blocks), batch), None if shape is None else tuple(shape))
 
     def gather(self, x: Tensor, indices: Sequence[int], ndim: int) -> Tensor:
