@@ -215,7 +215,7 @@ def per_point(s: Float[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
     return s[(..., *(None,) * ndim)]
 
 
-def check_ndim(name: str, shape: Sequence[int], ndim: int) -> tuple[int, tuple[int, ...]]:
+def check_ndim(name: object, shape: Sequence[int], ndim: int) -> tuple[int, tuple[int, ...]]:
     """(number of points, shape of one point) of a tensor of this shape; ValueError if it has too few axes."""
     shape = tuple(shape)
     if len(shape) < ndim or 0 in shape:

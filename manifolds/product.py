@@ -122,7 +122,7 @@ class ProductManifold(Manifold):
         return self._map(lambda m, *t: m.nearest(*t), x)
 
     def dim(self, shape: Sequence[int]) -> int:
-        count, point = check_ndim(repr(self), shape, self.ndim)
+        count, point = check_ndim(self, shape, self.ndim)
         blocks = self._where.shapes(point)
         runs = self._runs(point)
         return count * sum(factor.dim((len(indices), *blocks[indices[0]])) for factor, indices in runs)
@@ -194,7 +194,7 @@ class ProductManifold(Manifold):
         return {}
 
     def _point(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return check_ndim(repr(self), shape, self.ndim)[1]
+        return check_ndim(self, shape, self.ndim)[1]
 
     def _runs(self, point: tuple[int, ...]) -> tuple[Run, ...]:
         """Equal factors on blocks of equal shape, in the order in which they first appear."""
