@@ -34,6 +34,8 @@ class Trivialization(Method):
     pass of the module, without autocast and in float32 or better, and rounded to the dtype of the weight last; a half
     precision weight keeps coordinates and base in float32.
 
+    Weight decay on `original` pulls the weight towards its base, and nowhere else.
+
     rebase_every: after so many optimizer steps the base moves to the present weight, see `rebase`; None for never.
     Raises ValueError if it is not a positive number.
     """
@@ -140,7 +142,7 @@ class Trivialized(nn.Module):
                 f"its derivative. Pass the coordinates to functional_call, under their name in named_parameters(), "
                 f"'...parametrizations.<name>.original'."
             )
-        base = admit(self.manifold, value, self.base, self.name)
+        base = admit(self.manifold, value, torch.empty_like(self.base, dtype=self.dtype), self.name)
         self.memo.close()
         self.base = base
         return torch.zeros_like(base)

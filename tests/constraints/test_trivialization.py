@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from constraints import constrain, report, unconstrain
 from constraints.trivialization import Trivialized
-from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
+from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
 
 X = torch.arange(30.0).reshape(3, 2, 5).sin()
 
@@ -391,10 +391,21 @@ def test_a_checkpoint_within_a_pass() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("shape", [(4, 4), (6, 4), (4, 6)])
-def test_a_linear_model_compiles_to_one_graph(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("manifold", "shape"),
+    [
+        (Stiefel, (4, 4)),
+        (Stiefel, (6, 4)),
+        (Stiefel, (4, 6)),
+        (SpecialOrthogonal, (4, 4)),
+        (Sphere, (4, 4)),
+        (Stiefel * Euclidean, (8, 4)),
+        (Stiefel**2, (6, 4)),
+    ],
+)
+def test_a_linear_model_compiles_to_one_graph(manifold: Any, shape: tuple[int, int]) -> None:
     torch._dynamo.reset()
-    model = moved(constrain(nn.Sequential(nn.Linear(shape[1], shape[0]), nn.Tanh()), "0.weight", Stiefel))
+    model = moved(constrain(nn.Sequential(nn.Linear(shape[1], shape[0]), nn.Tanh()), "0.weight", manifold))
     plain, x = copy.deepcopy(model), torch.randn(3, shape[1])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), plain(x), rtol=1e-5, atol=1e-5)
@@ -439,6 +450,15 @@ def test_half_precision_rounds_last(dtype: torch.dtype, late: bool) -> None:
     assert held.original.grad.dtype == torch.float32
     linear.float()
     torch.testing.assert_close(linear.weight, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_weight_may_be_assigned_to_itself(dtype: torch.dtype) -> None:
+    linear: Any = moved(constrain(nn.Linear(8, 8, dtype=dtype), "weight", Stiefel))
+    for value in (linear.weight.detach(), linear.weight.detach().float()):
+        linear.weight = value
+        torch.testing.assert_close(linear.weight.detach(), value.to(dtype), rtol=0, atol=2 * torch.finfo(dtype).eps)
+        assert error(linear.parametrizations.weight[0].base) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
