@@ -95,11 +95,15 @@ class Case:
 
     def tangent(self, number: int) -> Tensor:
         """A tangent vector at x of norm 1, or zero where there is no other."""
-        return self.unit(self.manifold.project(self.x.clone(), self.ambient(number)))
+        return self._made(self.manifold.project, number)
 
     def coordinates(self, number: int) -> Tensor:
         """Coordinates at x of norm 1, or zero where there are no others."""
-        return self.unit(self.manifold.coordinates(self.x.clone(), self.ambient(number)))
+        return self._made(self.manifold.coordinates, number)
+
+    def _made(self, projection: Callable[[Tensor, Tensor], Tensor], number: int) -> Tensor:
+        # once more: division by a small norm magnifies what rounding leaves of the normal part
+        return projection(self.x.clone(), self.unit(projection(self.x.clone(), self.ambient(number))))
 
     def at(self, *batch: int) -> Case:
         """The same with more batch axes."""

@@ -48,13 +48,7 @@ def points(
     device: torch.device | str | None = None,
 ) -> SearchStrategy[Tensor]:
     """Random points of this shape, or of `shapes(manifold)`; of one of these dtypes."""
-    from hypothesis import strategies as st
-
-    m = _instance(manifold)
-    sizes = shapes(m) if shape is None else st.just(tuple(shape))
-    dtypes = st.sampled_from([dtype] if isinstance(dtype, torch.dtype) else list(dtype))
-    seeds = st.integers(0, 2**31 - 1)
-    return st.builds(lambda size, one, seed: _point(m, size, one, device, seed), sizes, dtypes, seeds)
+    return _draws(manifold, shape, dtype, device).map(lambda draw: draw[0])
 
 
 def tangent_vectors(
@@ -64,20 +58,43 @@ def tangent_vectors(
     dtype: Dtypes = torch.float64,
     device: torch.device | str | None = None,
 ) -> SearchStrategy[tuple[Tensor, Tensor]]:
-    """Pairs (x, v): a point as from `points`, and a tangent vector there: zero, tiny, or of norm 1 or 10."""
+    """Pairs (x, v): a point as from `points`, a tangent vector there of norm 0, 1e-4, 1 or 10 (0 where T_x is)."""
     from hypothesis import strategies as st
 
     m = _instance(manifold)
 
     @st.composite
     def pairs(draw: DrawFn) -> tuple[Tensor, Tensor]:
-        x = draw(points(m, shape, dtype=dtype, device=device))
-        generator = torch.Generator(x.device).manual_seed(draw(st.integers(0, 2**31 - 1)))
+        x, generator = draw(_draws(m, shape, dtype, device))
         v = m.project(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
-        size = inner(v, v, m.ndim).sqrt().clamp_min(1e-3)
-        return x, v * per_point(draw(st.sampled_from(SCALES)) / size, m.ndim)
+        size = inner(v, v, m.ndim).sqrt()
+        size = torch.where(size > 1e-3, size, torch.inf)
+        # once more: division by a small norm magnifies what rounding leaves of the normal part
+        return x, m.project(x, v * per_point(draw(st.sampled_from(SCALES)) / size, m.ndim))
 
     return pairs()
+
+
+def _draws(
+    manifold: Manifold | type[Manifold],
+    shape: Sequence[int] | None,
+    dtype: Dtypes,
+    device: torch.device | str | None,
+) -> SearchStrategy[tuple[Tensor, torch.Generator]]:
+    """A random point, and the generator it was drawn from, to draw more."""
+    from hypothesis import strategies as st
+
+    m = _instance(manifold)
+    place = torch.get_default_device() if device is None else torch.device(device)
+    sizes = shapes(m) if shape is None else st.just(tuple(shape))
+    dtypes = st.sampled_from([dtype] if isinstance(dtype, torch.dtype) else list(dtype))
+
+    @st.composite
+    def point(draw: DrawFn) -> tuple[Tensor, torch.Generator]:
+        generator = torch.Generator(place).manual_seed(draw(st.integers(0, 2**31 - 1)))
+        return m.random(*draw(sizes), generator=generator, dtype=draw(dtypes), device=place), generator
+
+    return point()
 
 
 def _instance(manifold: Manifold | type[Manifold]) -> Manifold:
@@ -90,11 +107,3 @@ def _accepts(manifold: Manifold, shape: tuple[int, ...]) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _point(
-    manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None, seed: int
-) -> Tensor:
-    place = torch.get_default_device() if device is None else torch.device(device)
-    generator = torch.Generator(place).manual_seed(seed)
-    return manifold.random(*shape, generator=generator, dtype=dtype, device=place)
