@@ -91,9 +91,7 @@ def name_in(groups: Sequence[Group], p: Tensor) -> str:
 def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None:
     """ValueError where p is not on the manifold, TypeError where its dtype cannot be."""
     if not (p.is_floating_point() or p.is_complex()):
-        raise TypeError(
-            f"{name_in(groups, p)} has dtype {p.dtype}; {manifold} holds real or complex floats."
-        )
+        raise TypeError(f"{name_in(groups, p)} has dtype {p.dtype}; {manifold} holds real or complex floats.")
     try:
         manifold.dim(p.shape)
     except ValueError as error:

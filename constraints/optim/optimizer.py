@@ -185,7 +185,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         Raises ValueError, and changes nothing, where the saved manifold of a group has another repr or a saved tensor
         does not fit the factors of its parameter.
         """
-        manifolds = [group["manifold"] for group in self.param_groups]
+        present = list(self.param_groups)
         saved: dict[str, Any] = {}
 
         def check(_: Optimizer, loaded: dict[str, Any]) -> None:
@@ -193,10 +193,10 @@ class RiemannianOptimizer(Optimizer, ABC):
             check_loaded(loaded, self.param_groups, self._numbers)
 
         def restore(_: Optimizer) -> None:
-            for group, kept, manifold in zip(self.param_groups, saved["param_groups"], manifolds, strict=True):
-                group["manifold"] = manifold
-                for name, default in self.defaults.items():
-                    group.setdefault(name, default)
+            for group, old, kept in zip(self.param_groups, present, saved["param_groups"], strict=True):
+                group["manifold"] = manifold = old["manifold"]
+                for name, option in old.items():
+                    group.setdefault(name, option)
                 # torch casts state to the dtype of the parameter, which would round a master
                 for key, p in zip(kept["params"], group["params"], strict=True):
                     if manifold is not None and key in saved["state"]:

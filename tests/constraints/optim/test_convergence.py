@@ -30,7 +30,9 @@ def pca() -> tuple[Tensor, Loss, float]:
 def procrustes() -> tuple[Tensor, Loss, float]:
     """(start, loss, least loss): |A X - B|^2 over X in O(50), whose minimum is the polar factor of A^T B."""
     a = torch.randn(80, 50, dtype=torch.float64)
-    b = a @ torch.linalg.qr(torch.randn(50, 50, dtype=torch.float64))[0] + 0.3 * torch.randn(80, 50, dtype=torch.float64)
+    b = a @ torch.linalg.qr(torch.randn(50, 50, dtype=torch.float64))[0] + 0.3 * torch.randn(
+        80, 50, dtype=torch.float64
+    )
     u, _, vh = torch.linalg.svd(a.mT @ b)
     start = torch.linalg.qr(torch.randn(50, 50, dtype=torch.float64))[0]
     # no path on O(n) leads from one sign of the determinant to the other
@@ -63,7 +65,9 @@ def test_adam_reaches_the_optimum(
 
 @pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize(("problem", "lr"), [("pca", 0.02), ("procrustes", 1e-3)])
-def test_sgd_reaches_the_optimum(request: pytest.FixtureRequest, problem: str, lr: float, retraction: Retraction) -> None:
+def test_sgd_reaches_the_optimum(
+    request: pytest.FixtureRequest, problem: str, lr: float, retraction: Retraction
+) -> None:
     """A relative 1e-6 of the closed-form minimum, at a constant rate."""
     start, loss, least = request.getfixturevalue(problem)
     x = torch.nn.Parameter(start)
@@ -83,4 +87,6 @@ def test_sgd_without_momentum_descends() -> None:
         assert x.grad is not None
         slope = manifold.project(x.detach(), x.grad).square().sum()
         optimizer.step()
-        torch.testing.assert_close(before.detach() - (x.detach() - target).square().sum(), 1e-5 * slope, rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            before.detach() - (x.detach() - target).square().sum(), 1e-5 * slope, rtol=1e-3, atol=0
+        )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from manifolds import Euclidean
@@ -120,5 +120,3 @@ def test_state_is_that_of_torch() -> None:
     run(optimizer, ours, 5)
     run(theirs_optimizer, theirs, 5)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-
-

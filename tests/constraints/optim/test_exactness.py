@@ -1,0 +1,209 @@
+"""Feasibility at any step size and after any number of steps; half precision; what is done about NaN and Inf."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from constraints.optim import RiemannianAdam, RiemannianSGD, bucket
+from manifolds import Euclidean, Manifold, Orthogonal, Sphere, Stiefel, retractions
+
+LIMITS = {torch.float32: 1e-5, torch.complex64: 1e-5, torch.float64: 1e-12, torch.complex128: 1e-12}
+KINDS: list[Any] = [RiemannianAdam, lambda groups, lr: RiemannianSGD(groups, lr=lr, momentum=0.9)]
+
+
+def error(x: Tensor) -> float:
+    gram = x.mH @ x if x.shape[-2] >= x.shape[-1] else x @ x.mH
+    return float((gram - torch.eye(gram.shape[-1], dtype=x.dtype)).abs().max())
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("lr", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("retraction", [retractions.cayley, retractions.exp, retractions.polar])
+def test_no_drift(retraction: Any, kind: Any, lr: float, dtype: torch.dtype) -> None:
+    """Random gradients, whatever the rate: max |X^H X - I| at every step is that of a few steps."""
+    manifold = Stiefel(retraction=retraction)
+    params = [nn.Parameter(manifold.random(*shape, dtype=dtype)) for shape in ((2, 16, 16), (24, 6), (4, 12))]
+    optimizer = kind([{"params": params, "manifold": manifold}], lr=lr)
+    for _ in range(120):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        assert max(error(p.detach()) for p in params) <= LIMITS[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("lr", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_no_drift_in_many_steps(lr: float, dtype: torch.dtype) -> None:
+    """The same for 10^5 steps."""
+    p = nn.Parameter(Stiefel().random(4, 16, 16, dtype=dtype))
+    optimizer = RiemannianAdam([{"params": [p], "manifold": Stiefel()}], lr=lr)
+    p.grad, worst = torch.empty_like(p), 0.0
+    for _ in range(100_000):
+        p.grad.normal_()
+        optimizer.step()
+        worst = max(worst, error(p.detach()))
+    assert worst <= LIMITS[dtype]
+
+
+def test_no_drift_when_the_plan_never_lasts() -> None:
+    """Gradients that come for another set of parameters at every step: each is polished all the same."""
+    params = [nn.Parameter(Orthogonal().random(16, 16)) for _ in range(3)]
+    optimizer = RiemannianAdam([{"params": params, "manifold": Orthogonal()}], lr=1e-2)
+    for step in range(200):
+        for i, p in enumerate(params):
+            p.grad = torch.randn_like(p) if i != step % 3 else None
+        optimizer.step()
+    assert max(error(p.detach()) for p in params) <= 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_half_precision_has_a_master(kind: Any, dtype: torch.dtype, count: int) -> None:
+    """The iterates are those of float32, and the weight is the rounded master: small steps are not lost."""
+    manifold = Stiefel()
+    weights = [nn.Parameter(manifold.random(8, 8).to(dtype)) for _ in range(count)]
+    singles = [nn.Parameter(manifold.nearest(w.detach().float())) for w in weights]
+    optimizer = kind([{"params": weights, "manifold": manifold}], lr=1e-4)
+    reference = kind([{"params": singles, "manifold": manifold}], lr=1e-4)
+    for _ in range(30):
+        for w, s in zip(weights, singles, strict=True):
+            w.grad = torch.randn(8, 8).to(dtype)
+            s.grad = w.grad.float()
+        optimizer.step()
+        reference.step()
+        for w, s in zip(weights, singles, strict=True):
+            master = optimizer.state[w]["master"]
+            assert master.dtype == torch.float32
+            assert torch.equal(w.detach(), master.to(dtype))
+            assert error(master) < 1e-5
+            torch.testing.assert_close(master, s.detach(), rtol=0, atol=1e-6)
+
+
+def test_a_master_follows_its_weight() -> None:
+    """A weight that was changed between two steps is where the next one starts."""
+    manifold = Stiefel()
+    w = nn.Parameter(manifold.random(8, 8).bfloat16())
+    optimizer = RiemannianAdam([{"params": [w], "manifold": manifold}], lr=1e-3)
+    w.grad = torch.randn_like(w)
+    optimizer.step()
+    new = manifold.random(8, 8).bfloat16()
+    with torch.no_grad():
+        w.copy_(new)
+    for _ in range(30):
+        w.grad = torch.zeros_like(w)
+        optimizer.state[w]["exp_avg"].zero_()
+        optimizer.step()
+    assert torch.equal(w.detach(), optimizer.state[w]["master"].bfloat16())
+    assert error(optimizer.state[w]["master"]) < 1e-5
+    torch.testing.assert_close(w.detach(), new, rtol=0, atol=0.02)
+
+
+# NaN and Inf ---------------------------------------------------------------------------------------------
+
+
+def mixed(kind: Any) -> tuple[Any, list[nn.Parameter]]:
+    product = Stiefel * Euclidean**2
+    groups: list[dict[str, Any]] = [
+        {"params": [("free", nn.Parameter(torch.randn(3)))]},
+        {"params": [(f"w{i}", nn.Parameter(Stiefel().random(4, 4))) for i in range(3)], "manifold": Stiefel},
+        {"params": [("mixed", nn.Parameter(product.random(12, 4)))], "manifold": product},
+        {"params": [("half", nn.Parameter(Sphere().random(5).bfloat16()))], "manifold": Sphere},
+    ]
+    params = [p for group in groups for _, p in group["params"]]
+    return kind(groups, lr=0.1), params
+
+
+def everything(optimizer: Any, params: list[nn.Parameter]) -> Any:
+    return copy.deepcopy(([p.detach() for p in params], optimizer.state_dict()["state"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(("which", "name"), [(2, "w1"), (4, "mixed"), (5, "half")])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bad_gradient_is_an_error_before_anything_is_changed(
+    kind: Any, bad: float, which: int, name: str, first: bool
+) -> None:
+    """On CPU: a ValueError that names the parameter; no weight, moment or count differs afterwards."""
+    optimizer, params = mixed(kind)
+
+    def give() -> None:
+        for p in params:
+            p.grad = torch.randn(p.shape).to(p.dtype)
+
+    if not first:
+        give()
+        optimizer.step()
+    before = everything(optimizer, params)
+    give()
+    assert params[which].grad is not None
+    params[which].grad.view(-1)[-1] = bad
+    with pytest.raises(ValueError, match=rf"gradient of {name}, shape .* NaN or Inf"):
+        optimizer.step()
+    torch.testing.assert_close(everything(optimizer, params), before, rtol=0, atol=0)
+    give()
+    optimizer.step()
+    assert not any(torch.equal(p.detach(), x) for p, x in zip(params, before[0], strict=True))
+
+
+def test_a_sum_that_overflows_is_no_bad_gradient() -> None:
+    """Finite gradients whose sum is not finite are taken."""
+    p = nn.Parameter(Sphere().random(4))
+    p.grad = torch.full((4,), 3e38)
+    RiemannianSGD([{"params": [p], "manifold": Sphere()}], lr=0.0).step()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("manifold", [Stiefel(), Sphere(), Euclidean()], ids=str)
+def test_where_looking_would_stall_a_bad_factor_is_left(kind: Any, manifold: Manifold, monkeypatch: Any) -> None:
+    """As on an accelerator: factors with a bad gradient and their moments stay bit for bit, and are counted; the
+    others move as if they were alone."""
+    shape = {2: (6, 4, 4), 1: (6, 4), 0: (6,)}[manifold.ndim]
+    start = manifold.random(*shape)
+    good, bad = [0, 1, 3, 5], [2, 4]
+    p, q = nn.Parameter(start.clone()), nn.Parameter(start[good].clone())
+    optimizer = kind([{"params": [p], "manifold": manifold}], lr=0.1)
+    reference = kind([{"params": [q], "manifold": manifold}], lr=0.1)
+    monkeypatch.setattr(bucket, "can_look", lambda device: False)
+    for step in range(4):
+        p.grad = torch.randn(shape)
+        q.grad = p.grad[good].clone()
+        if step in (1, 2):
+            p.grad[2:5:2].view(2, -1)[:, -1] = torch.tensor([torch.nan, torch.inf])
+        before = everything(optimizer, [p])
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(p.detach()[good], q.detach(), rtol=0, atol=1e-6)
+        if step in (1, 2):
+            assert torch.equal(p.detach()[bad], before[0][0][bad])
+            for key, moment in optimizer.state[p].items():
+                assert key == "step" or torch.equal(moment[bad], before[1][0][key][bad])
+        else:
+            assert not torch.equal(p.detach()[bad], before[0][0][bad])
+    assert optimizer.skipped == 4
+    assert copy.deepcopy(optimizer).skipped == 4
+    assert reference.skipped == 0
+    assert bool(manifold.contains(p.detach()).all())
+
+
+def test_a_sparse_gradient_is_an_error() -> None:
+    """A ValueError that names the parameter; nothing changes."""
+    embedding = nn.Embedding(6, 3, sparse=True)
+    with torch.no_grad():
+        embedding.weight.copy_(Stiefel().random(6, 3))
+    groups = [{"params": list(embedding.named_parameters()), "manifold": Stiefel}]
+    optimizer = RiemannianSGD(groups, lr=0.1)
+    embedding(torch.tensor([1])).sum().backward()
+    before = embedding.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"gradient of weight, .* sparse"):
+        optimizer.step()
+    assert torch.equal(embedding.weight.detach(), before)

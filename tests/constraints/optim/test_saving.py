@@ -1,0 +1,194 @@
+"""State dicts, copies and pickles of the optimizers."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim.optimizer import RiemannianOptimizer
+from manifolds import Euclidean, Manifold, Stiefel
+
+KINDS: dict[str, Any] = {
+    "adam": lambda groups: RiemannianAdam(groups, lr=0.05),
+    "amsgrad": lambda groups: RiemannianAdam(groups, lr=0.05, amsgrad=True),
+    "sgd": lambda groups: RiemannianSGD(groups, lr=0.05, momentum=0.9),
+}
+MIXED = Stiefel * Euclidean**2
+
+
+def setup(dtype: torch.dtype = torch.float64) -> list[dict[str, Any]]:
+    """Groups of two buckets and a free tensor: packed, mixed, batched, plain."""
+    generator = torch.Generator().manual_seed(3)
+
+    def point(manifold: Manifold, *shape: int) -> nn.Parameter:
+        return nn.Parameter(manifold.random(*shape, generator=generator, dtype=torch.float64).to(dtype))
+
+    return [
+        {"params": [point(Stiefel() ** 3, 12, 4), point(Stiefel() ** 3, 12, 4)], "manifold": Stiefel**3},
+        {"params": [point(MIXED, 12, 4)], "manifold": MIXED},
+        {"params": [point(Stiefel(), 2, 4, 4), point(Stiefel(), 7, 3)], "manifold": Stiefel},
+        {"params": [nn.Parameter(torch.randn(5, generator=generator, dtype=torch.float64).to(dtype))]},
+    ]
+
+
+def tensors(groups: list[dict[str, Any]]) -> list[nn.Parameter]:
+    return [p for group in groups for p in group["params"]]
+
+
+def train(optimizer: torch.optim.Optimizer, seed: int, steps: int = 6) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for p in tensors(optimizer.param_groups):
+            p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+        optimizer.step()
+
+
+def values(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.detach() for p in tensors(optimizer.param_groups)]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal bit for bit, tensor by tensor."""
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def saved_and_read(state: dict[str, Any]) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_training_goes_on_from_a_file_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
+    """save, load with weights_only, train: the weights of training without a break; and the dict says so as well."""
+    groups = setup(dtype)
+    optimizer: RiemannianOptimizer = KINDS[kind](groups)
+    train(optimizer, seed=0)
+    again = setup(dtype)
+    with torch.no_grad():
+        for p, q in zip(tensors(again), tensors(groups), strict=True):
+            p.copy_(q)
+    state = saved_and_read(optimizer.state_dict())
+    other: RiemannianOptimizer = KINDS[kind](again)
+    other.load_state_dict(state)
+    assert same(other.state_dict(), optimizer.state_dict())
+    train(optimizer, seed=1)
+    assert not same(other.state_dict(), optimizer.state_dict()), "loaded state must not be shared"
+    train(other, seed=1)
+    assert same(values(other), values(optimizer))
+    assert same(other.state_dict(), optimizer.state_dict())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_trains_as_the_original_and_alone(kind: str) -> None:
+    """deepcopy and pickle carry everything, and share nothing."""
+    optimizer: RiemannianOptimizer = KINDS[kind](setup())
+    train(optimizer, seed=0)
+    copies = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    train(optimizer, seed=1)
+    for other in copies:
+        assert not same(values(other), values(optimizer))
+        train(other, seed=1)
+        assert same(values(other), values(optimizer))
+
+
+def test_a_model_and_its_optimizer_are_copied_together() -> None:
+    """deepcopy((parameters, optimizer)): the copied optimizer moves the copied parameters."""
+    groups = setup()
+    optimizer = RiemannianAdam(groups)
+    train(optimizer, seed=0)
+    copied, other = copy.deepcopy((tensors(groups), optimizer))
+    train(other, seed=1)
+    train(optimizer, seed=1)
+    assert all(p is q for p, q in zip(copied, tensors(other.param_groups), strict=True))
+    assert same(values(optimizer), values(other))
+
+
+def test_state_speaks_per_parameter() -> None:
+    """Tensors of the shape of the parameter and one number per factor; a tuple for factors of several kinds."""
+    groups = setup()
+    optimizer = RiemannianAdam(groups)
+    train(optimizer, seed=0)
+    state = optimizer.state_dict()["state"]
+    assert sorted(state) == list(range(6))
+    assert {k: tuple(v.shape) for k, v in state[0].items()} == {"step": (), "exp_avg": (12, 4), "exp_avg_sq": (3,)}
+    assert [tuple(t.shape) for t in state[2]["exp_avg"]] == [(1, 4, 4), (2, 4, 4)]
+    assert [tuple(t.shape) for t in state[2]["exp_avg_sq"]] == [(1,), (2, 4, 4)]
+    assert tuple(state[3]["exp_avg"].shape) == (2, 4, 4)
+    assert tuple(state[4]["exp_avg_sq"].shape) == ()
+    assert tuple(state[5]["exp_avg_sq"].shape) == (5,)
+    assert all(entry["step"] == 6 for entry in state.values())
+    # the live state is the one that moves the weights, not a copy
+    p = tensors(groups)[0]
+    before = p.detach().clone()
+    optimizer.state[p]["exp_avg"].zero_()
+    for q in tensors(groups):
+        q.grad = torch.zeros_like(q)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), before, rtol=0, atol=1e-14)
+
+
+def test_a_state_dict_holds_the_repr_of_the_manifold() -> None:
+    """Loading keeps the manifolds and takes the other options; hooks of the user see what is loaded."""
+    optimizer = RiemannianAdam(setup(), lr=0.05)
+    train(optimizer, seed=0)
+    state = optimizer.state_dict()
+    assert [g["manifold"] for g in state["param_groups"]] == ["Stiefel**3", "Stiefel * Euclidean**2", "Stiefel", None]
+    other = RiemannianAdam(setup(), lr=0.5)
+    seen: list[Any] = []
+    other.register_load_state_dict_pre_hook(lambda _, loaded: seen.append(loaded))
+    other.register_load_state_dict_post_hook(lambda o: seen.append([g["manifold"] for g in o.param_groups]))
+    other.load_state_dict(state)
+    assert [g["lr"] for g in other.param_groups] == [0.05] * 4
+    assert seen[1] == [Stiefel() ** 3, MIXED, Stiefel(), None]
+
+
+def refused(state: dict[str, Any], message: str) -> None:
+    """Loading says the message, and leaves the optimizer as it was."""
+    optimizer = RiemannianAdam(setup(), lr=0.5)
+    train(optimizer, seed=5)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state)
+    assert same(optimizer.state_dict(), before)
+    train(optimizer, seed=6)
+    other = RiemannianAdam(setup(), lr=0.5)
+    train(other, seed=5)
+    train(other, seed=6)
+    assert same(values(optimizer), values(other))
+
+
+def test_state_of_another_manifold_is_refused() -> None:
+    """A ValueError that names both; nothing changes."""
+    groups = setup()
+    groups[2]["manifold"] = Stiefel("canonical")
+    optimizer = RiemannianAdam(groups)
+    train(optimizer, seed=0)
+    refused(optimizer.state_dict(), r"group 2 holds its parameters on Stiefel, .* on Stiefel\(metric='canonical'\)")
+    plain = torch.optim.Adam([{"params": group["params"]} for group in setup()])
+    refused(plain.state_dict(), "group 0 .* is of a group on None")
+
+
+def test_state_of_another_shape_is_refused() -> None:
+    """A ValueError that names the parameter and the shapes; nothing changes."""
+    optimizer = RiemannianAdam(setup())
+    train(optimizer, seed=0)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["exp_avg_sq"] = torch.zeros(12, 4)
+    refused(state, r"'exp_avg_sq' of parameter 0 of group 0 has shapes \[\(12, 4\)\]")
+    refused({**state, "param_groups": state["param_groups"][:2]}, "different number of parameter groups")
