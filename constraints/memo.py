@@ -62,6 +62,9 @@ class Pass:
         self.weight: Tensor | None = None
 
 
+# torch 2.6 cannot say what the hooks are; a part of a pass that is checkpointed alone then raises CheckpointError
+_saving: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
+
+
 def _context() -> tuple[Any, ...]:
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return threading.get_ident(), torch.is_grad_enabled(), torch._C._functorch.maybe_current_level(), hooks
+    return threading.get_ident(), torch.is_grad_enabled(), torch._C._functorch.maybe_current_level(), _saving(False)
