@@ -62,10 +62,11 @@ def tangent_vectors(
     from hypothesis import strategies as st
 
     m = _instance(manifold)
+    draws = _draws(m, shape, dtype, device)
 
     @st.composite
     def pairs(draw: DrawFn) -> tuple[Tensor, Tensor]:
-        x, generator = draw(_draws(m, shape, dtype, device))
+        x, generator = draw(draws)
         v = m.project(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
         size = inner(v, v, m.ndim).sqrt()
         size = torch.where(size > 1e-3, size, torch.inf)

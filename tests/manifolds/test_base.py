@@ -1,0 +1,134 @@
+"""What a manifold gets for its four methods, and what it may not leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import FrozenInstanceError, dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from manifolds import (
+    Euclidean,
+    GeodesicManifold,
+    Manifold,
+    Orthogonal,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+    retractions,
+    tolerance,
+)
+from manifolds.testing import check_manifold
+
+
+@dataclass(frozen=True)
+class Oblique(Manifold):
+    """Matrices whose columns have length 1: the whole of a manifold, in the least that it can say."""
+
+    weight: float = 1.0
+
+    ndim = 2
+    constant_norm = True
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        return a - x * (x.conj() * a).real.sum(-2, keepdim=True)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return x / x.abs().square().sum(-2, keepdim=True).sqrt()
+
+    def dim(self, shape: Sequence[int]) -> int:
+        *batch, n, p = shape
+        return torch.Size(batch).numel() * (n - 1) * p
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 4), (1, 2), (4, 1)], ids=str)
+def test_four_methods_are_a_manifold(shape: tuple[int, ...]) -> None:
+    check_manifold(Oblique, shape)
+    check_manifold(Oblique * Stiefel, (2 * shape[0], shape[1]))
+
+
+def test_defaults_are_what_they_say() -> None:
+    m, x, y = Oblique(), *Oblique().random(2, 4, 3, dtype=torch.float64)
+    a, v = torch.randn(4, 3, dtype=torch.float64), m.project(x, torch.randn(4, 3, dtype=torch.float64))
+    z = x + 0.1 * a
+    assert torch.equal(m.residual(z), (z - m.nearest(z)).square().sum().sqrt())
+    assert torch.equal(m.gradient(x, a), m.project(x, a))
+    assert torch.equal(m.inner(x, v, a), (v * a).sum())
+    assert torch.equal(m.norm(x, v), v.square().sum().sqrt())
+    assert torch.equal(m.retract(x, v), m.nearest(x + v))
+    assert torch.equal(m.transport(x, y, v), m.project(y, v))
+    assert torch.equal(m.coordinates(x, a), m.project(x, a))
+    assert torch.equal(m.lift(x, a), m.gradient(x, a))
+    assert torch.equal(m.move(x, v), m.retract(x, v))
+    assert torch.equal(m.carry(x, y, v), m.transport(x, y, v))
+    assert torch.equal(m.coordinate_inner(x, v, v), m.inner(x, v, v))
+    assert m.polish(x) is x
+    assert m.split(x) == [(m, x)]
+
+
+@pytest.mark.parametrize("missing", ["ndim", "project", "nearest", "dim"])
+def test_none_of_the_four_may_be_left_out(missing: str) -> None:
+    members = {k: v for k, v in vars(Oblique).items() if k in {"ndim", "project", "nearest", "dim"} - {missing}}
+    with pytest.raises(TypeError, match=missing):
+        type("Partial", (Manifold,), members)()
+
+
+@pytest.mark.parametrize("missing", ["exp", "log"])
+def test_geodesics_need_exp_and_log(missing: str) -> None:
+    members = {k: v for k, v in vars(Sphere).items() if k not in (missing, "__dict__", "__weakref__")}
+    with pytest.raises(TypeError, match=missing):
+        type("Partial", (GeodesicManifold,), members)()
+
+
+@pytest.mark.parametrize(
+    ("manifold", "text"),
+    [
+        (Euclidean(), "Euclidean"),
+        (Sphere(), "Sphere"),
+        (Stiefel(), "Stiefel"),
+        (Stiefel("canonical"), "Stiefel(metric='canonical')"),
+        (Stiefel(retraction=retractions.qr), "Stiefel(retraction=qr)"),
+        (Orthogonal(), "Orthogonal"),
+        (SpecialOrthogonal(retractions.exp), "SpecialOrthogonal(retraction=exp)"),
+        (Oblique(), "Oblique"),
+        (Oblique(weight=2.0), "Oblique(weight=2.0)"),
+    ],
+)
+def test_repr_says_what_is_not_the_default(manifold: Manifold, text: str) -> None:
+    assert repr(manifold) == text
+
+
+@pytest.mark.parametrize(
+    "manifold", [Euclidean(), Sphere(), Stiefel(), Orthogonal(), SpecialOrthogonal(), Stiefel**2], ids=str
+)
+def test_a_manifold_is_frozen(manifold: Manifold) -> None:
+    with pytest.raises((FrozenInstanceError, AttributeError)):
+        manifold.retraction = None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_contains_is_the_residual_within_tolerance(dtype: torch.dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    assert tolerance(dtype) == 128 * eps
+    x = torch.eye(3, 2, dtype=dtype)[None].repeat(4, 1, 1)
+    x[1, 0, 0] += 50 * eps  # the residual is twice that
+    x[2, 0, 0] += 100 * eps
+    x[3, 0, 0] = torch.nan
+    assert Stiefel().contains(x).tolist() == [True, True, False, False]
+
+
+def test_constant_norm_is_said_where_it_is_so() -> None:
+    """Weight decay along the gradient of |x|^2 / 2 is x: normal to the manifold exactly where |x| is constant."""
+    for manifold, shape in [
+        (Sphere(), (4,)),
+        (Stiefel(), (4, 2)),
+        (Orthogonal(), (3, 3)),
+        (SpecialOrthogonal(), (3, 3)),
+        (Euclidean(), (3,)),
+        (Stiefel * Sphere, (6, 2)),
+        (Stiefel * Euclidean, (6, 2)),
+    ]:
+        x = manifold.random(*shape, dtype=torch.float64)
+        assert (float(manifold.gradient(x, x).norm()) < 1e-14) == manifold.constant_norm, manifold
