@@ -86,7 +86,7 @@ class BlockSpec(Layout):
     def unpack(self, x: Tensor, ndim: int | None = None) -> tuple[Tensor, ...]:
         shape = tuple(x.shape if ndim is None else x.shape[x.dim() - ndim :])
         axis, sizes = self._cut(shape)
-        return x.split(list(sizes), axis - len(shape))
+        return tuple(x.split(list(sizes), axis - len(shape)))
 
     def pack(self, blocks: Sequence[Tensor], shape: Sequence[int] | None = None) -> Tensor:
         if len(blocks) != self.count:
@@ -108,8 +108,8 @@ class BlockSpec(Layout):
             stack = x.unflatten(batch + axis, (len(sizes), size)).movedim(batch + axis, batch)
             return _select(stack, indices, batch)
         if _consecutive(indices):
-            run = x.narrow(batch + axis, sum(sizes[:first]), count * size)
-            return run.unflatten(batch + axis, (count, size)).movedim(batch + axis, batch)
+            run: Tensor = x.narrow(batch + axis, sum(sizes[:first]), count * size).unflatten(batch + axis, (count, size))
+            return run.movedim(batch + axis, batch)
         blocks = self.unpack(x, ndim)
         return torch.stack([blocks[i] for i in indices], batch)
 
@@ -119,7 +119,7 @@ class BlockSpec(Layout):
             stack = parts[0][1]
             batch = stack.dim() - len(shape) - 1
             return stack.movedim(batch, batch + axis).flatten(batch + axis, batch + axis + 1)
-        blocks = {}
+        blocks: dict[int, Tensor] = {}
         for indices, stack in parts:
             blocks.update(zip(indices, stack.unbind(stack.dim() - len(shape) - 1), strict=True))
         return torch.cat([blocks[i] for i in range(len(sizes))], axis - len(shape))

@@ -119,7 +119,8 @@ class SpecialOrthogonal(Manifold):
             turn = torch.polar(torch.ones_like(phases), -phases)
         else:
             turn = torch.cat([torch.ones_like(s[..., :-1]), det.sign().unsqueeze(-1)], -1)
-        return (w * turn.unsqueeze(-2)) @ vh
+        y: Tensor = (w * turn.unsqueeze(-2)) @ vh
+        return y
 
     def dim(self, shape: Sequence[int]) -> int:
         """n (n - 1) / 2 for each matrix."""
