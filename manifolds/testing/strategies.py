@@ -1,4 +1,4 @@
-"""Hypothesis strategies for shapes, points and tangent vectors. Needs the extra `hypothesis`.
+"""Hypothesis strategies for shapes, points and tangent vectors. Needs the extra `testing`.
 
 A draw is a function of a seed that Hypothesis chooses: a failing example is found again.
 """
