@@ -127,7 +127,7 @@ class Trivialized(nn.Module):
         """`evaluate`, rounded to the dtype of the weight. ValueError where a factorization fails, as it does on NaN."""
         try:
             return self.evaluate(original).to(self.dtype)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ValueError(
                 f"{self.name} has no value: its coordinates, shape {tuple(original.shape)}, have NaN or infinite "
                 f"entries, or are too far from their base. Look for the step that put them there, assign a point of "
