@@ -108,8 +108,9 @@ class BlockSpec(Layout):
             stack = x.unflatten(batch + axis, (len(sizes), size)).movedim(batch + axis, batch)
             return _select(stack, indices, batch)
         if _consecutive(indices):
-            run: Tensor = x.narrow(batch + axis, sum(sizes[:first]), count * size).unflatten(batch + axis, (count, size))
-            return run.movedim(batch + axis, batch)
+            run = x.narrow(batch + axis, sum(sizes[:first]), count * size)
+            parts: Tensor = run.unflatten(batch + axis, (count, size))
+            return parts.movedim(batch + axis, batch)
         blocks = self.unpack(x, ndim)
         return torch.stack([blocks[i] for i in indices], batch)
 

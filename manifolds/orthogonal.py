@@ -108,8 +108,8 @@ class SpecialOrthogonal(Manifold):
         return x @ _traceless(skew(x.mH @ a))
 
     def nearest(self, x: Square) -> Square:
-        """The polar factor W V^H of X = W S V^H if its determinant is 1; else its singular directions are turned, most
-        in the direction of the smallest singular value, until it is. Raises ValueError for deficient rank, NaN or Inf."""
+        """The polar factor W V^H of X = W S V^H if its determinant is 1; else its singular directions are turned until
+        it is, most that of the smallest singular value. Raises ValueError for deficient rank, NaN or Inf."""
         _check_square("SpecialOrthogonal", x.shape)
         _group.polar_factor(x)
         w, s, vh = torch.linalg.svd(x)

@@ -159,17 +159,17 @@ import numpy as np
 import torch
 torch.set_num_threads(2)
 torch.manual_seed(0)
-from manifolds import Orthogonal, SpecialOrthogonal, Stiefel, retractions
+from manifolds import Orthogonal, Stiefel
 from manifolds._linalg import determinant, resolvent, skew
 
-for n, batch in ((256, 8), (256, 2), (512, 2)):
+for n, batch in ((256, 8), (512, 2)):
     a = skew(torch.randn(batch, n, n, dtype=torch.float64)) / n**0.5
     p = np.linalg.inv(np.eye(n) - a.numpy() / 2)
     assert np.abs(resolvent(a).numpy() - p).max() < 1e-12, "resolvent"
     x = torch.linalg.qr(torch.randn(batch, n, n, dtype=torch.float64)).Q
     y = x.numpy() @ (2 * p - np.eye(n))
     grads = []
-    for m in (Orthogonal(), Stiefel(), Stiefel(retraction=retractions.cayley)):
+    for m in (Orthogonal(), Stiefel()):
         c = a.clone().requires_grad_()
         moved = m.move(x, c)
         assert np.abs(moved.detach().numpy() - y).max() < 1e-12, m
@@ -184,7 +184,6 @@ for n, batch in ((256, 8), (256, 2), (512, 2)):
     for grad in grads:
         assert np.abs(skew(grad).numpy() - expected).max() < 1e-11, "gradient"
     assert np.abs(determinant(x).numpy() - np.linalg.det(x.numpy())).max() < 1e-10, "determinant"
-    assert SpecialOrthogonal().contains(SpecialOrthogonal().nearest(x)).all()
 print("right")
 """
 
