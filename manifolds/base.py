@@ -119,7 +119,7 @@ class Manifold(ABC, metaclass=ManifoldMeta):
     # on O(n) the skew Omega of v = x Omega, which needs no transport.
 
     def coordinates(self, x: Inexact[Tensor, "..."], a: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """Coordinates at x made of any tensor a of the shape of x: linear in a, onto, and the identity on coordinates."""
+        """Coordinates at x made of any tensor a of the shape of x: linear in a, onto, the identity on coordinates."""
         return self.project(x, a)
 
     def lift(self, x: Inexact[Tensor, "..."], g: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:

@@ -77,6 +77,6 @@ class Sphere(GeodesicManifold):
         return torch.where(near, w, t / torch.where(near, torch.ones_like(length), length) * w)
 
     def distance(self, x: Points, y: Points) -> Float[Tensor, "*batch"]:
-        """2 atan2(|x - y|, |x + y|), the angle between x and y: exact near 0 and pi, where acos loses half its digits."""
+        """2 atan2(|x - y|, |x + y|), the angle of x and y: exact near 0 and pi, where acos loses half its digits."""
         apart, together = x - y, x + y
         return 2 * torch.atan2(inner(apart, apart, 1).sqrt(), inner(together, together, 1).sqrt())
