@@ -99,7 +99,7 @@ class Stiefel(Manifold):
         return _group.lift(x, g) * (1 if self.metric == "euclidean" else 2)
 
     def move(self, x: Points, c: Points) -> Points:
-        """X Cayley(C) for square matrices (X exp(C) for `exp`, the retraction of X C for others), else retract(X, C)."""
+        """X Cayley(C) for square X (X exp(C) for `exp`, the retraction of X C for others), else retract(X, C)."""
         return _group.move(self.retraction, x, c) if _square(x) else self.retract(x, c)
 
     def carry(self, x: Points, y: Points, c: Points) -> Points:
