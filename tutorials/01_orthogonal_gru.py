@@ -4,8 +4,8 @@ Orthogonal gates in a GRU
 
 Question: does a GRU whose recurrent gate matrices stay orthogonal, all of them and at every step, still learn?
 
-The task: real handwritten digits, 8 x 8 pixels, read one pixel at a time, 64 steps. Four networks start from the
-same weights, with orthogonal gates, and see the same batches in the same order:
+The task: real handwritten digits, 8 x 8 pixels, read one pixel at a time, 64 steps. Four networks see the same
+batches in the same order, and start from the same weights with orthogonal gates (the last with an orthonormal stack):
 
 free                nothing holds the gates;
 trivialized         ``Stiefel**3`` by ``Trivialization()``, trained by torch.optim.Adam;
@@ -14,8 +14,8 @@ stack-orthonormal   ``torch.nn.utils.parametrizations.orthogonal``, which takes 
 
 Two things matter for training. An orthogonal gate cannot grow: what it needs to open and close comes from the input
 weights and biases alone, so the pixels are standardized and the rate is generous. And RiemannianAdam moves a gate as
-one vector, by about `rate` in norm, where Adam moves each of its H^2 entries by `rate`; an orthogonal gate has about
-H^2 / 2 free ones, so the group of the gates has the rate times H / 2, of that order.
+one vector, by about the rate in norm, where Adam moves each of its H^2 entries by the rate, so by H times the rate in
+norm: the group of the gates gets H / 2 times the rate of the other tensors.
 
 Answer: yes. Both constrained networks come within a few points of the free one, which learns faster because its gates
 may grow, and no gate is ever further than 1e-5 from orthogonal. The free gates leave at the first step, and of the
