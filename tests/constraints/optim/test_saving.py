@@ -192,3 +192,34 @@ def test_state_of_another_shape_is_refused() -> None:
     state["state"][0]["exp_avg_sq"] = torch.zeros(12, 4)
     refused(state, r"'exp_avg_sq' of parameter 0 of group 0 has shapes \[\(12, 4\)\]")
     refused({**state, "param_groups": state["param_groups"][:2]}, "different number of parameter groups")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loaded_state_is_a_copy(kind: str) -> None:
+    """An optimizer that trains on does not touch the state that another one loaded from it."""
+    optimizer: RiemannianOptimizer = KINDS[kind](setup())
+    train(optimizer, seed=0)
+    copied = copy.deepcopy(optimizer)
+    other: RiemannianOptimizer = KINDS[kind](copied.param_groups)
+    other.load_state_dict(optimizer.state_dict())
+    train(optimizer, seed=1)
+    train(other, seed=1)
+    # the free tensor's state is torch's own, which torch does share
+    assert same(values(other)[:-1], values(optimizer)[:-1])
+
+
+def test_options_may_ask_for_more_state_on_the_way() -> None:
+    """amsgrad or momentum that is switched on later has its state from then on, in the state dict too."""
+    for optimizer, option, key in (
+        (RiemannianAdam(setup(), lr=0.05), {"amsgrad": True}, "max_exp_avg_sq"),
+        (RiemannianSGD(setup(), lr=0.05), {"momentum": 0.9}, "momentum_buffer"),
+    ):
+        train(optimizer, seed=0)
+        for group in optimizer.param_groups:
+            group.update(option)
+        train(optimizer, seed=1)
+        assert all(key in entry for entry in optimizer.state_dict()["state"].values())
+        other = copy.deepcopy(optimizer)
+        train(optimizer, seed=2)
+        train(other, seed=2)
+        assert same(values(other), values(optimizer))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from constraints import param_groups, riemannian
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from constraints.optim.optimizer import RiemannianOptimizer
-from manifolds import Manifold, Sphere, Stiefel
+from manifolds import Euclidean, Manifold, ProductManifold, Sphere, Stiefel
 
 KINDS: list[Any] = [RiemannianAdam, lambda groups, lr=0.1: RiemannianSGD(groups, lr=lr, momentum=0.9)]
 
@@ -92,44 +92,67 @@ def test_no_gradient_no_step(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_sees_what_happened_in_between(kind: Any) -> None:
-    """A new value, new memory, a cleared state, a parameter added: each step starts from what is there."""
-    params, other = points(2), points(1)[0]
-    optimizer = kind([{"params": params, "manifold": Stiefel()}])
+@pytest.mark.parametrize("manifold", [Stiefel(), ProductManifold((Stiefel(), Euclidean(), Stiefel()))], ids=str)
+@pytest.mark.parametrize("event", ["written", "new memory", "new parameter", "nothing"])
+def test_a_step_sees_what_happened_in_between(kind: Any, manifold: Manifold, event: str) -> None:
+    """A new value, new memory, another parameter: each step starts from what is there, with the state there was."""
+    shape = (4, 4) if manifold == Stiefel() else (12, 4)
+    params, fresh, other = points(2, manifold, *shape), points(4, manifold, *shape)[2:], points(1, manifold, *shape)[0]
+    optimizer = kind([{"params": params, "manifold": manifold}])
     give(params, 0)
     optimizer.step()
-    fresh = points(4)[2:]
-    # written in place, and given new memory
+    expected = [nn.Parameter(p.detach().clone()) for p in params]
+    reference = kind([{"params": expected, "manifold": manifold}])
+    reference.load_state_dict(optimizer.state_dict())
     with torch.no_grad():
-        params[0].copy_(fresh[0])
-    params[1].data = fresh[1].detach().clone()
-    optimizer.state.clear()
-    optimizer.add_param_group({"params": [other], "manifold": Stiefel()})
-    everything = [*params, other]
-    expected = [nn.Parameter(x.detach().clone()) for x in (*fresh, other)]
-    new = kind([{"params": expected, "manifold": Stiefel()}])
-    for seed in range(3):
-        give(everything, seed)
+        for p, q, x in zip(params, expected, fresh, strict=True):
+            if event == "written":
+                p.copy_(x)
+            if event == "new memory":
+                p.data = x.detach().clone()
+            if event in ("written", "new memory"):
+                q.copy_(x)
+    if event == "new parameter":
+        optimizer.add_param_group({"params": [other], "manifold": manifold})
+    for seed in range(1, 4):
+        give([*params, other], seed)
         give(expected, seed)
         optimizer.step()
-        new.step()
-    torch.testing.assert_close([p.detach() for p in everything], [p.detach() for p in expected], rtol=0, atol=1e-13)
+        reference.step()
+    torch.testing.assert_close([p.detach() for p in params], [p.detach() for p in expected], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cleared_state_is_a_new_start(kind: Any) -> None:
+    """optimizer.state.clear(), or a new entry for one parameter, forgets momentum and counts."""
+    params = points(2)
+    optimizer = kind([{"params": params, "manifold": Stiefel()}])
+    for event in ("clear", "entry"):
+        give(params, 0)
+        optimizer.step()
+        optimizer.state.clear() if event == "clear" else optimizer.state.update({params[0]: {}})
+        fresh = nn.Parameter(params[0].detach().clone())
+        new = kind([{"params": [fresh], "manifold": Stiefel()}])
+        for seed in range(1, 3):
+            give(params, seed)
+            give([fresh], seed)
+            optimizer.step()
+            new.step()
+        torch.testing.assert_close(params[0].detach(), fresh.detach(), rtol=0, atol=1e-13)
 
 
 def test_memory_of_another_order_is_noticed() -> None:
     """p.data = p.data.t() keeps the address and changes the tensor: the step follows."""
     (p,) = points(1)
-    optimizer = RiemannianAdam([{"params": [p], "manifold": Stiefel()}], lr=0.1)
+    optimizer = RiemannianSGD([{"params": [p], "manifold": Stiefel()}], lr=0.1)
     give([p], 0)
     optimizer.step()
     p.data = p.data.t()
-    x = p.detach().clone()
-    optimizer.state.clear()
-    (g,) = give([p], 1)
+    q = nn.Parameter(p.detach().clone())
+    give([p], 1)
+    give([q], 1)
     optimizer.step()
-    q = nn.Parameter(x)
-    q.grad = g
-    RiemannianAdam([{"params": [q], "manifold": Stiefel()}], lr=0.1).step()
+    RiemannianSGD([{"params": [q], "manifold": Stiefel()}], lr=0.1).step()
     torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=1e-13)
 
 
