@@ -145,6 +145,10 @@ class Bucket:
 
     def count_step(self) -> float | Tensor:
         """The number of this step, from 1 on; a tensor on the device if capturable."""
+        if not self.kind.capturable and being_captured(self.device):
+            raise RuntimeError(
+                "a step that is captured in a CUDA graph counts its steps on the device. Pass capturable=True."
+            )
         if self.steps is None:
             self.steps = self._counter(0)
         self.steps += 1
@@ -154,13 +158,16 @@ class Bucket:
         """The points reached from x along the tangent vectors with coordinates c, polished when rounding asks for it.
 
         A step of length l leaves an error of about (4 + 2 l) eps in X^H X; `DRIFT` bounds their sum.
-        longest: a bound of l; measured if None, except on accelerators, where that would stall: they polish.
+        longest: a bound of l; measured if None, except on accelerators, where that would stall: they polish. So does
+        a step that may be captured, since its replays decide nothing.
         """
         y = self.factor.move(self.x, c)
         if type(self.factor).polish is Manifold.polish:
             return y
-        if longest is None:
-            longest = float(torch.linalg.vector_norm(_flat(c), dim=1).max()) if can_look(self.device) else math.inf
+        if self.kind.capturable or (longest is None and not can_look(self.device)):
+            longest = math.inf
+        elif longest is None:
+            longest = float(torch.linalg.vector_norm(_flat(c), dim=1).max())
         self._drift += 4 + 2 * longest
         if self._drift <= DRIFT:
             return y
@@ -221,6 +228,11 @@ def _flat(points: Tensor) -> Tensor:
 def can_look(device: torch.device) -> bool:
     """Whether a step may look at values; on an accelerator it would have to wait for them."""
     return device.type == "cpu"
+
+
+def being_captured(device: torch.device) -> bool:
+    """Whether what runs on the device goes into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def state_parts(value: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:

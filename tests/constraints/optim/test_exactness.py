@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from constraints.optim import RiemannianAdam, RiemannianSGD, bucket
 from manifolds import Euclidean, Manifold, Sphere, Stiefel, retractions
@@ -194,6 +195,62 @@ def test_where_looking_would_stall_a_bad_factor_is_left(kind: Any, manifold: Man
     assert copy.deepcopy(optimizer).skipped == 4
     assert reference.skipped == 0
     assert bool(manifold.contains(p.detach()).all())
+
+
+class Looks(TorchDispatchMode):
+    """Counts how often a value is read from a tensor, for which an accelerator has to be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [lambda groups: RiemannianAdam(groups, capturable=True), RiemannianSGD])
+@pytest.mark.parametrize("manifold", [Stiefel() ** 2, Stiefel * Euclidean, Sphere()], ids=str)
+def test_a_step_can_be_captured(kind: Any, manifold: Manifold, monkeypatch: Any) -> None:
+    """Where looking would stall, no step after the first reads a value; and it polishes, for its replays must."""
+    params = [nn.Parameter(manifold.random(10, 3)) for _ in range(2)]
+    optimizer = kind([{"params": params, "manifold": manifold}])
+    monkeypatch.setattr(bucket, "can_look", lambda device: False)
+    polished: list[Any] = []
+    monkeypatch.setattr(Stiefel, "polish", lambda self, x: polished.append(x) or x)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        with Looks() as looks:
+            optimizer.step()
+    assert looks.count == 0
+    assert len(polished) == (0 if manifold == Sphere() else 3)
+
+
+def test_capturable_changes_no_iterate() -> None:
+    """Steps counted on the device are the same steps."""
+    params = [nn.Parameter(Stiefel().random(4, 4, dtype=torch.float64))]
+    params.append(nn.Parameter(params[0].detach().clone()))
+    optimizers = [
+        RiemannianAdam([{"params": [p], "manifold": Stiefel()}], lr=0.1, capturable=i == 1)
+        for i, p in enumerate(params)
+    ]
+    for _ in range(10):
+        g = torch.randn(4, 4, dtype=torch.float64)
+        for p, optimizer in zip(params, optimizers, strict=True):
+            p.grad = g
+            optimizer.step()
+    # the device counts in float32
+    torch.testing.assert_close(params[0].detach(), params[1].detach(), rtol=0, atol=1e-5)
+
+
+def test_a_captured_step_that_counts_on_the_host_is_an_error(monkeypatch: Any) -> None:
+    """A RuntimeError that names the option; nothing moves."""
+    p = nn.Parameter(Stiefel().random(4, 4))
+    optimizer, before = RiemannianAdam([{"params": [p], "manifold": Stiefel()}]), p.detach().clone()
+    monkeypatch.setattr(bucket, "being_captured", lambda device: True)
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="capturable=True"):
+        optimizer.step()
+    assert torch.equal(p.detach(), before)
 
 
 def test_a_sparse_gradient_is_an_error() -> None:
