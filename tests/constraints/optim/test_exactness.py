@@ -197,6 +197,14 @@ def test_where_looking_would_stall_a_bad_factor_is_left(kind: Any, manifold: Man
     assert bool(manifold.contains(p.detach()).all())
 
 
+def orthogonalized(x: Tensor, v: Tensor) -> Tensor:
+    """A retraction that reads no value; those of the library do, on CPU."""
+    return torch.linalg.qr(x + v).Q
+
+
+BLIND = Stiefel(retraction=orthogonalized)
+
+
 class Looks(TorchDispatchMode):
     """Counts how often a value is read from a tensor, for which an accelerator has to be waited for."""
 
@@ -208,7 +216,7 @@ class Looks(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", [lambda groups: RiemannianAdam(groups, capturable=True), RiemannianSGD])
-@pytest.mark.parametrize("manifold", [Stiefel() ** 2, Stiefel * Euclidean, Sphere()], ids=str)
+@pytest.mark.parametrize("manifold", [BLIND**2, BLIND * Euclidean, Sphere()], ids=str)
 def test_a_step_can_be_captured(kind: Any, manifold: Manifold, monkeypatch: Any) -> None:
     """Where looking would stall, no step after the first reads a value; and it polishes, for its replays must."""
     params = [nn.Parameter(manifold.random(10, 3)) for _ in range(2)]
