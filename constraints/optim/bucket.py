@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ class Bucket:
     def not_finite(self) -> Leaf | None:
         """A leaf with NaN or Inf in its gradient, on CPU."""
         # the sum of finite numbers may overflow, so it can only acquit
-        if self.ok is not None or bool(torch.isfinite(self.g.sum())):
+        if self.ok is not None or cmath.isfinite(self.g.sum().item()):
             return None
         bad = (leaf for leaf in self.leaves if not bool(torch.isfinite(self.g[leaf.start : leaf.stop]).all()))
         return next(bad, None)

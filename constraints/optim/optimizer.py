@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..precision import exact_products
 from ..riemannian import param_groups
 from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
@@ -81,8 +82,9 @@ class RiemannianOptimizer(Optimizer, ABC):
                 self._refuse_gradient(plan.members[leaf.member].parameter, "NaN or Inf")
         for group, params in free:
             self._step_free(group, params, [p.grad for p in params if p.grad is not None])
-        plan.read_points()
-        plan.write_points(self._move(bucket, self.param_groups[bucket.kind.group]) for bucket in plan.buckets)
+        with exact_products(*{bucket.device.type for bucket in plan.buckets}):
+            plan.read_points()
+            plan.write_points(self._move(bucket, self.param_groups[bucket.kind.group]) for bucket in plan.buckets)
         self._count_skipped(plan)
         plan.publish(self.state)
         return loss

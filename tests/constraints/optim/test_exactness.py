@@ -66,6 +66,30 @@ def test_no_drift_when_the_plan_never_lasts() -> None:
     assert max(error(p.detach()) for p in params) <= 2e-6
 
 
+@pytest.mark.parametrize("shape", [(48, 48), (96, 32)])
+def test_a_step_keeps_its_precision(shape: tuple[int, int]) -> None:
+    """Autocast and a lower precision of float32 products are off within a step, and as they were after it."""
+    start, g = Stiefel().random(*shape), torch.randn(shape)
+    results = []
+    for way in ("plain", "autocast", "medium", "high"):
+        p = nn.Parameter(start.clone())
+        optimizer = RiemannianAdam([{"params": [p], "manifold": Stiefel()}], lr=0.1)
+        kept = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision(way if way in ("medium", "high") else kept)
+            with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+                allowed = torch.get_float32_matmul_precision()
+                for _ in range(3):
+                    p.grad = g.clone()
+                    optimizer.step()
+                assert torch.is_autocast_enabled("cpu") == (way == "autocast")
+                assert torch.get_float32_matmul_precision() == allowed
+        finally:
+            torch.set_float32_matmul_precision(kept)
+        results.append(p.detach())
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 2])
