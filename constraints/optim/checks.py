@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manifolds import Manifold, tolerance
 
+from ..precision import exact_products
 from ..riemannian import manifold_of, name_of
 from .bucket import compute_dtype, state_parts
 
@@ -99,7 +100,9 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
     x = p.detach().to(compute_dtype(p.dtype))
     # rounding of a half-precision weight moves X^H X by at most 2 eps
     limit = tolerance(p.dtype) if x.dtype == p.dtype else 4 * torch.finfo(p.dtype).eps
-    if not bool((manifold.residual(x) <= limit).all()):
+    with exact_products(p.device.type):
+        feasible = bool((manifold.residual(x) <= limit).all())
+    if not feasible:
         raise ValueError(
             f"{name_in(groups, p)} of shape {tuple(p.shape)} is not on {manifold}. Use constrain(module, name, "
             f"{manifold}, Riemannian()), which takes the nearest point, or copy {manifold}.nearest(weight) into it."

@@ -68,17 +68,17 @@ def test_no_drift_when_the_plan_never_lasts() -> None:
 
 @pytest.mark.parametrize("shape", [(48, 48), (96, 32)])
 def test_a_step_keeps_its_precision(shape: tuple[int, int]) -> None:
-    """Autocast and a lower precision of float32 products are off within a step, and as they were after it."""
+    """Autocast and a lower precision of float32 products are off in checks and steps, and as they were after them."""
     start, g = Stiefel().random(*shape), torch.randn(shape)
     results = []
     for way in ("plain", "autocast", "medium", "high"):
         p = nn.Parameter(start.clone())
-        optimizer = RiemannianAdam([{"params": [p], "manifold": Stiefel()}], lr=0.1)
         kept = torch.get_float32_matmul_precision()
         try:
             torch.set_float32_matmul_precision(way if way in ("medium", "high") else kept)
             with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
                 allowed = torch.get_float32_matmul_precision()
+                optimizer = RiemannianAdam([{"params": [p], "manifold": Stiefel()}], lr=0.1)
                 for _ in range(3):
                     p.grad = g.clone()
                     optimizer.step()
