@@ -5,11 +5,15 @@ Lifting a gradient is one product, moving one solve, and transport is nothing at
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import resolvent, skew
+from ._cayley import cayley_move
+from ._exponential import exp_move
+from ._linalg import skew
 from .retractions import Retraction, cayley, exp, polar
 
 Square = Inexact[Tensor, "*batch n n"]
@@ -34,9 +38,9 @@ def move(retraction: Retraction, x: Square, omega: Square) -> Square:
     """retraction(X, X Omega). `polar` is replaced by `cayley`: X (I + Omega + Omega^2/2 + O(Omega^3)) for both, and
     one solve in place of an inverse square root."""
     if retraction in (cayley, polar):
-        return 2 * x @ resolvent(omega) - x
+        return cayley_move(x, omega)
     if retraction is exp:
-        return x @ torch.matrix_exp(omega)
+        return exp_move(x, omega)
     return retraction(x, x @ omega)
 
 
@@ -45,17 +49,29 @@ def polar_factor(a: Inexact[Tensor, "*batch n p"]) -> Inexact[Tensor, "*batch n 
 
     Raises ValueError where A has no unique nearest one: not finite, or of deficient rank.
     """
+    w, _, vh = full_rank_svd(a)
+    return w @ vh
+
+
+def haar(
+    shape: Sequence[int],
+    generator: torch.Generator | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> Inexact[Tensor, "*batch n p"]:
+    """The polar factor of a Gaussian matrix, which is uniform: a Gaussian of poor condition has one as good as any."""
+    gaussian = torch.randn(*shape, generator=generator, dtype=dtype, device=device)
+    w, _, vh = torch.linalg.svd(gaussian, full_matrices=False)
+    return w @ vh  # type: ignore[no-any-return]
+
+
+def full_rank_svd(a: Inexact[Tensor, "*batch n p"]) -> tuple[Tensor, Tensor, Tensor]:
+    """W, S, V^H of the thin A = W S V^H. Raises ValueError where A is not finite, or of deficient rank."""
     if not bool(torch.isfinite(a).all()):
         raise ValueError(
             f"no nearest orthonormal matrix: the tensor of shape {tuple(a.shape)} has NaN or infinite entries."
         )
     w, s, vh = torch.linalg.svd(a, full_matrices=False)
-    check_rank(a, s)
-    return w @ vh
-
-
-def check_rank(a: Inexact[Tensor, "*batch n p"], s: Float[Tensor, "*batch k"]) -> None:
-    """ValueError where singular values S say that A is of deficient rank."""
     floor = s[..., :1] * max(a.shape[-2:]) * torch.finfo(a.dtype).eps
     deficient = (s <= floor).any(-1)
     if bool(deficient.any()):
@@ -63,3 +79,4 @@ def check_rank(a: Inexact[Tensor, "*batch n p"], s: Float[Tensor, "*batch k"]) -
             f"no nearest orthonormal matrix: {int(deficient.sum())} of {deficient.numel()} matrices of shape "
             f"{tuple(a.shape[-2:])} have deficient rank. Start from another value: init='haar' or init='identity'."
         )
+    return w, s, vh

@@ -5,6 +5,7 @@ torch's batched LU on CPU returns wrong pivots for n >= 256 after torch.set_num_
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -50,13 +51,17 @@ def resolvent(a: Square) -> Square:
 
 
 def inverse_sqrt(s: Square) -> Square:
-    """S^(-1/2) for Hermitian positive definite S, by eigh; its derivative is a Lyapunov solve, finite at S = I."""
-    return _InverseSqrt.apply(s)  # type: ignore[no-any-return, no-untyped-call]
+    """S^(-1/2) for Hermitian positive definite S; its derivative is a Lyapunov solve, finite at S = I.
+
+    By its series where S is near I, else by eigh.
+    """
+    return _InverseSqrt.apply(s)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
 def lyapunov(y: Square, c: Square) -> Square:
     """The Hermitian Z with Y Z + Z Y = C, for Hermitian positive definite Y and Hermitian C, by eigh."""
-    return _Lyapunov.apply(y, c)  # type: ignore[no-any-return, no-untyped-call]
+    values, q = torch.linalg.eigh(y.detach())
+    return _Lyapunov.apply(y, c, values, q)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def determinant(x: Square) -> Inexact[Tensor, "*batch"]:
@@ -83,76 +88,85 @@ class _Resolvent(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (p,) = ctx.saved_tensors
-        return p.mH @ grad @ p.mH / 2
+        return p.mH @ grad @ p.mH / 2  # type: ignore[no-any-return]
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # type: ignore[override]
-        (p,) = ctx.saved_tensors
-        return p @ tangent @ p / 2
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, a: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
+    def vmap(info: Any, in_dims: Any, a: Tensor) -> tuple[Tensor, int]:
         return _Resolvent.apply(a.movedim(in_dims[0], 0)), 0  # type: ignore[no-untyped-call]
 
 
 class _InverseSqrt(torch.autograd.Function):
     @staticmethod
-    def forward(s: Tensor) -> Tensor:
+    def forward(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r = _inverse_sqrt_series(s)
+        if r is not None:
+            return r, r.new_empty(0), r.new_empty(0)
         values, q = torch.linalg.eigh(s)
-        return (q * values.rsqrt().unsqueeze(-2)) @ q.mH
+        return (q * values.rsqrt().unsqueeze(-2)) @ q.mH, values, q
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:
         # R = Y^-1 with Y^2 = S: dR = -R dY R and Y dY + dY Y = dS; the solve is its own adjoint
-        s, r = ctx.saved_tensors
-        return lyapunov(s @ r, -r @ sym(grad) @ r)
+        s, r, values, q = ctx.saved_tensors
+        y, c = s @ r, -r @ sym(grad) @ r
+        if not values.numel():
+            return lyapunov(y, c)
+        return _Lyapunov.apply(y, c, values.sqrt(), q)  # type: ignore[no-any-return, no-untyped-call]
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # type: ignore[override]
-        s, r = ctx.saved_tensors
-        return -r @ lyapunov(s @ r, sym(tangent)) @ r
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, s: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
-        return _InverseSqrt.apply(s.movedim(in_dims[0], 0)), 0  # type: ignore[no-untyped-call]
+    def vmap(info: Any, in_dims: Any, s: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        outputs = _InverseSqrt.apply(s.movedim(in_dims[0], 0))  # type: ignore[no-untyped-call]
+        return tuple(t if t.numel() else t.expand(info.batch_size, 0) for t in outputs), (0, 0, 0)
 
 
 class _Lyapunov(torch.autograd.Function):
+    """Y Z + Z Y = C, given the eigenvalues and eigenvectors of Y, which are hints and have no derivative."""
+
     @staticmethod
-    def forward(y: Tensor, c: Tensor) -> Tensor:
-        values, q = torch.linalg.eigh(y)
+    def forward(y: Tensor, c: Tensor, values: Tensor, q: Tensor) -> Tensor:
         return q @ ((q.mH @ c @ q) / (values.unsqueeze(-1) + values.unsqueeze(-2))) @ q.mH
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(inputs[0], output)
-        ctx.save_for_forward(inputs[0], output)
+        y, _, values, q = inputs
+        ctx.save_for_backward(y, output, values, q)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        y, z = ctx.saved_tensors
-        c_bar = lyapunov(y, sym(grad))
-        return -2 * sym(c_bar @ z), c_bar
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, z, values, q = ctx.saved_tensors
+        c_bar = _Lyapunov.apply(y, sym(grad), values, q)  # type: ignore[no-untyped-call]
+        return -2 * sym(c_bar @ z), c_bar, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dy: Tensor, dc: Tensor) -> Tensor:  # type: ignore[override]
-        y, z = ctx.saved_tensors
-        return lyapunov(y, sym(dc) - 2 * sym(sym(dy) @ z))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, y: Tensor, c: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
-        y, c = (
+    def vmap(info: Any, in_dims: Any, *inputs: Tensor) -> tuple[Tensor, int]:
+        batched = [
             t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
-            for t, d in zip((y, c), in_dims, strict=True)
-        )
-        return _Lyapunov.apply(y, c), 0  # type: ignore[no-untyped-call]
+            for t, d in zip(inputs, in_dims, strict=True)
+        ]
+        return _Lyapunov.apply(*batched), 0  # type: ignore[no-untyped-call]
+
+
+def _inverse_sqrt_series(s: Tensor) -> Tensor | None:
+    """I - E/2 + 3 E^2/8 - ... with E = S - I, by Horner, where |E| is so small that 8 terms reach rounding."""
+    if s.device.type != "cpu" or torch.compiler.is_compiling() or not s.numel():
+        return None
+    e = s - eye_like(s)
+    norm = torch.linalg.vector_norm(e, dim=(-2, -1)).max().item()
+    if not norm < 0.25:
+        return None
+    terms = max(1, math.ceil(math.log(torch.finfo(s.dtype).eps / 4) / math.log(norm)) - 1) if norm else 0
+    if terms > 8:
+        return None
+    r = eye_like(s).expand_as(s).clone()
+    for k in range(terms, 0, -1):  # the k-th coefficient is -(2k - 1) / (2k) times the one before
+        r = eye_like(s) - (2 * k - 1) / (2 * k) * (e @ r if k < terms else e)
+    return r

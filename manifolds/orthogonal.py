@@ -48,6 +48,17 @@ class Orthogonal(Manifold):
         """n (n - 1) / 2 for each matrix."""
         return _dim("Orthogonal", shape)
 
+    def random(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Square:
+        """A uniform (Haar) random point."""
+        self.dim(shape)
+        return _group.haar(shape, generator, dtype, device)
+
     def residual(self, x: Square) -> Float[Tensor, "*batch"]:
         """max |X^H X - I|."""
         _check_square("Orthogonal", x.shape)
@@ -111,20 +122,23 @@ class SpecialOrthogonal(Manifold):
         """The polar factor W V^H of X = W S V^H if its determinant is 1; else its singular directions are turned until
         it is, most that of the smallest singular value. Raises ValueError for deficient rank, NaN or Inf."""
         _check_square("SpecialOrthogonal", x.shape)
-        _group.polar_factor(x)
-        w, s, vh = torch.linalg.svd(x)
-        det = determinant(w @ vh)
-        if x.is_complex():
-            phases = _phases(s, det.angle())
-            turn = torch.polar(torch.ones_like(phases), -phases)
-        else:
-            turn = torch.cat([torch.ones_like(s[..., :-1]), det.sign().unsqueeze(-1)], -1)
-        y: Tensor = (w * turn.unsqueeze(-2)) @ vh
-        return y
+        return _turned(*_group.full_rank_svd(x))
 
     def dim(self, shape: Sequence[int]) -> int:
         """n (n - 1) / 2 for each matrix."""
         return _dim("SpecialOrthogonal", shape)
+
+    def random(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Square:
+        """A uniform (Haar) random point: the rotation nearest to a Gaussian matrix."""
+        self.dim(shape)
+        gaussian = torch.randn(*shape, generator=generator, dtype=dtype, device=device)
+        return _turned(*torch.linalg.svd(gaussian))
 
     def residual(self, x: Square) -> Float[Tensor, "*batch"]:
         """The larger of max |X^H X - I| and |det X - 1|, the latter being 2 for a reflection."""
@@ -199,6 +213,18 @@ def _determinant_error(x: Square) -> Float[Tensor, "*batch"]:
     """How far the phase of det X is from 1, shared by the n directions that can mend it; 2 for a real reflection."""
     det = determinant(x)
     return (det / det.abs() - 1).abs() / x.shape[-1] if x.is_complex() else 1 - det.sign()
+
+
+def _turned(w: Square, s: Float[Tensor, "*batch n"], vh: Square) -> Square:
+    """The matrix of determinant 1 nearest to W S V^H: W V^H with its singular directions turned."""
+    det = determinant(w @ vh)
+    if w.is_complex():
+        phases = _phases(s, det.angle())
+        turn = torch.polar(torch.ones_like(phases), -phases)
+    else:
+        turn = torch.cat([torch.ones_like(s[..., :-1]), det.sign().unsqueeze(-1)], -1)
+    y: Tensor = (w * turn.unsqueeze(-2)) @ vh
+    return y
 
 
 def _phases(s: Float[Tensor, "*batch n"], total: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch n"]:

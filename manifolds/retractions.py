@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
+from ._cayley import cayley_move
+from ._exponential import exp_move, matrix_exp
 from ._linalg import eye_like, inverse_sqrt, resolvent, skew, sym
 
 Point = Inexact[Tensor, "*batch n p"]
@@ -43,14 +45,14 @@ def cayley(x: Point, v: Point) -> Point:
     """
     a = skew(x.mH @ v)
     if x.shape[-2] == x.shape[-1]:
-        return 2 * x @ resolvent(a) - x
+        return cayley_move(x, a)
     k = v - x @ a
     # B = L^-H (I - (L^-1 A L^-H)/2)^-1 L^-1 with L L^H = I + S/4
     inverse = torch.linalg.solve_triangular(
         torch.linalg.cholesky(eye_like(a) + sym(k.mH @ k) / 4), eye_like(a).expand(a.shape), upper=False
     )
     b = inverse.mH @ resolvent(skew(inverse @ a @ inverse.mH)) @ inverse
-    return x @ (2 * b - eye_like(b)) + k @ b
+    return x @ (2 * b - eye_like(b)) + k @ b  # type: ignore[no-any-return]
 
 
 @_tall
@@ -59,12 +61,12 @@ def exp(x: Point, v: Point, *, metric: Metric = "euclidean") -> Point:
 
     Else [X, K] exp([[m A, -S], [I, 0]]) [I; 0] exp(-(m - 1) A), with m = 1 for the canonical and m = 2 for the
     Euclidean metric: one exponential of size 2p x 2p. Exact. Differentiable at v = 0.
-    Source: Edelman, Arias & Smith, The geometry of algorithms with orthogonality constraints (1998), section 2.2 and 2.4;
+    Source: Edelman, Arias & Smith, The geometry of algorithms with orthogonality constraints (1998), 2.2 and 2.4;
     Zimmermann & Hueper, Computing the Riemannian logarithm on the Stiefel manifold (2022), section 2.
     """
     a = skew(x.mH @ v)
     if x.shape[-2] == x.shape[-1]:
-        return x @ torch.matrix_exp(a)
+        return exp_move(x, a)
     k = v - x @ a
     s = sym(k.mH @ k)
     # the basis [X, K / scale] keeps the exponent balanced for long steps; the result does not depend on scale
@@ -72,9 +74,9 @@ def exp(x: Point, v: Point, *, metric: Metric = "euclidean") -> Point:
     eye = eye_like(a).expand(a.shape)
     m = 1 if metric == "canonical" else 2
     top, bottom = torch.cat([m * a, -s / scale], -1), torch.cat([scale * eye, torch.zeros_like(a)], -1)
-    first = torch.matrix_exp(torch.cat([top, bottom], -2))[..., : a.shape[-1]]
+    first = matrix_exp(torch.cat([top, bottom], -2))[..., : a.shape[-1]]
     y = torch.cat([x, k / scale], -1) @ first
-    return y @ torch.matrix_exp(-a) if metric == "euclidean" else y
+    return y @ matrix_exp(-a) if metric == "euclidean" else y
 
 
 @_tall
@@ -101,4 +103,4 @@ def polar(x: Point, v: Point) -> Point:
 def _cholesky_qr(y: Tensor) -> Tensor:
     """Y R^-1 with R^H R = Y^H Y; its error grows with the square of the condition of Y, so callers do it twice."""
     factor = torch.linalg.cholesky(sym(y.mH @ y))
-    return torch.linalg.solve_triangular(factor.mH, y, upper=True, left=False)
+    return torch.linalg.solve_triangular(factor.mH, y, upper=True, left=False)  # type: ignore[no-any-return]

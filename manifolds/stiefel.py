@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
@@ -60,6 +61,17 @@ class Stiefel(Manifold):
         count, sides = check_ndim("Stiefel", shape, 2)
         n, p = max(sides), min(sides)
         return count * (n * p - p * (p + 1) // 2)
+
+    def random(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Points:
+        """A uniform (Haar) random point."""
+        self.dim(shape)
+        return _group.haar(shape, generator, dtype, device)
 
     def residual(self, x: Points) -> Float[Tensor, "*batch"]:
         """max |X^H X - I|; max |X X^H - I| for n < p."""

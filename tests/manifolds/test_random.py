@@ -160,3 +160,12 @@ def test_what_is_not_haar_is_seen(wrong: Callable[[Tensor], Tensor], dtype: torc
     generator = torch.Generator().manual_seed(1)
     x = wrong(torch.randn(COUNT, 3, 3, generator=generator, dtype=dtype)).numpy()
     assert worst(x, haar(3, dtype)) < LEVEL
+
+
+def test_a_gaussian_of_poor_condition_has_a_polar_factor_too(monkeypatch):
+    """random never raises for want of rank: nearest, which must, is not asked."""
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: torch.ones(shape, dtype=torch.float64))
+    for manifold in (Stiefel(), Orthogonal(), SpecialOrthogonal()):
+        assert manifold.residual(manifold.random(4, 4)) <= 1e-13
+        with pytest.raises(ValueError, match="deficient rank"):
+            manifold.nearest(torch.ones(4, 4, dtype=torch.float64))

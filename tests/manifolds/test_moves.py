@@ -1,0 +1,88 @@
+"""The fast Cayley and exponential moves equal their plain definitions, in value and in both derivatives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from manifolds import _cayley, _exponential
+
+MOVES = [
+    pytest.param(_cayley.cayley_move, _cayley.plain, id="cayley"),
+    pytest.param(_exponential.exp_move, _exponential.plain, id="exp"),
+]
+
+
+def points(shape, dtype, size, seed=0):
+    """A point, a skew A of spectral norm about size, and a cotangent."""
+    generator = torch.Generator().manual_seed(seed)
+    x, a, g = (torch.randn(*shape, dtype=dtype, generator=generator) for _ in range(3))
+    a = (a - a.mH) / 2
+    return torch.linalg.qr(x)[0], a * (size / max(shape[-1] ** 0.5, 1)), g
+
+
+def pulled(move, x, a, g):
+    """The value, and the gradients of Re<g, value> in x and in the skew part of a."""
+    x, a = x.clone().requires_grad_(), a.clone().requires_grad_()
+    y = move(x, a)
+    value = (y * g.conj()).real.sum() if g.is_complex() else (y * g).sum()
+    gx, ga = torch.autograd.grad(value, (x, a))
+    return y.detach(), gx, (ga - ga.mH) / 2
+
+
+@pytest.mark.parametrize(("move", "plain"), MOVES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1e-2, 0.3, 3.0, 30.0])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (5, 3, 3), (2, 3, 7, 7), (2, 130, 130), (130, 130)])
+def test_a_fast_move_equals_its_definition(move, plain, dtype, size, shape):
+    x, a, g = points(shape, dtype, size)
+    for fast, slow in zip(pulled(move, x, a, g), pulled(plain, x, a, g), strict=True):
+        assert (fast - slow).abs().max() <= 1e-10 * max(1.0, float(slow.abs().max()))
+
+
+@pytest.mark.parametrize(("move", "plain"), MOVES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("size", [0.0, 0.1, 3.0])
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_both_derivatives(move, plain, dtype, size, n):
+    x, a, _ = points((2, n, n), dtype, size)
+    inputs = (x.requires_grad_(), a.requires_grad_())
+
+    def skewed(x, b):
+        return move(x, (b - b.mH) / 2)
+
+    assert torch.autograd.gradcheck(skewed, inputs)
+    assert torch.autograd.gradgradcheck(skewed, inputs)
+
+
+@pytest.mark.parametrize(("move", "plain"), MOVES)
+@pytest.mark.parametrize("size", [0.01, 3.0])
+def test_vmap_equals_a_loop(move, plain, size):
+    x, a, _ = points((4, 5, 5), torch.float64, size)
+    gradient = torch.func.grad(lambda a, x: move(x, (a - a.mH) / 2).square()[0].sum())
+    torch.testing.assert_close(torch.vmap(move)(x, a), torch.stack([move(*one) for one in zip(x, a, strict=True)]))
+    torch.testing.assert_close(
+        torch.vmap(gradient)(a, x), torch.stack([gradient(*one) for one in zip(a, x, strict=True)])
+    )
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.5, 8.0])
+def test_exp_is_that_of_scipy(size):
+    x, a, _ = points((40, 40), torch.float64, size)
+    expected = x.numpy() @ scipy.linalg.expm(a.numpy())
+    assert np.abs(_exponential.exp_move(x, a).numpy() - expected).max() <= 1e-12 * max(1, size)
+
+
+@pytest.mark.parametrize(("move", "plain"), MOVES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_never_gives_a_finite_point(move, plain, bad):
+    for n in (3, 5):
+        x, a, _ = points((n, n), torch.float64, 1.0)
+        a[0, 1], a[1, 0] = bad, -bad
+        try:
+            y = move(x, a)
+        except RuntimeError:  # LU may refuse: as good an answer
+            continue
+        assert not torch.isfinite(y).all()
