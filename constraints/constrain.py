@@ -75,7 +75,8 @@ def unconstrain(module: M, name: str) -> M:
     """Leave module.name a plain Parameter with its present value, bit for bit. Returns the module.
 
     name: dotted or a glob, as for `constrain`; a glob may also match tensors that are not constrained. Under both
-    engines the Parameter in the optimizer stays the same object; drop its momentum, which belongs to the constraint.
+    engines the Parameter stays the same object; make a new optimizer, for the old one has the momentum of the
+    constraint, and a Riemannian one its manifold.
     Raises ValueError where no constrained tensor matches, or where a tensor is shared under names that do not match.
     """
     places = set(match(module, name).values())
@@ -126,8 +127,7 @@ def _free_parameter(owner: nn.Module, attribute: str, method: Method) -> nn.Para
         known = ", ".join(str(d).removeprefix("torch.") for d in method.dtypes())
         raise ValueError(
             f"{who} has dtype {str(parameter.dtype).removeprefix('torch.')}, shape {tuple(parameter.shape)}; "
-            f"{method} holds {known}. Convert the module with .float(), or use Trivialization() for half precision, "
-            f"which keeps float32 coordinates."
+            f"{method} holds {known}. Convert the module with .float()."
         )
     return parameter
 

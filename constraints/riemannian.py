@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from manifolds import Manifold
 
 from .method import Method, Site
+from .precision import exact_products
 from .values import at_least_float32, near
 
 KEY = "_riemannian_constraints"
@@ -117,9 +118,11 @@ def record(module: nn.Module, attribute: str, manifold: Manifold, name: str) -> 
 
 def forget(module: nn.Module, attribute: str) -> None:
     """Undo `record`."""
+    global _generation
     records: Records = module.__dict__[KEY]
     del records.manifolds[attribute], records.names[attribute]
     records.versions.pop(attribute, None)
+    _generation += 1  # what optimizers were found to hold is out of date
     if not records.manifolds:
         del module.__dict__[KEY]
 
@@ -209,7 +212,9 @@ def _held_by(optimizer: Optimizer) -> list[tuple[Records, str, nn.Parameter]]:
 def _check_point(records: Records, attribute: str, p: nn.Parameter) -> None:
     manifold = records.manifolds[attribute]
     x = at_least_float32(p)
-    if not bool(x.isfinite().all()) or not bool((manifold.residual(x) <= near(p.dtype)).all()):
+    with exact_products(p.device.type):
+        on = bool(x.isfinite().all()) and bool((manifold.residual(x) <= near(p.dtype)).all())
+    if not on:
         raise ValueError(
             f"{records.names[attribute]} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, "
             f"where Riemannian() holds it. Write a point: module.{attribute}.copy_(manifold.nearest(value)) under "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from manifolds import Manifold
 from .copying import forget_computed_weights, make_copyable
 from .memo import Memo
 from .method import Method, Site
+from .precision import exact_products
 from .schedule import schedule
 from .values import admit, check_finite, master_dtype
 
@@ -119,7 +119,7 @@ class Trivialized(nn.Module):
 
     def evaluate(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """The weight before it is rounded to its dtype."""
-        with _without_autocast(original.device.type):
+        with exact_products(original.device.type):
             c = original.to(torch.promote_types(original.dtype, self.base.dtype))
             return self.manifold.move(self.base, self.manifold.coordinates(self.base, c))
 
@@ -223,12 +223,6 @@ def trivialized(owner: nn.Module) -> Iterator[tuple[str, Trivialized]]:
 
 def _lists(owner: nn.Module) -> nn.ModuleDict:
     return owner._modules["parametrizations"]  # type: ignore[return-value]
-
-
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
 
 
 def _watch(owner: nn.Module) -> None:

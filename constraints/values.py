@@ -11,6 +11,8 @@ from torch import Tensor
 
 from manifolds import Euclidean, Manifold, ProductManifold, SpecialOrthogonal, tolerance
 
+from .precision import exact_products
+
 Start = Literal["haar", "identity", "torus"]
 Init = Tensor | Start | Callable[[Tensor], Tensor] | None
 
@@ -28,7 +30,8 @@ def initial(manifold: Manifold, tensor: Tensor, init: Init, who: str) -> Tensor:
     if init is None:
         x = at_least_float32(tensor.detach())
         check_finite(x, who)
-        return x.clone() if bool(manifold.contains(x).all()) else nearest(manifold, x, who)
+        with exact_products(x.device.type):
+            return x.clone() if bool(manifold.contains(x).all()) else nearest(manifold, x, who)
     if isinstance(init, str):
         if init not in get_args(Start):
             raise ValueError(f"init of {who} is one of {get_args(Start)}, a tensor or a function; got {init!r}.")
@@ -57,21 +60,25 @@ def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str) -> Tensor:
     x = at_least_float32(value.detach()).to(device=like.device, dtype=master_dtype(like.dtype))
     check_finite(x, who)
     # NaN is not <=
-    if bool(manifold.contains(x).all()):
-        return x.clone()
-    if not bool((manifold.residual(x) <= max(near(value.dtype), near(like.dtype))).all()):
-        raise ValueError(_off(manifold, x, who))
+    with exact_products(x.device.type):
+        if bool(manifold.contains(x).all()):
+            return x.clone()
+        if not bool((manifold.residual(x) <= max(near(value.dtype), near(like.dtype))).all()):
+            raise ValueError(_off(manifold, x, who))
     return nearest(manifold, x, who)
 
 
 def nearest(manifold: Manifold, x: Tensor, who: str) -> Tensor:
     """manifold.nearest(x), or a ValueError that names the block that has no nearest point."""
     try:
-        y = manifold.nearest(x)
+        with exact_products(x.device.type):
+            y = manifold.nearest(x)
     except ValueError as error:
         where, reason = _culprit(manifold, x)
         raise ValueError(f"{who}, shape {tuple(x.shape)}{where}: {reason or error}") from error
-    if not bool((manifold.residual(y) <= near(y.dtype)).all()):
+    with exact_products(y.device.type):
+        on = bool((manifold.residual(y) <= near(y.dtype)).all())
+    if not on:
         raise ValueError(
             f"{who}, shape {tuple(x.shape)}: {manifold}.nearest did not return a point of the manifold. "
             f"Give another value: init='haar', or a tensor on the manifold."

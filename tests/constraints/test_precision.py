@@ -1,0 +1,59 @@
+"""Lowered float32 products are for the model, never for its geometry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from constraints import Riemannian, Trivialization, constrain, unconstrain
+from constraints.optim import RiemannianAdam
+from manifolds import Stiefel, retractions
+
+
+@pytest.fixture
+def lowered():
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(kept)
+
+
+def error(weight):
+    x = weight.detach().double()
+    gram = x.mT @ x if x.shape[0] >= x.shape[1] else x @ x.mT
+    return float((gram - torch.eye(len(gram))).abs().max())
+
+
+@pytest.mark.usefixtures("lowered")
+@pytest.mark.parametrize("retraction", [retractions.polar, retractions.cayley, retractions.exp])
+@pytest.mark.parametrize("shape", [(256, 512), (256, 256)])
+def test_a_trivialized_weight_is_orthonormal_under_any_precision_of_products(retraction, shape):
+    torch.manual_seed(0)
+    linear = nn.Linear(*shape)
+    constrain(linear, "weight", Stiefel(retraction=retraction))
+    with torch.no_grad():
+        linear.parametrizations.weight.original.normal_(std=0.02)
+    assert error(linear.weight) < 2e-5
+
+
+@pytest.mark.usefixtures("lowered")
+@pytest.mark.parametrize("method", [Trivialization(), Riemannian()])
+def test_a_weight_is_admitted_under_any_precision_of_products(method):
+    torch.manual_seed(0)
+    linear = nn.Linear(256, 256)
+    constrain(linear, "weight", Stiefel, method)
+    linear.load_state_dict(linear.state_dict())
+    assert error(linear.weight) < 2e-5
+
+
+def test_an_optimizer_goes_on_after_unconstrain():
+    torch.manual_seed(0)
+    linear = nn.Linear(4, 4)
+    constrain(linear, "weight", Stiefel, Riemannian())
+    optimizer = RiemannianAdam(linear)
+    for _ in range(2):
+        linear(torch.randn(3, 4)).square().sum().backward()
+        optimizer.step()
+        unconstrain(linear, "weight") if "_manifold_constraints" in linear.__dict__ else None
+    assert linear.weight.isfinite().all()
