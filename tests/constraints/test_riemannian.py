@@ -265,3 +265,15 @@ def test_a_compiled_step_is_looked_at_too() -> None:
     with pytest.raises(ValueError, match="held on"):
         step()
     assert torch.equal(gru.weight_hh_l0, before)
+
+
+def test_a_step_after_unconstrain_does_not_look_for_the_constraint() -> None:
+    """What an optimizer was found to hold is looked at again once a constraint is gone."""
+    linear = nn.Linear(4, 4)
+    constrain(linear, "weight", Stiefel, Riemannian())
+    optimizer = RiemannianAdam(linear)
+    linear(torch.ones(3, 4)).square().sum().backward()
+    optimizer.step()
+    unconstrain(linear, "weight")
+    optimizer.step()
+    assert linear.weight.isfinite().all()
