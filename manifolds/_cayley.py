@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import LU_BATCH, eye_like, resolvent
+from ._linalg import LU_BATCH, eye_like, resolvent, without_autocast
 
 Square = Inexact[Tensor, "*batch n n"]
 
@@ -44,6 +44,7 @@ class _Cayley(torch.autograd.Function):
         ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, Tensor | None]:
         if grad is None:
             return None, None

@@ -16,7 +16,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from ._cayley import add_product
-from ._linalg import eye_like, skew
+from ._linalg import eye_like, skew, without_autocast
 
 Square = Inexact[Tensor, "*batch n n"]
 
@@ -54,6 +54,7 @@ class _Exp(torch.autograd.Function):
         ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, Tensor | None]:
         if grad is None:
             return None, None

@@ -5,7 +5,9 @@ torch's batched LU on CPU returns wrong pivots for n >= 256 after torch.set_num_
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,6 +73,20 @@ def determinant(x: Square) -> Inexact[Tensor, "*batch"]:
     return torch.linalg.det(x)  # type: ignore[no-any-return]
 
 
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass in the precision of its tensors, also where `loss.backward()` is called under autocast."""
+
+    @functools.wraps(backward)
+    def exact(ctx: Any, grad: Tensor | None, *rest: Any) -> Any:
+        device = "cpu" if grad is None else grad.device.type
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return backward(ctx, grad, *rest)
+        with torch.autocast(device, enabled=False):
+            return backward(ctx, grad, *rest)
+
+    return exact
+
+
 class _Resolvent(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor) -> Tensor:
@@ -90,6 +106,7 @@ class _Resolvent(torch.autograd.Function):
         ctx.save_for_backward(output)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (p,) = ctx.saved_tensors
         return p.mH @ grad @ p.mH / 2  # type: ignore[no-any-return]
@@ -114,6 +131,7 @@ class _InverseSqrt(torch.autograd.Function):
         ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:
         # R = Y^-1 with Y^2 = S: dR = -R dY R and Y dY + dY Y = dS; the solve is its own adjoint
         s, r, values, q = ctx.saved_tensors
@@ -141,6 +159,7 @@ class _Lyapunov(torch.autograd.Function):
         ctx.save_for_backward(y, output, values, q)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, z, values, q = ctx.saved_tensors
         c_bar = _Lyapunov.apply(y, sym(grad), values, q)  # type: ignore[no-untyped-call]
