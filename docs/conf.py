@@ -1,0 +1,82 @@
+"""Settings of the site. Build it with `make docs`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path[:0] = [str(ROOT), str(HERE / "_ext")]
+os.environ["TQDM_DISABLE"] = "1"  # progress bars are no part of a page
+
+import inventories  # noqa: E402
+from sphinx_gallery.sorting import FileNameSortKey  # noqa: E402
+
+project = "manifold-constraints"
+author = "the manifold-constraints authors"
+copyright = author  # noqa: A001
+release = "0.1.0"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+    "sphinxcontrib.bibtex",
+    "mathml",
+    "docstrings",
+    "drawings",
+]
+exclude_patterns = ["_build", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.zip", "sg_execution_times.rst"]
+nitpicky = True
+nitpick_ignore = [
+    ("py:class", "constraints.constrain.M"),  # the type of the module, in and out
+    ("py:class", "SearchStrategy"),  # of Hypothesis
+    ("py:class", "Dtypes"),  # a dtype or several
+]
+suppress_warnings = ["config.cache"]  # settings that are functions
+
+html_theme = "furo"
+html_title = "manifold-constraints"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+pygments_style = "a11y-high-contrast-light"
+pygments_dark_style = "a11y-high-contrast-dark"
+
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 88
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "plain"
+bibtex_reference_style = "author_year"
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+intersphinx_mapping = inventories.mapping(HERE / "_build" / "inventories")
+
+sphinx_gallery_conf = {
+    "examples_dirs": str(ROOT / "tutorials"),
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"/\d\d_",
+    "within_subsection_order": FileNameSortKey,
+    "abort_on_example_error": True,
+    "matplotlib_animations": False,
+    "min_reported_time": 3600,
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "remove_config_comments": True,
+}

@@ -1,0 +1,138 @@
+"""The site: its code runs and prints what it shows, every public name is in it, and no link of it is broken."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+MODULES = ("manifolds", "manifolds.retractions", "manifolds.testing", "constraints", "constraints.optim")
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+
+
+# The code of the pages ------------------------------------------------------------------------------------
+
+
+def run(name: str, text: str, module: ModuleType, capsys: pytest.CaptureFixture[str]) -> int:
+    """Run the python blocks in order, each checked against the text block that directly follows it, if one does."""
+    count = 0
+    for found in BLOCK.finditer(text):
+        # leading newlines make the line numbers of a traceback those of the file
+        code = "\n" * text[: found.start(1)].count("\n") + found[1]
+        exec(compile(code, name, "exec"), vars(module))
+        printed = capsys.readouterr().out
+        assert found[2] is None or found[2].split() == printed.split()
+        count += 1
+    return count
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that the code of a page is run in, importable: classes of the page are pickled by name."""
+    module = ModuleType("docs_page")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_code_of_a_page_runs_and_prints_what_is_shown(
+    path: Path, page: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = path.read_text()
+    assert run(path.name, text, page, capsys) == text.count("```python")
+
+
+@pytest.mark.parametrize("text", ["```python\nassert False\n```\n", "```python\nprint(1)\n```\n\n```text\n2\n```\n"])
+def test_a_wrong_page_is_seen(text: str, page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AssertionError):
+        run("page", text, page, capsys)
+
+
+# The site -------------------------------------------------------------------------------------------------
+
+
+class Html(HTMLParser):
+    """The places that a page has, and the links that it makes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for key, value in attrs:
+            if key == "id" and value:
+                self.ids.add(value)
+            elif key in ("href", "src") and value:
+                self.links.add(value)
+
+
+def broken(site: Path) -> list[str]:
+    """Links within the site to a file, or to a place in a page, that is not there."""
+    pages = {path: Html(path.read_text()) for path in site.rglob("*.html") if "_static" not in path.parts}
+    found = []
+    for path, html in pages.items():
+        for link in html.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            fragment = unquote(parts.fragment)
+            if not target.exists() or (fragment and target in pages and fragment not in pages[target].ids):
+                found.append(f"{path.relative_to(site)} -> {link}")
+    return found
+
+
+def described(site: Path) -> set[str]:
+    """The Python objects that have a place in the site, from its inventory."""
+    content = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    lines = zlib.decompress(content).decode().splitlines()
+    return {line.split()[0] for line in lines if line.split()[1].startswith("py:")}
+
+
+def public() -> set[str]:
+    names = set()
+    for name in MODULES:
+        module = importlib.import_module(name)
+        offered = getattr(module, "__all__", None) or [
+            n for n, v in vars(module).items() if n[0] != "_" and getattr(v, "__module__", None) == name
+        ]
+        names |= {f"{name}.{n}" for n in offered}
+    return names
+
+
+# Described once, where they are defined.
+AGAIN = {"constraints.BlockSpec": "manifolds.BlockSpec"}
+
+
+@pytest.mark.timeout(600)
+def test_the_site_is_built_without_a_warning_and_whole() -> None:
+    """With the tutorials as they were last run, or not run at all: `make docs` runs them."""
+    site = ROOT / "docs" / "_build" / "check"
+    options = ["-W", "--keep-going", "-q", "-E", "-b", "html", "-D", "plot_gallery=0"]
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, "docs", str(site)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr
+    assert broken(site) == []
+    assert {AGAIN.get(name, name) for name in public()} - described(site) == set()
+    pages = [path.read_text() for path in site.rglob("*.html")]
+    assert any("<math" in text for text in pages)
+    assert not any("\\(" in text or "MathJax" in text for text in pages if "<math" in text)
+
+
+def test_a_broken_link_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text('<a href="b.html#here"></a><a href="b.html#gone"></a><img src="c.png">')
+    (tmp_path / "b.html").write_text('<p id="here"></p><a href="https://example.org/x"></a>')
+    assert sorted(broken(tmp_path)) == ["a.html -> b.html#gone", "a.html -> c.png"]
