@@ -2,6 +2,7 @@
 
 from manifolds import BlockSpec
 
+from .averaging import AveragedModel
 from .checkpoints import export_state_dict
 from .constrain import constrain, unconstrain
 from .packing import Packing, register_packing
@@ -11,6 +12,7 @@ from .riemannian import Riemannian, param_groups
 from .trivialization import Trivialization
 
 __all__ = [
+    "AveragedModel",
     "BlockSpec",
     "Packing",
     "Riemannian",

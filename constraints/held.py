@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from manifolds import Manifold
 from .method import Method
 from .names import owners
 from .riemannian import Riemannian, recorded
-from .trivialization import Trivialization, trivialized
+from .trivialization import Coordinates, Trivialization, coordinates_of, trivialized
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,30 @@ class Held:
         return weight.detach()
 
     @property
+    def coordinates(self) -> Coordinates | None:
+        """What a `Trivialization` computes the weight from; None under another engine."""
+        return dict(coordinates_of(self.owner)).get(self.attribute)
+
+    @property
     def like(self) -> Tensor:
         """A tensor of the shape, dtype and device of the weight, which is not computed for it."""
-        for attribute, parametrization in trivialized(self.owner):
-            if attribute == self.attribute:
-                return torch.empty_like(parametrization.base, dtype=parametrization.dtype)
-        like: Tensor = getattr(self.owner, self.attribute)
-        return like.detach()
+        if self.coordinates is None:
+            return self.weight
+        parametrization: Any = self.coordinates[0]
+        return torch.empty_like(parametrization.base, dtype=parametrization.dtype)
 
     @property
     def identity(self) -> int:
         """The same number for names that share a tensor."""
-        for attribute, parametrization in trivialized(self.owner):
-            if attribute == self.attribute:
-                return id(parametrization)
-        return id(self.owner._parameters[self.attribute])
+        return id(self.owner._parameters[self.attribute] if self.coordinates is None else self.coordinates[0])
+
+
+def held_once(model: nn.Module) -> list[Held]:
+    """Every constrained tensor of the model, a tied one under the first of its names."""
+    found: dict[int, Held] = {}
+    for each in held(model):
+        found.setdefault(each.identity, each)
+    return list(found.values())
 
 
 def held(model: nn.Module) -> Iterator[Held]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .values import may_look
+
 
 class Memo:
     """The weight within one forward pass of its module, so that modules that read it often compute it once.
@@ -19,7 +21,7 @@ class Memo:
 
     def __init__(self) -> None:
         self._running: Pass | None = None
-        self._handed: tuple[Tensor, int] | None = None  # the last weight read outside of a pass, and its version
+        self._handed: Handed | None = None
 
     def open(self) -> None:
         """A pass begins."""
@@ -35,7 +37,7 @@ class Memo:
         if running is None or running.context != _context():
             weight = compute(original)
             watched = torch._C._functorch.maybe_current_level() is None and not weight.is_inference()
-            self._handed = (weight.detach(), weight._version) if watched else None
+            self._handed = Handed(weight) if watched else None
             return weight
         if running.weight is None or running.original is not original:
             running.original, running.weight = original, compute(original)
@@ -43,14 +45,30 @@ class Memo:
 
     def was_changed(self) -> bool:
         """Whether the weight read last was changed in place since, which nothing would come of. Says so once."""
-        handed = self._handed
-        if handed is None or handed[0]._version == handed[1]:
+        if self._handed is None or not self._handed.was_changed():
             return False
         self._handed = None
         return True
 
     def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
         return Memo, ()
+
+
+class Handed:
+    """The last weight that was read outside of a pass, which whoever has it may change in place."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight, self._version = weight.detach(), weight._version
+        self._sum = self._look()
+
+    def was_changed(self) -> bool:
+        """Whether it has another version, or, once and only on CPU, another sum: writes to `.data` have no version."""
+        changed = self._weight._version != self._version or (self._sum is not None and self._sum != self._look())
+        self._sum = None
+        return changed
+
+    def _look(self) -> float | complex | None:
+        return self._weight.sum().item() if may_look(self._weight) else None
 
 
 class Pass:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from .held import held
-from .trivialization import Coordinates, Momentum, coordinates_of
+from .held import held_once
+from .trivialization import Momentum
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,16 @@ def rebase(module: nn.Module, optimizer: Optimizer | None = None) -> list[Rebase
     Weights stay as they are, to rounding. Far from its base a retraction bends the landscape; after this it does not.
     What the optimizer keeps for the coordinates refers to the old base and has no exact counterpart at the new one: it
     is dropped, with the gradient, so that the tensor starts as in a new optimizer and zero gradients move nothing.
+    `torch.optim.LBFGS` and its subclasses have one history for all their parameters, and lose it all. An optimizer of
+    another kind that keeps more than `optimizer.state[parameter]` has to be made anew by who called this.
     Riemannian constraints have no base and are left alone. Returns what was done, tensor by tensor, a tied one once.
     Raises ValueError, before anything moves, where a weight has NaN or infinite entries.
     """
-    found: dict[int, tuple[str, Coordinates]] = {}
-    for each in held(module):
-        for attribute, coordinates in coordinates_of(each.owner):
-            if attribute == each.attribute:
-                found.setdefault(each.identity, (each.name, coordinates))
-    for _, coordinates in found.values():
+    found = [(each.name, each.coordinates) for each in held_once(module) if each.coordinates is not None]
+    for _, coordinates in found:
         coordinates.target()
     done = []
-    for name, coordinates in found.values():
+    for name, coordinates in found:
         done.append(Rebased(name, coordinates.rebase(optimizer)))
         coordinates.original.grad = None
     return done

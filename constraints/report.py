@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from manifolds import Layout, Manifold, ProductManifold
 
-from .held import Held, held
+from .held import Held, held_once
 from .method import Method
 from .values import at_least_float32, determinant_signs, near
 
@@ -59,13 +59,7 @@ def report(model: nn.Module) -> Report:
 
     >>> print(report(model))
     """
-    seen: set[int] = set()
-    records = Report()
-    for each in held(model):
-        if each.identity not in seen:
-            seen.add(each.identity)
-            records.append(_record(each))
-    return records
+    return Report(_record(each) for each in held_once(model))
 
 
 @torch.no_grad()

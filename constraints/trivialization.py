@@ -11,7 +11,7 @@ from jaxtyping import Inexact
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from manifolds import Manifold
 
@@ -20,7 +20,7 @@ from .memo import Memo
 from .method import Method, Site
 from .precision import exact_products
 from .schedule import schedule
-from .values import admit, check_finite, master_dtype
+from .values import admit, check_finite, is_finite, master_dtype, may_look
 
 Momentum = Literal["carried", "reset", "no optimizer"]
 
@@ -36,7 +36,8 @@ class Trivialization(Method):
 
     Weight decay on `original` pulls the weight towards its base, and nowhere else.
 
-    rebase_every: after so many optimizer steps the base moves to the present weight, see `rebase`; None for never.
+    rebase_every: after so many optimizer steps the base moves to the present weight, see `rebase`; None for never. The
+    count is in the metadata of the state dict, so that a run goes on from a checkpoint as it would have.
     Raises ValueError if it is not a positive number.
     """
 
@@ -124,15 +125,24 @@ class Trivialized(nn.Module):
             return self.manifold.move(self.base, self.manifold.coordinates(self.base, c))
 
     def compute(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """`evaluate`, rounded to the dtype of the weight. ValueError where a factorization fails, as it does on NaN."""
+        """`exact`, rounded to the dtype of the weight."""
+        return self.exact(original).to(self.dtype)
+
+    def exact(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """`evaluate`. ValueError where that has no value: a factorization fails, or, looked at on CPU only, it is not
+        finite."""
+        failure = None
         try:
-            return self.evaluate(original).to(self.dtype)
+            weight = self.evaluate(original)
+            if not may_look(weight) or is_finite(weight):
+                return weight
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise ValueError(
-                f"{self.name} has no value: its coordinates, shape {tuple(original.shape)}, have NaN or infinite "
-                f"entries, or are too far from their base. Look for the step that put them there, assign a point of "
-                f"{self.manifold}, module.weight = value, and train with smaller steps or with rebase_every=."
-            ) from error
+            failure = error
+        raise ValueError(
+            f"{self.name} has no value: its coordinates, shape {tuple(original.shape)}, have NaN or infinite "
+            f"entries, or are too far from their base. Look for the step that put them there, assign a point of "
+            f"{self.manifold}, module.weight = value, and train with smaller steps or with rebase_every=."
+        ) from failure
 
     def right_inverse(self, value: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """Zero coordinates, after moving the base to value. Raises ValueError if value is not on the manifold."""
@@ -176,23 +186,39 @@ class Coordinates(ParametrizationList):
     def target(self) -> Tensor:
         """The base that `rebase` moves to: the present weight. ValueError if it has NaN or infinite entries."""
         held: Any = self[0]
-        weight: Tensor = held.manifold.polish(held.evaluate(self.original))
+        weight: Tensor = held.manifold.polish(held.exact(self.original))
         check_finite(weight, held.name)
         return weight
 
     @torch.no_grad()
-    def rebase(self, optimizer: Optimizer | None) -> Momentum:
-        """Move the base to `target`, zero the coordinates in place and drop what the optimizer keeps for them."""
+    def set_point(self, point: Tensor) -> None:
+        """Make a point of the manifold, in the dtype of the base, the base, and zero the coordinates in place."""
         held: Any = self[0]
-        if not bool(self.original.any()):
-            return "carried"
-        held.base = self.target()
+        held.base = point
         held.memo.close()
         self.original.zero_()
+
+    @torch.no_grad()
+    def rebase(self, optimizer: Optimizer | None) -> Momentum:
+        """Move the base to `target`, zero the coordinates in place and drop what the optimizer keeps for them."""
+        if not bool(self.original.any()):
+            return "carried"
+        self.set_point(self.target())
         if optimizer is None or not any(p is self.original for g in optimizer.param_groups for p in g["params"]):
             return "no optimizer"
         optimizer.state.pop(self.original, None)
+        if isinstance(optimizer, LBFGS):  # its history is of all parameters at once, kept under the first of them
+            optimizer.state.clear()
         return "reset"
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # no key of its own, which plain tools would stumble over; a state dict made over by hand loses it
+        getattr(destination, "_metadata", {}).get(prefix[:-1], {})["steps"] = self.steps
+
+    def _load_from_state_dict(self, state: Any, prefix: str, local_metadata: Any, *lists: Any) -> None:
+        self.steps = local_metadata.get("steps", self.steps)
+        super()._load_from_state_dict(state, prefix, local_metadata, *lists)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         held: Any = self[0]

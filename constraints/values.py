@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -99,6 +100,19 @@ def check_finite(x: Tensor, who: str) -> None:
             f"{who} has NaN or infinite entries, {count} of {x.numel()} in shape {tuple(x.shape)}. "
             f"Give it finite values, or a fresh start: init='haar'."
         )
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether x has neither NaN nor infinite entries."""
+    # the sum of finite numbers may overflow, so it can only acquit
+    return cmath.isfinite(x.detach().sum().item()) or bool(torch.isfinite(x).all())
+
+
+def may_look(x: Tensor) -> bool:
+    """Whether values of x may be looked at: an accelerator would have to be waited for, and a trace has none."""
+    plain = type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    traced = torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    return plain and x.device.type == "cpu" and not traced
 
 
 def master_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from typing import Any
 
 import pytest
@@ -137,6 +138,29 @@ def test_nan_stops_it_before_anything_moves() -> None:
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
 
 
+def test_all_history_of_lbfgs_is_dropped() -> None:
+    """It is of all parameters at once: a part of it would point from the old base."""
+    gru = network()
+    optimizer = torch.optim.LBFGS(gru.parameters(), lr=0.1, max_iter=3)
+    assert optimizer.param_groups[0]["params"][0] is not gru.parametrizations.weight_hh_l0.original
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = gru(X)[0].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    before = closure().item()
+    assert rebase(gru, optimizer) == [Rebased("weight_hh_l0", "reset")]
+    assert not optimizer.state
+    fresh = copy.deepcopy(gru)
+    assert optimizer.step(closure).item() == pytest.approx(before, rel=1e-5)
+    mine, optimizer, gru = gru, torch.optim.LBFGS(fresh.parameters(), lr=0.1, max_iter=3), fresh
+    optimizer.step(closure)
+    assert torch.equal(mine.weight_hh_l0, fresh.weight_hh_l0)
+
+
 # By itself --------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +188,34 @@ def test_copies_count_for_themselves() -> None:
     train(other, optimizer, 2)
     assert torch.equal(gru.parametrizations.weight_hh_l0[0].base, mine)
     assert not torch.equal(other.parametrizations.weight_hh_l0[0].base, theirs)
+
+
+@pytest.mark.parametrize("saved", [2, 3, 4])
+def test_a_resumed_run_rebases_at_the_same_steps(saved: int) -> None:
+    """Bit for bit as if it had not been stopped: the count of steps is saved."""
+    gru = network(rebase_every=3)
+    optimizer = torch.optim.Adam(gru.parameters(), lr=1e-2)
+    train(gru, optimizer, saved)
+    file = io.BytesIO()
+    torch.save((gru.state_dict(), optimizer.state_dict()), file)
+    train(gru, optimizer, 4)
+    file.seek(0)
+    state, of_optimizer = torch.load(file, weights_only=True)
+    other = network(rebase_every=3)
+    other.load_state_dict(state)
+    follower = torch.optim.Adam(other.parameters(), lr=1e-2)
+    follower.load_state_dict(of_optimizer)
+    train(other, follower, 4)
+    for name, value in gru.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_a_state_dict_without_the_count_loads() -> None:
+    """As one that went through another format: the count stays what it was."""
+    gru = network(rebase_every=3)
+    gru.load_state_dict(dict(gru.state_dict()))
+    nn.Sequential(gru).load_state_dict({f"0.{name}": value for name, value in gru.state_dict().items()})
+    assert gru.parametrizations.weight_hh_l0.steps == 0
 
 
 def test_an_optimizer_of_other_tensors_does_not_count() -> None:

@@ -1,0 +1,188 @@
+"""Averages of constrained models: the nearest point to the average of the weights, under both engines."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import swa_utils
+from torch.optim.swa_utils import get_ema_avg_fn, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from constraints import AveragedModel, Riemannian, Trivialization, constrain, rebase, report, unconstrain
+from constraints.method import Method
+from constraints.optim import RiemannianAdam
+from manifolds import Euclidean, SpecialOrthogonal, Stiefel
+
+METHODS = [Trivialization(), Trivialization(rebase_every=2), Riemannian()]
+both = pytest.mark.parametrize("method", METHODS, ids=repr)
+X = torch.arange(40.0).reshape(8, 5).sin()
+
+FUNCTIONS: dict[str, dict[str, Any]] = {
+    "swa": {},
+    "ema": {"avg_fn": get_ema_avg_fn(0.7)},
+    "multi ema": {"multi_avg_fn": get_ema_multi_avg_fn(0.7)},
+    "multi swa": {"multi_avg_fn": get_swa_multi_avg_fn()},
+    "ema with buffers": {"avg_fn": get_ema_avg_fn(0.7), "use_buffers": True},
+}
+
+
+def network(method: Method, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 4))
+    constrain(net, "0.weight", Stiefel, method)
+    constrain(net, "3.weight", SpecialOrthogonal, method, init="haar")
+    constrain(net, "4.weight", Euclidean * Stiefel, method)
+    return net
+
+
+def train(net: Any, steps: int) -> Any:
+    """Yields after each step."""
+    optimizer = RiemannianAdam(net, lr=0.1)
+    target = torch.arange(32.0).reshape(8, 4).cos()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (net(X) - target).square().sum().backward()
+        optimizer.step()
+        yield
+
+
+def polar(a: Tensor) -> Tensor:
+    w, _, vh = torch.linalg.svd(a, full_matrices=False)
+    return w @ vh
+
+
+@both
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_average_is_the_nearest_point_to_that_of_the_weights(function: str, method: Method) -> None:
+    """Step by step against averages taken by hand, across moves of the base."""
+    net = network(method)
+    average: Any = swa_utils.AveragedModel(net, **FUNCTIONS[function])
+    expected: list[Tensor] = []
+    for n, _ in enumerate(train(net, 6)):
+        average.update_parameters(net)
+        weights = [net[0].weight, net[3].weight, net[4].weight[:2], net[4].weight[2:], net[4].bias]
+        weights = [w.detach().clone() for w in weights]
+        share = 0.3 if "ema" in function else 1 / (n + 1)
+        if n:
+            weights = [old + share * (new - old) for old, new in zip(expected, weights, strict=True)]
+            weights = [w if i in (2, 4) else polar(w) for i, w in enumerate(weights)]
+        expected = weights
+        mine = average.module
+        found = [mine[0].weight, mine[3].weight, mine[4].weight[:2], mine[4].weight[2:], mine[4].bias]
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one.detach(), other, rtol=0, atol=2e-5)
+        assert all(max(row.residuals) < 2e-5 for row in report(average))
+    assert (expected[0] - net[0].weight).abs().max() > 1e-2
+
+
+@both
+def test_a_far_average_is_brought_back_at_once(method: Method) -> None:
+    one, other = network(method, 0), network(method, 1)
+    average = AveragedModel(one)
+    average.update_parameters(one)
+    average.update_parameters(other)
+    middle = polar((one[0].weight + other[0].weight).detach() / 2)
+    torch.testing.assert_close(average.module[0].weight.detach(), middle, rtol=0, atol=1e-5)
+    assert all(max(row.residuals) < 1e-5 for row in report(average))
+
+
+@both
+def test_the_model_is_left_alone_and_nothing_is_shared(method: Method) -> None:
+    net = network(method)
+    average = AveragedModel(net, avg_fn=get_ema_avg_fn(0.5))
+    for _ in train(net, 2):
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        average.update_parameters(net)
+        for name, value in net.state_dict().items():
+            assert torch.equal(value, before[name])
+    mine = {t.data_ptr() for t in net.state_dict().values()}
+    assert mine.isdisjoint(t.data_ptr() for t in average.module.state_dict().values())
+
+
+@both
+def test_it_is_used_like_that_of_torch(method: Method) -> None:
+    """update_bn, SWALR, state dicts, copies, pickle, baking back."""
+    net = network(method)
+    average: Any = swa_utils.AveragedModel(net)
+    assert type(average) is AveragedModel
+    for _ in train(net, 2):
+        average.update_parameters(net)
+    swa_utils.update_bn([X], average)
+    average.eval()
+    other: Any = AveragedModel(network(method, 1)).eval()
+    other.load_state_dict(average.state_dict())
+    copies = [other, copy.deepcopy(average), pickle.loads(pickle.dumps(average))]
+    for each in copies:
+        assert type(each) is AveragedModel
+        assert int(each.n_averaged) == 2
+        assert torch.equal(each(X), average(X))
+        each.update_parameters(net)
+    output = average(X)
+    unconstrain(average, "*")
+    assert torch.equal(average(X), output)
+
+
+def test_half_precision_averages_coordinates_in_float32() -> None:
+    """Steps that are lost in bfloat16 are not lost in the average."""
+    net = nn.Sequential(nn.Linear(8, 8))
+    constrain(net.bfloat16(), "0.weight", Stiefel, init="identity")
+    average: Any = AveragedModel(net, avg_fn=get_ema_avg_fn(0.999))
+    average.update_parameters(net)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[0].parametrizations.weight.original.copy_(torch.ones(8, 8).triu(1))  # type: ignore[union-attr]
+    for _ in range(200):
+        average.update_parameters(other)
+    held = average.module[0].parametrizations.weight
+    assert (held[0].evaluate(held.original) - torch.eye(8)).abs().max() > 0.02
+
+
+def test_manual_rebase_and_assignment_between_updates() -> None:
+    net = network(Trivialization())
+    average: Any = swa_utils.AveragedModel(net, avg_fn=get_ema_avg_fn(0.5))
+    average.update_parameters(net)
+    first = net[3].weight.detach().clone()
+    for _ in train(net, 2):
+        pass
+    rebase(net)
+    average.update_parameters(net)
+    expected = polar(first + net[3].weight.detach())
+    torch.testing.assert_close(average.module[3].weight.detach(), expected, rtol=0, atol=1e-5)
+
+
+@both
+def test_what_cannot_be_averaged_changes_nothing(method: Method) -> None:
+    net = constrain(nn.Sequential(nn.Linear(4, 4)), "0.weight", Stiefel, method, init="identity")
+    average: Any = AveragedModel(net)
+    average.update_parameters(net)
+    before = {name: value.clone() for name, value in average.state_dict().items()}
+    opposite = constrain(nn.Sequential(nn.Linear(4, 4)), "0.weight", Stiefel, method, init=lambda w: -torch.eye(4))
+    plain = nn.Sequential(nn.Linear(4, 4))
+    engine = Riemannian() if isinstance(method, Trivialization) else Trivialization()
+    for other, words in (
+        (opposite, "the average of 0.weight.*no nearest"),
+        (plain, "the model nothing: they must be constrained alike"),
+        (constrain(copy.deepcopy(plain), "0.weight", Stiefel, engine), "must be constrained alike"),
+        (constrain(copy.deepcopy(plain), "0.weight", Stiefel**2, method), "must be constrained alike"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            average.update_parameters(other)
+        for name, value in average.state_dict().items():
+            assert torch.equal(value, before[name])
+
+
+def test_plain_models_keep_the_class_of_torch() -> None:
+    assert type(swa_utils.AveragedModel(nn.Linear(2, 2))) is swa_utils.AveragedModel
+
+
+def test_a_class_derived_from_that_of_torch_is_refused() -> None:
+    class Mine(swa_utils.AveragedModel):
+        pass
+
+    Mine(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"Mine would average.*constraints\.AveragedModel"):
+        Mine(constrain(nn.Linear(2, 2), "weight", Stiefel))
