@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from .precision import exact_products
 from .values import at_least_float32, near
 
 KEY = "_riemannian_constraints"
+LOOK_EVERY = 100  # steps: what a Gram matrix costs then is nothing
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Riemannian(Method):
     Name, state_dict key and forward pass are those of the plain module. `requires_grad_`, `.to`, deepcopy and pickle
     keep the constraint. A step of any other optimizer raises ValueError, for it would leave the manifold silently.
     A step also raises ValueError where the Parameter was changed in place, as by torch.nn.init, to a value that is not
-    on the manifold. A half precision Parameter holds the point rounded; the optimizers keep it in float32.
+    on the manifold. Torch does not count writes to `.data`: they are seen at the first step of an optimizer and at
+    every 100th after it. A half precision Parameter holds the point rounded; the optimizers keep it in float32.
     """
 
     def dtypes(self) -> tuple[torch.dtype, ...]:
@@ -137,11 +139,13 @@ _live: weakref.WeakSet[Records] = weakref.WeakSet()
 _generation = 0  # grows whenever a constrained parameter appears, so that optimizers are looked at again
 
 
-class Looked(NamedTuple):
-    """What an optimizer held when it was last looked at."""
+@dataclass
+class Looked:
+    """What an optimizer held when it was last looked at, and how many steps it took since."""
 
     state: tuple[int, ...]
     held: list[tuple[Records, str, nn.Parameter]]
+    steps: int = 0
 
 
 _looked: weakref.WeakKeyDictionary[Optimizer, Looked] = weakref.WeakKeyDictionary()
@@ -169,8 +173,11 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():  # looking is no part of the graph
         torch.compiler.disable(_before_step)(optimizer, args, kwargs)
         return
-    for records, attribute, p in _held_by(optimizer):
-        if records.versions.get(attribute) != p._version:
+    looked = _look(optimizer)
+    for records, attribute, p in looked.held:
+        captured = p.device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # values cannot be looked at
+        again = looked.steps % LOOK_EVERY == 0 and not captured  # a write to .data leaves the version as it is
+        if again or records.versions.get(attribute) != p._version:
             _check_point(records, attribute, p)
 
 
@@ -178,16 +185,18 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():
         torch.compiler.disable(_after_step)(optimizer, args, kwargs)
         return
-    for records, attribute, p in _held_by(optimizer):
+    looked = _look(optimizer)
+    looked.steps += 1
+    for records, attribute, p in looked.held:
         records.versions[attribute] = p._version
 
 
-def _held_by(optimizer: Optimizer) -> list[tuple[Records, str, nn.Parameter]]:
+def _look(optimizer: Optimizer) -> Looked:
     """The constrained parameters of the optimizer, found once; ValueError if it is blind to their manifolds."""
     state = (_generation, *(len(group["params"]) for group in optimizer.param_groups))
     looked = _looked.get(optimizer)
     if looked is not None and looked.state == state:
-        return looked.held
+        return looked
     # torch's optimizers keep a "manifold" in their groups and never look at it
     blind = type(optimizer).__module__.startswith("torch.optim")
     constrained = {id(p): (records, attribute) for records in _live for attribute, p, _ in records}
@@ -204,8 +213,8 @@ def _held_by(optimizer: Optimizer) -> list[tuple[Records, str, nn.Parameter]]:
                         f"RiemannianSGD(model), or constrain it with Trivialization(), which any optimizer can train."
                     )
                 held.append((records, attribute, p))
-    _looked[optimizer] = Looked(state, held)
-    return held
+    looked = _looked[optimizer] = Looked(state, held)
+    return looked
 
 
 @torch.no_grad()

@@ -245,6 +245,27 @@ def test_a_value_off_the_manifold_is_seen_at_the_next_step(trained: tuple[nn.GRU
     torch.testing.assert_close(gru.weight_hh_l0.detach(), before, rtol=0, atol=0, equal_nan=True)
 
 
+def test_a_write_to_data_is_seen_at_the_first_step() -> None:
+    gru = constrained_gru()
+    optimizer = RiemannianAdam(gru, lr=1e-2)
+    gru.weight_hh_l0.data.normal_()
+    gru(X)[0].square().sum().backward()
+    with pytest.raises(ValueError, match=r"weight_hh_l0 of shape \(12, 4\).*not on Stiefel\*\*3"):
+        optimizer.step()
+
+
+def test_a_write_to_data_is_seen_within_a_hundred_steps() -> None:
+    linear = constrain(nn.Linear(2, 2), "weight", Orthogonal, Riemannian())
+    optimizer = RiemannianSGD(linear, lr=1e-2)
+    linear.weight.grad = torch.zeros(2, 2)
+    optimizer.step()
+    linear.weight.data.zero_()
+    for _ in range(engine.LOOK_EVERY - 1):
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"weight of shape \(2, 2\).*not on Orthogonal"):
+        optimizer.step()
+
+
 def test_a_point_may_be_written(trained: tuple[nn.GRU, Any]) -> None:
     gru, optimizer = trained
     with torch.no_grad():
