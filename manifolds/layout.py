@@ -236,7 +236,8 @@ class Pattern(Layout):
         return _parse(self.text)
 
     def _lengths(self, side: int, sizes: dict[str, int]) -> list[int]:
-        return [math.prod(sizes[n] for n in group) for group in self._sides[side]]
+        # lists: torch.compile does not trace math.prod of a generator
+        return [math.prod([sizes[n] for n in group]) for group in self._sides[side]]
 
     def _solve(self, side: int, shape: Shape) -> dict[str, int]:
         """Size of every named axis, from the shape of one side and the sizes that were given."""
@@ -246,7 +247,7 @@ class Pattern(Layout):
             raise ValueError(f"{self} names {len(groups)} axes; got shape {shape}, which has {len(shape)}.")
         for group, length in zip(groups, shape, strict=True):
             unknown = [n for n in group if n not in sizes]
-            product = math.prod(sizes[n] for n in group if n not in unknown)
+            product = math.prod([sizes[n] for n in group if n not in unknown])
             text = "(" + " ".join(group) + ")" if len(group) != 1 else group[0]
             if len(unknown) > 1:
                 raise ValueError(
