@@ -1,0 +1,132 @@
+"""Many processes and many replicas: the weights of one process on the joined batch."""
+
+from __future__ import annotations
+
+import copy
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from constraints import Riemannian
+from constraints.method import Method
+from constraints.trivialization import trivialized
+
+from .subjects import ENGINES, SUBJECTS, Subject, adam, batch, each, engine, objective, residual, sgd, train, weights
+
+STEPS = 4
+
+
+def _worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = {}
+    for subject in SUBJECTS:
+        for method in ENGINES:
+            for name, optimizer_of in (("adam", adam), ("sgd", sgd)):
+                # of another seed on each rank: the wrapper sends the weights of the first
+                net = subject.constrained(method, seed=rank, dtype=torch.float64)
+                wrapped = DistributedDataParallel(net)
+                optimizer = optimizer_of(net, **({"momentum": 0.9} if name == "sgd" else {}))
+                for step in range(STEPS):
+                    x = batch(8, seed=step).double()
+                    train(wrapped, optimizer, x[4 * rank : 4 * rank + 4])
+                found[subject.name, type(method).__name__, name] = weights(net)
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one_on_the_joined_batch(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_worker, (port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for subject in SUBJECTS:
+        for method in ENGINES:
+            for name, optimizer_of in (("adam", adam), ("sgd", sgd)):
+                net = subject.constrained(method, dtype=torch.float64)
+                start = weights(net)
+                optimizer = optimizer_of(net, **({"momentum": 0.9} if name == "sgd" else {}))
+                for step in range(STEPS):
+                    train(net, optimizer, batch(8, seed=step).double())
+                one = weights(net)
+                for rank in ranks:
+                    for key, weight in rank[subject.name, type(method).__name__, name].items():
+                        assert (one[key] - start[key]).abs().max() > 1e-4
+                        torch.testing.assert_close(weight, one[key], rtol=0, atol=1e-9)
+
+
+@each
+@engine
+def test_replicas_compute_what_the_model_computes(subject: Subject, method: Method) -> None:
+    """What DataParallel does on each device, without devices: shallow replicas with tensors of their own graph."""
+    net, x = subject.constrained(method), batch()
+    output = net(x)
+    replicas = [_replica(net) for _ in range(2)]
+    parts = x.split(3)
+    outputs = torch.cat([replica(part) for replica, part in zip(replicas, parts, strict=True)])
+    torch.testing.assert_close(outputs, output, rtol=1e-5, atol=1e-6)
+    outputs.square().sum().backward()
+    gathered = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    output.square().sum().backward()
+    for g, p in zip(gathered, net.parameters(), strict=True):
+        torch.testing.assert_close(g, p.grad, rtol=1e-4, atol=1e-6)
+    memos = [held.memo for root in (net, *replicas) for m in root.modules() for _, held in trivialized(m)]
+    assert len(set(map(id, memos))) == len(memos)
+
+
+def _replica(net: torch.nn.Module) -> torch.nn.Module:
+    """torch.nn.parallel.replicate for one device: the same steps, with a differentiable copy of each tensor."""
+    modules = list(net.modules())
+    copies = {id(module): module._replicate_for_data_parallel() for module in modules}  # type: ignore[no-untyped-call]
+    for module in modules:
+        replica = copies[id(module)]
+        replica._former_parameters = {}
+        for name, child in module._modules.items():
+            if child is not None:
+                setattr(replica, name, copies[id(child)])
+        for name, p in module._parameters.items():
+            if p is not None:
+                setattr(replica, name, p * 1)
+                replica._former_parameters[name] = p
+        for name, b in module._buffers.items():
+            replica._buffers[name] = None if b is None else b.clone()
+    return copies[id(net)]
+
+
+@each
+@engine
+@pytest.mark.skipif(torch.cuda.device_count() < 1, reason="torch.nn.parallel.replicate needs a GPU")
+def test_data_parallel(subject: Subject, method: Method) -> None:
+    net, x = subject.constrained(method).cuda(), batch(8).cuda()
+    twin = copy.deepcopy(net)
+    wrapped = torch.nn.DataParallel(net, [0, 0] if torch.cuda.device_count() < 2 else [0, 1])
+    train(wrapped, adam(net), x)
+    train(twin, adam(twin), x)
+    for name, weight in weights(twin).items():
+        torch.testing.assert_close(weights(net)[name], weight, rtol=0, atol=1e-5)
+    assert residual(net.cpu()) < 1e-5
+
+
+def test_a_wrapped_riemannian_model_gives_its_groups() -> None:
+    """An optimizer may be given the wrapper: the names change, and the manifolds are found all the same."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    try:
+        net = SUBJECTS[0].constrained(Riemannian())
+        wrapped = DistributedDataParallel(net)
+        train(wrapped, adam(wrapped), batch())
+        assert residual(net) < 1e-5
+        state = wrapped.state_dict()
+        assert list(state) == [f"module.{key}" for key in net.state_dict()]
+        assert objective(wrapped, batch()).isfinite()
+    finally:
+        distributed.destroy_process_group()
