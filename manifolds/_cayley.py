@@ -1,28 +1,22 @@
-"""X -> X (I - A/2)^-1 (I + A/2) for skew A, with its own backward: one factorization for both ways.
+"""X -> X (I - A/2)^-1 (I + A/2) for skew A: one factorization for the way there and back.
 
-`plain` is the definition; the rest computes the same numbers, by a series where A is small, in closed form where it
-is 2 x 2 or 3 x 3, by LU elsewhere. Which one is decided in `_right_solve`, and nowhere else.
+`plain` is the definition; the rest computes the same numbers, in closed form where A is real and at most 3 x 3, by a
+series where it is small, by LU elsewhere. Which one is decided in `_forward`, and nowhere else.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import LU_BATCH, eye_like, resolvent, without_autocast
+from ._linalg import LU_BATCH, eye_like, resolvent
+from ._move import Move, differentiable
+from ._tiny import norms, product
 
 Square = Inexact[Tensor, "*batch n n"]
-
-
-def cayley_move(x: Square, a: Square) -> Square:
-    """X (I - A/2)^-1 (I + A/2) for skew A: orthogonal if X is."""
-    if torch.compiler.is_compiling():
-        return plain(x, a)
-    return _Cayley.apply(x, a)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
 def plain(x: Square, a: Square) -> Square:
@@ -30,92 +24,59 @@ def plain(x: Square, a: Square) -> Square:
     return 2 * x @ resolvent(a) - x
 
 
-class _Cayley(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, a = torch.broadcast_tensors(x, a)
-        half, lu, pivots = _right_solve(x, a)
-        return half.mul_(2).sub_(x), lu, pivots
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, *output)
-
-    @staticmethod
-    @without_autocast
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, Tensor | None]:
-        if grad is None:
-            return None, None
-        x, a, y, lu, pivots = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is that of the definition
-            return torch.func.vjp(plain, x, a)[1](grad)  # type: ignore[no-any-return]
-        grad_x = 2 * _adjoint_solve(grad, a, lu, pivots) - grad if ctx.needs_input_grad[0] else None
-        # dY = (Y + X)/2 dA (I - A/2)^-1, so dA gets ((Y + X)/2)^H G (I - A/2)^-H
-        grad_a = _adjoint_solve((x + y).mH @ grad / 2, a, lu, pivots) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_a
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, a: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        x, a = (
-            t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
-            for t, d in zip((x, a), in_dims, strict=True)
-        )
-        y, lu, pivots = _Cayley.apply(x, a)  # type: ignore[no-untyped-call]
-        lu, pivots = (t if t.numel() else t.expand(info.batch_size, 0) for t in (lu, pivots))
-        return (y, lu, pivots), (0, 0, 0)
-
-
-def _right_solve(b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """B (I - A/2)^-1 for skew A, and the LU factors and pivots of I + A/2 = (I - A/2)^H, empty unless made."""
+def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The move, and the LU factors and pivots of I + A/2 = (I - A/2)^H, empty unless made."""
     n, none = a.shape[-1], a.new_empty(0)
     if n <= 3 and not a.is_complex():
-        return _tiny(b, a), none, none
+        # A^3 = -t^2 A with t^2 = |A|^2 / 2, so X moves by X (A + A^2/2) / (1 + t^2/4)
+        step = product(a, a, a, 0.5) / (1 + norms(a).square() / 8)[..., None, None]
+        return product(x, step, x), none, none
     if a.device.type != "cpu":
-        return b @ resolvent(a), none, none
+        return 2 * x @ resolvent(a) - x, none, none
     terms = _terms(a)
-    if terms <= (2 if n >= LU_BATCH else 12):
-        s = b.clone() if terms == 0 else b
-        for _ in range(terms):  # S = B + S A/2, again and again: B (I + A/2 + A^2/4 + ...)
-            s = add_product(b, s, a, 0.5)
-        return s, none, none
+    if terms <= (2 if n >= LU_BATCH else 12):  # X + X (I + A/2 + A^2/4 + ...) A
+        half = x
+        for _ in range(terms - 1):
+            half = product(half, a, x, 0.5)
+        return product(half, a, x) if terms else x.clone(), none, none
     # LU divides by an infinite pivot as if all were well: let a matrix that is not finite give NaN
-    b = b + (0 * a).sum((-2, -1), keepdim=True)
+    x = x + (0 * a).sum((-2, -1), keepdim=True)
     lu, pivots = _lu(eye_like(a) + a / 2)
-    # B (I - A/2)^-1 is the adjoint of (I + A/2)^-1 B^H
-    return _lu_solve(lu, pivots, b.mH).mH.contiguous(), lu, pivots
+    # X (I - A/2)^-1 is the adjoint of (I + A/2)^-1 X^H
+    return _lu_solve(lu, pivots, x.mH).mH.mul(2).sub_(x), lu, pivots
 
 
-def _adjoint_solve(b: Tensor, a: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
-    """B (I - A/2)^-H = B (I + A/2)^-1, with the factors that `_right_solve` made."""
+def _pull_x(a: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
+    """G (I + A/2)^-1 (I - A/2), the move along -A."""
     if not lu.numel():
-        return _right_solve(b, -a)[0]
-    return _lu_solve(lu, pivots, b.mH, adjoint=True).mH
+        return _forward(grad, -a)[0]
+    return _lu_solve(lu, pivots, grad.mH, adjoint=True).mH.mul(2).sub_(grad)
 
 
-def _tiny(b: Tensor, a: Tensor) -> Tensor:
-    """A^3 = -t^2 A with t^2 = |A|^2 / 2, so (I - A/2)^-1 = I + (A/2 + A^2/4) / (1 + t^2/4)."""
-    scale = 1 + (a * a).sum((-2, -1), keepdim=True) / 8
-    z = b @ a
-    return torch.addcdiv(b, add_product(2 * z, z, a, 1), 4 * scale)
+def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
+    """dY = (Y + X)/2 dA (I - A/2)^-1, so dA gets W (I + A/2)^-1 with W = ((Y + X)/2)^H G: half of W + W moved."""
+    twice = product((x + y).mH, grad)
+    return _pull_x(a, twice, lu, pivots).add_(twice).div_(4)
+
+
+def _push_a(move: Move, x: Tensor, a: Tensor, da: Tensor) -> Tensor:
+    """dY = (Y + X)/2 dA (I - A/2)^-1."""
+    w = (x + move(x, a)) @ da
+    return (w + move(w, a)) / 4
+
+
+cayley_move = differentiable(plain, _forward, _pull_x, _pull_a, _push_a)
+"""X (I - A/2)^-1 (I + A/2) for skew A: orthogonal if X is."""
 
 
 def _terms(a: Tensor) -> int:
     """How many terms of sum (A/2)^k leave a remainder below rounding, from the norm of A; many if A is not small."""
-    norm = torch.linalg.vector_norm(a, dim=(-2, -1)).max().item() / 2 if a.numel() else 0.0
+    norm = norms(a).max().item() / 2 if a.numel() else 0.0
     if norm == 0:
         return 0
     if not norm < 0.5:  # also where it is NaN
         return 1000
     return max(1, math.ceil(math.log(torch.finfo(a.dtype).eps / 4) / math.log(norm)) - 1)
-
-
-def add_product(c: Tensor, b: Tensor, a: Tensor, alpha: float) -> Tensor:
-    """C + alpha B A in one pass."""
-    shape = c.shape
-    c, b, a = (t.reshape(-1, *t.shape[-2:]) for t in (c, b, a))
-    return torch.baddbmm(c, b, a, alpha=alpha).reshape(shape)
 
 
 def _lu(m: Tensor) -> tuple[Tensor, Tensor]:

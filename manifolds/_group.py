@@ -14,6 +14,7 @@ from torch import Tensor
 from ._cayley import cayley_move
 from ._exponential import exp_move
 from ._linalg import skew
+from ._tiny import batch_last, in_order_of, product
 from .retractions import Retraction, cayley, exp, polar
 
 Square = Inexact[Tensor, "*batch n n"]
@@ -26,7 +27,7 @@ def project(x: Square, a: Square) -> Square:
 
 def lift(x: Square, g: Square) -> Square:
     """skew(X^H G): the Omega of the gradient of the metric <U, V>."""
-    return skew(x.mH @ g)
+    return in_order_of(skew(product(batch_last(x).mH, batch_last(g))), x)
 
 
 def transport(x: Square, y: Square, v: Square) -> Square:

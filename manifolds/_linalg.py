@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from ._tiny import batch_last, in_order_of, product
+
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
 
 Square = Inexact[Tensor, "*batch p p"]
@@ -44,7 +46,8 @@ def newton_schulz(x: Inexact[Tensor, "*batch n p"]) -> Inexact[Tensor, "*batch n
     """X (3I - X^H X) / 2: orthogonality error e becomes 3/4 e^2. Two products."""
     if x.shape[-2] < x.shape[-1]:
         return newton_schulz(x.mH).mH
-    return 1.5 * x - 0.5 * x @ (x.mH @ x)
+    kept, x = x, batch_last(x)
+    return in_order_of(product(x, product(x.mH, x), 1.5 * x, -0.5), kept)
 
 
 def resolvent(a: Square) -> Square:

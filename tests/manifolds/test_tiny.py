@@ -1,0 +1,101 @@
+"""Many tiny matrices: products with the batch last in memory equal torch's, whatever the order of memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from manifolds import Orthogonal, Stiefel
+from manifolds._cayley import cayley_move
+from manifolds._cayley import plain as cayley_plain
+from manifolds._exponential import exp_move
+from manifolds._exponential import plain as exp_plain
+from manifolds._tiny import MANY, batch_last, is_batch_last, norms, product
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+batches = pytest.mark.parametrize("batch", [(MANY,), (4, MANY // 4), (MANY - 1,)], ids=str)
+
+
+def some(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    torch.manual_seed(sum(shape))
+    return torch.randn(*shape, dtype=dtype)
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@dtypes
+@batches
+@pytest.mark.parametrize("sides", [(1, 1, 1), (3, 3, 3), (7, 7, 7), (5, 2, 3), (8, 8, 8)], ids=str)
+def test_product_and_norms_equal_those_of_torch(
+    dtype: torch.dtype, batch: tuple[int, ...], sides: tuple[int, int, int]
+) -> None:
+    n, k, p = sides
+    a, b, c = some(*batch, n, k, dtype=dtype), some(*batch, k, p, dtype=dtype), some(*batch, n, p, dtype=dtype)
+    for order in (batch_last, torch.clone):
+        u, v, w = order(a), order(b), order(c)
+        close(product(u, v), a @ b)
+        close(product(u, v, w), c + a @ b)
+        close(product(u, v, w, -0.5), c - 0.5 * a @ b)
+        close(product(v.mH, u.mH), (a @ b).mH)
+        close(norms(u), a.abs().square().sum((-2, -1)).sqrt())
+
+
+@batches
+def test_only_many_tiny_matrices_are_put_batch_last(batch: tuple[int, ...]) -> None:
+    many = batch != (MANY - 1,)
+    a = some(*batch, 3, 5)
+    assert is_batch_last(batch_last(a)) == many
+    assert torch.equal(batch_last(a), a)
+    last = batch_last(a)
+    assert batch_last(last) is last
+    assert not is_batch_last(batch_last(some(*batch, 8, 8)))
+    assert not is_batch_last(batch_last(some(*batch, 3, 5).to("meta")))
+
+
+@dtypes
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("size", [0.0, 1e-3, 0.3, 5.0])
+@pytest.mark.parametrize(("move", "plain"), [(cayley_move, cayley_plain), (exp_move, exp_plain)], ids=["cayley", "exp"])
+def test_moves_and_their_derivatives_equal_their_definitions(move, plain, dtype, n, size) -> None:
+    """In either order of memory, which the results keep."""
+    x, g = torch.linalg.qr(some(2, MANY, n, n, dtype=dtype)).Q, some(2, MANY, n, n, dtype=dtype)
+    a = some(2, MANY, n, n, dtype=dtype)
+    a = size * (a - a.mH) / 2 / n
+
+    def pulled(move, x: Tensor, a: Tensor) -> tuple[Tensor, ...]:
+        x, a = x.detach().requires_grad_(), a.detach().requires_grad_()
+        y = move(x, a)
+        gx, ga = torch.autograd.grad(y, (x, a), g)
+        return y.detach(), gx, (ga - ga.mH) / 2
+
+    expected = pulled(plain, x, a)
+    for u, b in ((x, a), (batch_last(x), batch_last(a)), (batch_last(x), a), (x, batch_last(a))):
+        got = pulled(move, u, b)
+        for one, other in zip(got, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+        assert got[0].is_contiguous() if u is x else is_batch_last(got[0])
+
+
+@dtypes
+@pytest.mark.parametrize("manifold", [Orthogonal(), Stiefel(), Stiefel(metric="canonical")], ids=repr)
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_a_manifold_does_not_care_for_the_order_of_memory(manifold, n: int, dtype: torch.dtype) -> None:
+    """Many at once, batch first or last, equal the same matrices in small batches."""
+    x = torch.linalg.qr(some(MANY, n, n, dtype=dtype)).Q
+    g = some(MANY, n, n, dtype=dtype)
+    few = zip(x.split(100), g.split(100), strict=True)
+    expected = []
+    for y, h in few:
+        c = manifold.lift(y, h)
+        expected.append((c, manifold.coordinate_inner(y, c, c), manifold.move(y, -0.1 * c), manifold.polish(1.001 * y)))
+    for order in (torch.clone, batch_last):
+        y, h = order(x), order(g)
+        c = manifold.lift(y, h)
+        got = (c, manifold.coordinate_inner(y, c, c), manifold.move(y, -0.1 * c), manifold.polish(1.001 * y))
+        for one, parts in zip(got, zip(*expected, strict=True), strict=True):
+            close(one, torch.cat(parts))
+        for one in (got[0], got[2], got[3]):
+            assert is_batch_last(one) if order is batch_last else one.is_contiguous()
