@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -98,8 +99,11 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
 
     A group is {"params": [(dotted name, Parameter), ...], "manifold": M}, with M None for unconstrained parameters,
     the coordinates of a `Trivialization` among them. A tied Parameter comes once. Add options to a group as for any
-    torch optimizer: `groups[0]["lr"] = 1e-4`.
+    torch optimizer: `groups[0]["lr"] = 1e-4`. Raises ValueError where a constrained Parameter is none any more, as
+    after torch.nn.utils.parametrize or pruning.
     """
+    for each in module.modules():
+        recorded(each)
     held = {id(p): manifold for records in _live for _, p, manifold in records}
     groups: dict[Manifold | None, list[tuple[str, nn.Parameter]]] = {}
     for name, p in module.named_parameters():
@@ -130,9 +134,18 @@ def forget(module: nn.Module, attribute: str) -> None:
 
 
 def recorded(module: nn.Module) -> dict[str, Manifold]:
-    """The manifolds of the Riemannian parameters of this module itself, by attribute."""
-    records = module.__dict__.get(KEY)
-    return {} if records is None else {attribute: manifold for attribute, _, manifold in records}
+    """The manifolds of the Riemannian parameters of this module itself, by attribute.
+
+    Raises ValueError where one is computed from another tensor now, which nothing would keep on the manifold.
+    """
+    records: Records | None = module.__dict__.get(KEY)
+    if records is None:
+        return {}
+    for attribute in records.manifolds:
+        computed = attribute in module.__dict__ or parametrize.is_parametrized(module, attribute)
+        if attribute not in module._parameters and computed:
+            raise _lost(records, attribute)
+    return {attribute: manifold for attribute, _, manifold in records}
 
 
 _live: weakref.WeakSet[Records] = weakref.WeakSet()
@@ -175,6 +188,8 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     looked = _look(optimizer)
     for records, attribute, p in looked.held:
+        if attribute not in records.parameters:
+            raise _lost(records, attribute)
         captured = p.device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # values cannot be looked at
         again = looked.steps % LOOK_EVERY == 0 and not captured  # a write to .data leaves the version as it is
         if again or records.versions.get(attribute) != p._version:
@@ -215,6 +230,15 @@ def _look(optimizer: Optimizer) -> Looked:
                 held.append((records, attribute, p))
     looked = _looked[optimizer] = Looked(state, held)
     return looked
+
+
+def _lost(records: Records, attribute: str) -> ValueError:
+    return ValueError(
+        f"{records.names[attribute]} was held on {records.manifolds[attribute]} by Riemannian(), but is no Parameter "
+        f"any more: a parametrization, weight_norm or pruning computes it from another tensor, which is free. Undo "
+        f"that, and unconstrain it first; or constrain it with Trivialization(), which other parametrizations may "
+        f"follow."
+    )
 
 
 @torch.no_grad()

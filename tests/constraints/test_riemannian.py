@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
-from constraints import Riemannian, Trivialization, constrain, param_groups, unconstrain
+from constraints import Riemannian, Trivialization, constrain, param_groups, report, unconstrain
 from constraints import riemannian as engine
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from constraints.riemannian import manifold_of, name_of
@@ -273,6 +274,42 @@ def test_a_point_may_be_written(trained: tuple[nn.GRU, Any]) -> None:
     optimizer.step()
     for gate in gru.weight_hh_l0.detach().chunk(3):
         assert (gate @ gate.mT - torch.eye(4)).abs().max() < 1e-5
+
+
+class Doubled(nn.Module):
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        return 2 * w
+
+
+TAKEN: dict[str, Callable[[Any], Any]] = {
+    "parametrize": lambda m: parametrize.register_parametrization(m, "weight_hh_l0", Doubled()),
+    "prune": lambda m: prune.random_unstructured(m, "weight_hh_l0", 0.5),
+}
+
+
+@pytest.mark.parametrize("way", TAKEN)
+def test_a_parameter_that_others_take_is_not_lost_silently(way: str) -> None:
+    """It has another name and no manifold then: nothing that looks for constraints goes on as if there were none."""
+    gru = constrained_gru()
+    optimizer = RiemannianSGD(gru, lr=0.1)
+    gru(X)[0].sum().backward()
+    optimizer.step()
+    before = gru.weight_hh_l0.detach().clone()
+    TAKEN[way](gru)
+    for use in (optimizer.step, lambda: RiemannianAdam(gru), lambda: param_groups(gru), lambda: report(gru)):
+        with pytest.raises(ValueError, match=r"weight_hh_l0 was held on Stiefel\*\*3 by Riemannian.*parametrization"):
+            use()
+    if way == "parametrize":
+        parametrize.remove_parametrizations(gru, "weight_hh_l0", leave_parametrized=False)
+        optimizer.step()
+        assert not torch.equal(gru.weight_hh_l0, before)
+
+
+def test_a_parameter_that_was_deleted_is_gone() -> None:
+    net = constrain(nn.Sequential(nn.Linear(4, 4)), "0.weight", Stiefel, Riemannian())
+    del net[0].weight
+    assert len(report(net)) == 0
+    assert [group["manifold"] for group in param_groups(net)] == [None]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
