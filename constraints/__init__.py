@@ -3,7 +3,7 @@
 from manifolds import BlockSpec
 
 from .averaging import AveragedModel
-from .checkpoints import export_state_dict
+from .checkpoints import export_state_dict, load_checked
 from .constrain import constrain, unconstrain
 from .packing import Packing, register_packing
 from .rebase import rebase
@@ -19,6 +19,7 @@ __all__ = [
     "Trivialization",
     "constrain",
     "export_state_dict",
+    "load_checked",
     "param_groups",
     "rebase",
     "register_packing",

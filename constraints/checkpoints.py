@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,18 @@ def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
             elif prefix + attribute in state:
                 plain[prefix + attribute] = state.pop(prefix + attribute)
     return {**plain, **state}
+
+
+def load_checked(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+    """model.load_state_dict(state_dict, strict), or its error and the model as it was, every tensor of it.
+
+    What a checkpoint has for constrained tensors, load_state_dict checks before it loads anything: shapes, NaN, points
+    off their manifold. But of all other tensors torch has loaded those that fit when it raises RuntimeError for keys
+    that are missing or unexpected, or for shapes. Here a copy of the model, for which there must be memory, tries it
+    first. Returns what load_state_dict does. Raises what load_state_dict raises.
+    """
+    copy.deepcopy(model).load_state_dict(state_dict, strict=strict)
+    return model.load_state_dict(state_dict, strict=strict)
 
 
 def watch_loading(module: nn.Module, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import torch
@@ -37,7 +38,10 @@ def constrain(
     name: dotted, or a glob over dotted names: "encoder.*.self_attn.in_proj_weight".
     manifold: its class or an instance. Axes before those of one point are batch axes: a stack (E, n, p) under Stiefel
     is E matrices.
-    method: `Trivialization()`, which any optimizer trains, or `Riemannian()`, which leaves a plain Parameter.
+    method: `Trivialization()`, which any optimizer trains, or `Riemannian()`, which leaves a plain Parameter. To change
+    the value later: under the first write `module.weight = value`, under the second copy into it under torch.no_grad().
+    A change in place of a trivialized weight, as by torch.nn.init or on its `.data`, is a ValueError at its next use
+    (on accelerators, one on `.data` is not seen, and nowhere is `module.weight.data = value`): it would do nothing.
     layout: where the blocks of a packed tensor lie: one copy of a plain manifold for each block, or the layout of a
     product, in place of equal blocks stacked on axis 0.
     init: None keeps a value on the manifold and else takes the nearest point; "haar" (random, uniform on compact
@@ -62,7 +66,10 @@ def constrain(
     _check_ties(module, shared, method)
     plan = []
     for sites in shared.values():
-        chosen = _fit(manifold, layout, sites[0])
+        try:
+            chosen = _fit(manifold, layout, sites[0])
+        except ValueError as error:
+            raise ValueError(f"{error}{_among(name, sites[0], shared.values())}") from error
         plan.append((sites, chosen, initial(chosen, sites[0].parameter, init, str(sites[0]))))
     for sites, chosen, value in plan:
         method.hold(sites, chosen, value)
@@ -130,6 +137,16 @@ def _free_parameter(owner: nn.Module, attribute: str, method: Method) -> nn.Para
             f"{method} holds {known}. Convert the module with .float()."
         )
     return parameter
+
+
+def _among(name: str, site: Site, groups: Collection[Sequence[Site]]) -> str:
+    """What to do about one tensor of many that a glob matches."""
+    if site.name == name:
+        return ""
+    return (
+        f" {name!r} matches {len(groups)} tensors, and {site.name} among them. If it was not meant, write a glob that "
+        f"leaves it out, as '*.weight' leaves out biases."
+    )
 
 
 def _check_ties(module: nn.Module, shared: dict[int, list[Site]], method: Method) -> None:

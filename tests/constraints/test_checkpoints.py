@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constraints import BlockSpec, Riemannian, Trivialization, constrain, export_state_dict, report, unconstrain
+from constraints import (
+    BlockSpec,
+    Riemannian,
+    Trivialization,
+    constrain,
+    export_state_dict,
+    load_checked,
+    report,
+    unconstrain,
+)
 from constraints.method import Method
 from manifolds import SpecialOrthogonal, Stiefel
 
@@ -212,6 +221,53 @@ def test_a_bad_constrained_checkpoint_changes_nothing(key: str, spoil: Any, word
     with pytest.raises(ValueError, match=words):
         net.load_state_dict(state, strict=False)
     assert same(bits(net), before)
+
+
+TORN: dict[str, tuple[Any, type[Exception], str]] = {
+    "nothing left": (dict.clear, RuntimeError, "Missing key"),
+    "the end is missing": (lambda state: [state.popitem() for _ in range(3)], RuntimeError, "Missing key"),
+    "a free tensor of another shape": (
+        lambda state: state.update({"norm.weight": torch.zeros(3)}),
+        RuntimeError,
+        "size mismatch for norm.weight",
+    ),
+    "a key too many": (lambda state: state.update(more=torch.zeros(3)), RuntimeError, "Unexpected key"),
+    "a constrained tensor is missing": (
+        lambda state: [state.pop(name) for name in list(state) if name.startswith("out.0")],
+        RuntimeError,
+        r"Missing key.*out\.0",
+    ),
+    "off its manifold": (
+        lambda state: state.update({n: 2 * v for n, v in state.items() if n.startswith("out.1")}),
+        ValueError,
+        "not on .*Stiefel",
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize("plain_keys", [True, False])
+@pytest.mark.parametrize("case", TORN)
+def test_a_checked_load_fails_as_a_whole(case: str, plain_keys: bool, method: Method) -> None:
+    spoil, kind, words = TORN[case]
+    net, good = constrained(method), constrained(method, seed=1)
+    before = bits(net)
+    state: dict[str, Any] = export_state_dict(good) if plain_keys else dict(good.state_dict())
+    spoil(state)
+    with pytest.raises(kind, match=words):
+        load_checked(net, state)
+    assert same(bits(net), before)
+
+
+@both
+def test_a_checked_load_loads(method: Method) -> None:
+    net, good = constrained(method), constrained(method, seed=1)
+    assert not any(load_checked(net, good.state_dict()))
+    assert same(bits(net), bits(good))
+    missing, unexpected = load_checked(net, {"more": torch.zeros(3)}, strict=False)
+    assert unexpected == ["more"]
+    assert "norm.weight" in missing
+    assert same(bits(net), bits(good))
 
 
 def test_a_free_module_is_not_watched_any_more() -> None:

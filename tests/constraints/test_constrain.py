@@ -57,6 +57,23 @@ def test_a_glob_leaves_alone_what_is_no_parameter(method: Method) -> None:
     assert [row.name for row in report(model)] == ["0.weight", "1.bias", "2.bias"]
 
 
+@both
+def test_a_glob_that_matches_too_much_is_named(method: Method) -> None:
+    """The shape of a bias is no mistake, the glob is; nothing is constrained."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with pytest.raises(
+        ValueError, match=r"bias of Linear.*'\*' matches 4 tensors, and 0\.bias among them.*'\*\.weight'"
+    ):
+        constrain(model, "*", Stiefel, method)
+    with pytest.raises(ValueError, match=r"'\?\.\*' matches 4 tensors"):
+        constrain(model, "?.*", Stiefel**2, method)
+    with pytest.raises(ValueError, match=r"bias of Linear") as caught:
+        constrain(model, "0.bias", Stiefel, method)
+    assert "matches" not in str(caught.value)
+    assert len(report(model)) == 0
+    constrain(model, "*.weight", Stiefel, method)
+
+
 # Layouts --------------------------------------------------------------------------------------------------------
 
 
