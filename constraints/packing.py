@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
@@ -24,16 +25,45 @@ class Packing:
     readings: tuple[tuple[str, Layout], ...]
 
     @classmethod
-    def stack(cls, *names: str, sizes: tuple[int, ...] | None = None, noun: str = "block") -> Packing:
-        """Matrices of these names stacked on axis 0, equal or of these sizes; one name stands for the whole tensor."""
+    def stack(
+        cls,
+        *names: str,
+        sizes: tuple[int, ...] | None = None,
+        noun: str = "block",
+        heads: int | tuple[int, ...] | None = None,
+    ) -> Packing:
+        """Matrices of these names stacked on axis 0, equal or of these sizes; one name stands for the whole tensor.
+
+        heads: how many heads of attention are stacked in each matrix, or in all alike; offers head by head too.
+        Raises ValueError where names, sizes and heads disagree, or heads have unequal sizes.
+        """
+        _check_stack(names, sizes, heads)
         whole = BlockSpec(rows=1, axis=0)
-        if len(names) == 1:
-            return cls(f"one {noun} ({names[0]})", ((f"the {noun}", whole),))
-        what = f"{len(names)} {noun} matrices ({', '.join(names)}) on axis 0"
-        return cls(what, ((f"each {noun}", BlockSpec(rows=sizes or len(names), axis=0)), ("the stack", whole)))
+        readings: list[tuple[str, Layout]] = [(f"the {noun}", whole)]
+        what = f"one {noun} ({names[0]})"
+        if len(names) > 1:
+            what = f"{len(names)} {noun} matrices ({', '.join(names)}) on axis 0"
+            readings = [(f"each {noun}", BlockSpec(rows=sizes or len(names), axis=0)), ("the stack", whole)]
+        if heads is not None:
+            total = heads * len(names) if isinstance(heads, int) else sum(heads)
+            readings.append(("each head", BlockSpec.pattern("(head d) e -> head d e", head=total)))
+        return cls(what, tuple(readings))
 
 
 Rule = Callable[[Any, str], Packing | None]
+
+
+def _check_stack(names: tuple[str, ...], sizes: tuple[int, ...] | None, heads: int | tuple[int, ...] | None) -> None:
+    for what, numbers in (("sizes", sizes), ("heads", heads)):
+        if isinstance(numbers, tuple) and len(numbers) != len(names):
+            raise ValueError(f"a stack of {', '.join(names)} has {len(names)} {what}; got {numbers}.")
+    if heads is not None and (sizes is not None or isinstance(heads, tuple)):
+        rows = sizes or (1,) * len(names)
+        counts = heads if isinstance(heads, tuple) else (heads,) * len(names)
+        if len({Fraction(size, count) for size, count in zip(rows, counts, strict=True)}) > 1:
+            raise ValueError(
+                f"heads of attention have one size; got matrices of {sizes or 'equal'} rows with {heads} heads."
+            )
 
 
 def register_packing(kind: type[nn.Module], rule: Rule) -> None:
@@ -98,16 +128,10 @@ def _gates(*names: str) -> Rule:
 
 
 def _attention(module: nn.MultiheadAttention, attribute: str) -> Packing | None:
-    heads = module.num_heads
-    if attribute == "in_proj_weight":
-        usual = Packing.stack("q", "k", "v", noun="projection")
-        pattern = BlockSpec.pattern("(qkv head d) e -> (qkv head) d e", qkv=3, head=heads)
-        return Packing(usual.what, (*usual.readings, ("each head of each projection", pattern)))
-    if attribute in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        usual = Packing.stack(attribute[0], noun="projection")
-        each = BlockSpec.pattern("(head d) e -> head d e", head=heads)
-        return Packing(usual.what, (*usual.readings, ("each head", each)))
-    return None
+    names = {"in_proj_weight": "qkv", "q_proj_weight": "q", "k_proj_weight": "k", "v_proj_weight": "v"}
+    if attribute not in names:
+        return None
+    return Packing.stack(*names[attribute], noun="projection", heads=module.num_heads)
 
 
 def _convolution(module: Any, attribute: str) -> Packing | None:
@@ -115,15 +139,19 @@ def _convolution(module: Any, attribute: str) -> Packing | None:
         return None
     space, groups = " ".join("dhw"[-len(module.kernel_size) :]), module.groups
     axes, per_filter = (f"(g i) o {space}", f"(g i) o {space} -> (g o) (i {space})")
+    kernels = f"i o {space}"
     if not module.transposed:
         axes, per_filter = f"(g o) i {space}", f"(g o) i {space} -> (g o) (i {space})"
+        kernels = f"o i {space}"
+    lead = kernels[:3]
     every = "each group, output x input and kernel" if groups > 1 else "output x input and kernel as one matrix"
     readings: list[tuple[str, Layout]] = [
         (every, BlockSpec.pattern(f"{axes} -> g o (i {space})", g=groups)),
         ("each filter", BlockSpec.pattern(per_filter, g=groups)),
+        ("each kernel as a vector", BlockSpec.pattern(f"{kernels} -> ({lead}) ({space})")),
     ]
     if len(module.kernel_size) == 2:
-        readings.insert(1, ("each kernel", BlockSpec.pattern("o i h w -> (o i) h w")))
+        readings.insert(1, ("each kernel", BlockSpec.pattern(f"{kernels} -> ({lead}) {space}")))
     what = f"{groups} group{'s'[: groups - 1]} of filters with {len(module.kernel_size)} axes of space"
     return Packing(what, tuple(readings))
 
@@ -141,6 +169,11 @@ def _bilinear(module: nn.Bilinear, attribute: str) -> Packing | None:
     )
 
 
+def _embedding(module: nn.Module, attribute: str) -> Packing | None:
+    """One matrix, (entries, dim); a manifold of vectors holds each row."""
+    return Packing.stack("rows", noun="table") if attribute == "weight" else None
+
+
 _rules: dict[type[nn.Module], Rule] = {
     nn.RNN: _gates("h"),
     nn.RNNCell: _gates("h"),
@@ -156,4 +189,6 @@ _rules: dict[type[nn.Module], Rule] = {
     nn.ConvTranspose2d: _convolution,
     nn.ConvTranspose3d: _convolution,
     nn.Bilinear: _bilinear,
+    nn.Embedding: _embedding,
+    nn.EmbeddingBag: _embedding,
 }

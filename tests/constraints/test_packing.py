@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from constraints import BlockSpec, Packing, Riemannian, constrain, register_packing, report
 from constraints.packing import _rules, packing_of
-from manifolds import Euclidean, Orthogonal, Sphere, Stiefel
+from manifolds import Euclidean, Orthogonal, ProductManifold, Sphere, Stiefel
 
 LAYERED = [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)]
 CELLS = [(nn.RNNCell, 1), (nn.GRUCell, 3), (nn.LSTMCell, 4)]
@@ -58,7 +58,7 @@ def test_attention() -> None:
     attention = nn.MultiheadAttention(8, 2)
     with pytest.raises(ValueError, match=r"3 projection matrices \(q, k, v\)") as caught:
         constrain(attention, "in_proj_weight", Orthogonal)
-    assert all(word in str(caught.value) for word in ("Orthogonal**3", "rows=1", "head=2"))
+    assert all(word in str(caught.value) for word in ("Orthogonal**3", "rows=1", "head=6"))
     with pytest.raises(ValueError, match="would cut it into 2 blocks"):
         constrain(attention, "in_proj_weight", Stiefel**2)
     constrain(attention, "in_proj_weight", Stiefel * Euclidean * Stiefel)
@@ -82,6 +82,38 @@ def test_attention_head_by_head() -> None:
         for head in projection.chunk(2):
             assert torch.equal(next(blocks), head)
             torch.testing.assert_close(head @ head.T, torch.eye(4), rtol=0, atol=1e-5)
+
+
+def test_heads_of_separate_projections() -> None:
+    attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=4)
+    constrain(attention, "k_proj_weight", Stiefel, layout=readings(attention, "k_proj_weight")[-1])
+    for head in attention.k_proj_weight.detach().chunk(2):
+        torch.testing.assert_close(head @ head.T, torch.eye(4), rtol=0, atol=1e-5)
+    assert not torch.allclose(attention.k_proj_weight.T @ attention.k_proj_weight, torch.eye(6), atol=0.1)
+
+
+def test_each_head_of_a_third_party() -> None:
+    """Grouped queries: 4 heads of q, 2 of k, 2 of v, each of 3 rows."""
+    packing = Packing.stack("q", "k", "v", sizes=(12, 6, 6), heads=(4, 2, 2))
+    blocks = packing.readings[-1][1].unpack(torch.arange(24.0).unsqueeze(1))
+    assert [block.flatten().tolist() for block in blocks] == [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(8)]
+    equal = Packing.stack("q", "k", "v", heads=2).readings[-1][1]
+    assert [len(block) for block in equal.unpack(torch.ones(24, 5))] == [4] * 6
+
+
+@pytest.mark.parametrize(
+    ("sizes", "heads", "words"),
+    [
+        ((12, 6), None, r"has 3 sizes; got \(12, 6\)"),
+        (None, (4, 2), r"has 3 heads; got \(4, 2\)"),
+        ((12, 6, 6), 2, "heads of attention have one size"),
+        ((12, 6, 6), (4, 4, 2), "heads of attention have one size"),
+        (None, (4, 2, 2), "heads of attention have one size"),
+    ],
+)
+def test_a_stack_that_contradicts_itself(sizes: Any, heads: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Packing.stack("q", "k", "v", sizes=sizes, heads=heads)
 
 
 def readings(module: nn.Module, attribute: str) -> list[Any]:
@@ -144,11 +176,18 @@ def test_kernel_by_kernel() -> None:
 
 def test_filters_as_unit_vectors() -> None:
     conv = nn.Conv2d(4, 6, 3, groups=2)
-    constrain(conv, "weight", Sphere, layout=readings(conv, "weight")[-1])
+    constrain(conv, "weight", Sphere, layout=readings(conv, "weight")[-2])
     torch.testing.assert_close(conv.weight.flatten(1).norm(dim=1), torch.ones(6))
     up = nn.ConvTranspose2d(4, 6, 3)
-    constrain(up, "weight", Sphere, layout=readings(up, "weight")[-1])
+    constrain(up, "weight", Sphere, layout=readings(up, "weight")[-2])
     torch.testing.assert_close(up.weight.transpose(0, 1).flatten(1).norm(dim=1), torch.ones(6))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d])
+def test_kernels_as_unit_vectors(kind: Any) -> None:
+    conv = kind(4, 6, 3, groups=2)
+    constrain(conv, "weight", Sphere, layout=readings(conv, "weight")[-1])
+    torch.testing.assert_close(conv.weight.flatten(2).norm(dim=2), torch.ones(conv.weight.shape[:2]))
 
 
 def test_bilinear() -> None:
@@ -162,6 +201,64 @@ def test_bilinear() -> None:
 def test_rows_of_an_embedding() -> None:
     embedding = constrain(nn.Embedding(7, 4), "weight", Sphere, Riemannian())
     torch.testing.assert_close(embedding.weight.norm(dim=1), torch.ones(7))
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_is_one_matrix(kind: Any) -> None:
+    embedding = constrain(kind(7, 4), "weight", Stiefel)
+    torch.testing.assert_close(embedding.weight.T @ embedding.weight, torch.eye(4), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"packs one table \(rows\); Stiefel\*\*2 would cut it into 2 blocks"):
+        constrain(kind(8, 4), "weight", Stiefel**2)
+    constrain(kind(8, 4), "weight", Stiefel, layout=BlockSpec(rows=2))
+
+
+def test_the_padding_of_an_embedding_may_stay_free() -> None:
+    """A row of zeros is on no sphere; the others are held without it."""
+    with pytest.raises(ValueError, match="zero"):
+        constrain(nn.Embedding(7, 4, padding_idx=0), "weight", Sphere)
+    embedding = nn.Embedding(7, 4, padding_idx=0)
+    constrain(embedding, "weight", Euclidean * Sphere, layout=BlockSpec(rows=(1, 6), axis=-2))
+    torch.testing.assert_close(embedding.weight.norm(dim=1), torch.tensor([0.0] + [1.0] * 6))
+
+
+MODULES: list[Any] = [
+    *(lambda kind=kind: kind(3, 6, num_layers=2, bidirectional=True) for kind in (nn.RNN, nn.GRU, nn.LSTM)),
+    lambda: nn.LSTM(3, 6, num_layers=2, bidirectional=True, proj_size=2),
+    *(lambda kind=kind: kind(3, 6) for kind in (nn.RNNCell, nn.GRUCell, nn.LSTMCell)),
+    lambda: nn.MultiheadAttention(6, 2),
+    lambda: nn.MultiheadAttention(6, 2, kdim=4, vdim=5),
+    *(lambda kind=kind, g=g: kind(4, 6, 3, groups=g) for kind in CONVOLUTIONS for g in (1, 2)),
+    lambda: nn.Bilinear(4, 3, 5),
+    lambda: nn.Embedding(7, 4),
+]
+
+
+@pytest.mark.parametrize("number", range(len(MODULES)))
+@pytest.mark.parametrize("manifold", [Stiefel(), Stiefel(metric="canonical"), Stiefel**5, Stiefel * Euclidean])
+def test_the_ways_out_of_an_error_work_when_they_are_pasted(number: int, manifold: Any) -> None:
+    """For every matrix of every module: what the message shows, run as it is written."""
+    for name in matrices(MODULES[number]()):
+        try:
+            constrain(MODULES[number](), name, manifold)
+        except ValueError as error:
+            message = str(error)
+        else:
+            continue
+        if " packs " not in message:  # out_proj of MultiheadAttention: a Linear, of which nothing is known
+            assert name == "out_proj.weight"
+            continue
+        written = re.findall(r"[Ww]rite (.*?) to constrain", message)
+        layouts = re.findall(r"[Pp]ass layout=(.*?) to constrain", message)
+        assert written + layouts
+        factor = manifold.factors[0] if isinstance(manifold, ProductManifold) else manifold
+        names = {"BlockSpec": BlockSpec, "Stiefel": Stiefel}
+        for chosen, layout in [(eval(code, names), None) for code in written] + [
+            (factor, eval(code, names)) for code in layouts
+        ]:
+            module = constrain(MODULES[number](), name, chosen, layout=layout)
+            (row,) = report(module)
+            assert row.ok
+            assert row.name == name
 
 
 @pytest.mark.parametrize(
