@@ -105,17 +105,18 @@ def check_packing(packing: Packing, manifold: Manifold, shape: tuple[int, ...], 
         problem = f"{manifold} would constrain the {shape} stack and not {readings[0][0]}"
     else:
         problem = f"{manifold} alone does not say what of the {shape} tensor it constrains"
-    ways = [_way_out(factor, text, layout) for text, layout in readings]
+    ways = [_way_out(factor, text, layout, product) for text, layout in readings]
     if product:
         ways.append(f"pass layout=BlockSpec(rows={len(manifold)}, axis=0) to cut it so all the same")  # type: ignore[arg-type]
     ways[0] = ways[0][0].upper() + ways[0][1:]
     raise ValueError(f"{who} packs {packing.what}; {problem}. {', or '.join(ways)}.")
 
 
-def _way_out(manifold: Manifold, text: str, layout: Layout) -> str:
+def _way_out(manifold: Manifold, text: str, layout: Layout, product: bool) -> str:
     if isinstance(layout, BlockSpec) and isinstance(layout.rows, int) and layout.axis == 0 and layout.rows > 1:
         return f"write {manifold}**{layout.rows} to constrain {text}"
-    return f"pass layout={layout!r} to constrain {text}"
+    # a product has a number of factors, which another layout would contradict
+    return f"{f'write {manifold}, ' if product else 'pass '}layout={layout!r} to constrain {text}"
 
 
 def _gates(*names: str) -> Rule:
@@ -152,7 +153,8 @@ def _convolution(module: Any, attribute: str) -> Packing | None:
     ]
     if len(module.kernel_size) == 2:
         readings.insert(1, ("each kernel", BlockSpec.pattern(f"{kernels} -> ({lead}) {space}")))
-    what = f"{groups} group{'s'[: groups - 1]} of filters with {len(module.kernel_size)} axes of space"
+    axes_of_space = "1 axis" if space == "w" else f"{len(module.kernel_size)} axes"
+    what = f"{groups} group{'s'[: groups - 1]} of filters with {axes_of_space} of space"
     return Packing(what, tuple(readings))
 
 

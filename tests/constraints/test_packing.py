@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from constraints import BlockSpec, Packing, Riemannian, constrain, register_packing, report
 from constraints.packing import _rules, packing_of
-from manifolds import Euclidean, Orthogonal, ProductManifold, Sphere, Stiefel
+from manifolds import Euclidean, Orthogonal, Sphere, Stiefel
 
 LAYERED = [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)]
 CELLS = [(nn.RNNCell, 1), (nn.GRUCell, 3), (nn.LSTMCell, 4)]
@@ -248,14 +248,13 @@ def test_the_ways_out_of_an_error_work_when_they_are_pasted(number: int, manifol
             assert name == "out_proj.weight"
             continue
         written = re.findall(r"[Ww]rite (.*?) to constrain", message)
-        layouts = re.findall(r"[Pp]ass layout=(.*?) to constrain", message)
-        assert written + layouts
-        factor = manifold.factors[0] if isinstance(manifold, ProductManifold) else manifold
-        names = {"BlockSpec": BlockSpec, "Stiefel": Stiefel}
-        for chosen, layout in [(eval(code, names), None) for code in written] + [
-            (factor, eval(code, names)) for code in layouts
-        ]:
-            module = constrain(MODULES[number](), name, chosen, layout=layout)
+        passed = re.findall(r"[Pp]ass (layout=.*?) to constrain", message)
+        calls = [f"constrain(module, name, {code})" for code in written]
+        calls += [f"constrain(module, name, manifold, {code})" for code in passed]
+        assert calls
+        for call in calls:
+            module = MODULES[number]()
+            eval(call, {**globals(), "module": module, "name": name, "manifold": manifold})
             (row,) = report(module)
             assert row.ok
             assert row.name == name
