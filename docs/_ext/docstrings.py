@@ -95,7 +95,7 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     except (TypeError, ValueError):
         parameters = set()
     if isinstance(obj, type):
-        parameters |= {key for base in obj.__mro__ for key in base.__dict__.get("__annotations__", {})}
+        parameters |= {key for base in obj.__mro__ for key in inspect.get_annotations(base)}
     out: list[str] = []
     chunk: list[str] = []
     for line in [*lines, ""]:

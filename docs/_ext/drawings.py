@@ -83,7 +83,7 @@ def draw(layout: Layout, shape: Shape, axes: list[str], names: list[str]) -> str
         canvas.cell(left + x, top + y, COLORS[owner[int(entries[tuple(index)])] % len(COLORS)])
     if len(shape) > 1:
         canvas.text(left - 5, top + height / 2 + 4, axes[0], "end")
-    canvas.text(left + width / 2, top - 5, " × ".join(axes[1:]) or axes[0])
+    canvas.text(left + width / 2, top - 5, " \u00d7 ".join(axes[1:]) or axes[0])
     canvas.arrow(left + width + SPACE, top + min(height / 2, 60))
     start = x = left + width + 2 * SPACE + 24
     y, tallest = float(top), 0.0

@@ -48,6 +48,7 @@ _OBJECTS = {
         "py:class": {
             "collections.abc.Callable": "library/collections.abc.html",
             "collections.abc.Iterable": "library/collections.abc.html",
+            "collections.abc.Mapping": "library/collections.abc.html",
             "collections.abc.Sequence": "library/collections.abc.html",
             "abc.ABC": "library/abc.html",
             "bool": "library/functions.html",

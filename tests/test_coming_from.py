@@ -1,0 +1,156 @@
+"""The tables of docs/coming-from.md: every row runs on both sides, and both sides do the same."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+import constraints
+import constraints.optim
+import manifolds
+from constraints import report
+from manifolds import Manifold, Sphere, Stiefel
+
+PAGE = Path(__file__).parent.parent / "docs" / "coming-from.md"
+CODE = re.compile(r"`([^`]+)`")
+# of the other libraries
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+HOLDERS = ("layer", "square", "gru")
+
+
+class Row(NamedTuple):
+    peer: str
+    to: str
+    theirs: str
+    ours: str
+
+
+def rows(text: str) -> list[Row]:
+    """The rows of all tables, under the first word of their heading; code of a cell one statement a line."""
+    found = []
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        peer = re.split(r"\W", section)[0]
+        for line in section.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+            if line.startswith("|") and len(cells) == 3 and "`" in cells[2]:
+                found.append(Row(peer, cells[0], *("\n".join(CODE.findall(cell)) for cell in cells[1:])))
+    return found
+
+
+ROWS = rows(PAGE.read_text())
+
+
+def names(peer: str) -> dict[str, Any]:
+    """What the page says that the code of a row may use, in float64; the same at every call."""
+    torch.manual_seed(0)
+    stiefel, f64 = Stiefel(), torch.float64
+    x, y = stiefel.random(20, 8, dtype=f64), stiefel.random(20, 8, dtype=f64)
+    a, g = torch.randn(20, 8, dtype=f64), torch.randn(20, 8, dtype=f64)
+    s = Sphere().random(6, dtype=f64)
+    found: dict[str, Any] = {"torch": torch, "nn": nn, "parametrizations": parametrizations, "parametrize": parametrize}
+    found |= {"layer": nn.Linear(8, 20).double(), "square": nn.Linear(8, 8).double(), "gru": nn.GRU(5, 8).double()}
+    found |= {"x": x, "y": y, "u": stiefel.project(x, g), "v": stiefel.project(x, a), "a": a, "g": g}
+    found |= {"s": s, "t": Sphere().project(s, torch.randn(6, dtype=f64))}
+    for module in (manifolds, constraints, constraints.optim):
+        found |= {name: getattr(module, name) for name in module.__all__}
+    if peer == "pymanopt":
+        found["pymanopt"] = importlib.import_module("pymanopt")
+    elif peer == "POGO":
+        pogo = pytest.importorskip("pogo", reason="needs Python 3.11")
+        found |= {"POGO": pogo.POGO, "base": importlib.import_module("pogo.base")}
+    elif peer != "torch":
+        found[peer] = importlib.import_module(peer)
+    return found
+
+
+def run(code: str, given: dict[str, Any]) -> Any:
+    """Run the code in these names; the value of its last line if that is an expression."""
+    tree = ast.parse(code)
+    last = tree.body[-1]
+    exec(compile(ast.Module(tree.body[:-1], []), "<row>", "exec"), given)
+    if isinstance(last, ast.Expr):
+        return eval(compile(ast.Expression(last.value), "<row>", "eval"), given)
+    exec(compile(ast.Module([last], []), "<row>", "exec"), given)
+    return None
+
+
+def as_tensor(value: Any) -> Tensor:
+    return torch.as_tensor(value).detach()
+
+
+def held(given: dict[str, Any]) -> list[tuple[str, str, Manifold]]:
+    """(module, name, manifold) of what the modules of the row hold."""
+    return [(holder, record.name, record.manifold) for holder in HOLDERS for record in report(given[holder])]
+
+
+def weight(given: dict[str, Any], holder: str, name: str) -> Tensor:
+    """The tensor that a side holds: its own Parameter p, or that of the module."""
+    p: Tensor = given["p"] if "p" in given else getattr(given[holder], name)
+    return p
+
+
+def step(given: dict[str, Any], holder: str, name: str) -> None:
+    if "optimizer" in given:
+        p = weight(given, holder, name)
+        (p * given["a"].reshape(p.shape)).sum().backward()
+        given["optimizer"].step()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.peer}: {row.to}")
+def test_a_row_does_the_same_on_both_sides(row: Row) -> None:
+    theirs, ours = names(row.peer), names("torch")
+    if row.peer == "pymanopt":
+        theirs |= {key: theirs[key].numpy() for key in "xyuvagst"}
+    value = run(row.theirs, theirs) if row.theirs else None
+    mine = run(row.ours, ours)
+
+    constrained = held(ours)
+    for holder, name, manifold in constrained:
+        for side, allowed in ((ours, 1e-10), (theirs, 1e-4)):
+            if side is ours or row.theirs:
+                step(side, holder, name)
+                point = weight(side, holder, name).detach()
+                assert manifold.residual(point.reshape(getattr(ours[holder], name).shape)).max() < allowed
+    if constrained:
+        return
+    if "unconstrain" in row.ours:
+        for side in (theirs, ours):
+            assert type(side["layer"].weight) is nn.Parameter
+        return
+    value, mine = as_tensor(value), as_tensor(mine)
+    assert value.shape == mine.shape
+    if "random" not in row.ours:
+        torch.testing.assert_close(mine, value, check_dtype=False, rtol=1e-6, atol=1e-8)
+
+
+def test_every_library_of_the_page_has_rows() -> None:
+    text = PAGE.read_text()
+    assert {row.peer for row in ROWS} == {"torch", "geotorch", "geoopt", "pymanopt", "POGO"}
+    # nothing that looks like a row is left out: three columns, less a head and a rule for each table
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(ROWS) == len(lines) - 2 * len({row.peer for row in ROWS})
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("geoopt.EuclideanStiefel().proju(x, a)", "Stiefel().project(x, g)"),
+        ("layer.weight", 'constrain(layer, "weight", Stiefel)'),
+        (
+            'parametrizations.orthogonal(layer, "weight")',
+            'constrain(layer, "weight", Stiefel)\nunconstrain(layer, "weight")',
+        ),
+    ],
+)
+def test_a_row_that_does_something_else_is_seen(theirs: str, ours: str) -> None:
+    with pytest.raises(AssertionError):
+        test_a_row_does_the_same_on_both_sides(Row("geoopt", "", theirs, ours))
