@@ -205,6 +205,12 @@ class ProductManifold(Manifold):
                     f"{self} has {len(self)} factors, but {self.layout} cuts shape {point} into {len(blocks)} blocks. "
                     f"Give as many factors as blocks: Manifold**{len(blocks)}."
                 )
+            for factor, block in zip(self.factors, blocks, strict=True):
+                if len(block) < factor.ndim:
+                    raise ValueError(
+                        f"{factor} has points of {factor.ndim} axes, but {self.layout} cuts shape {point} into "
+                        f"{len(blocks)} blocks of shape {block}. The first axis of the right side counts the blocks."
+                    )
             runs: dict[tuple[Manifold, tuple[int, ...]], list[int]] = {}
             for i, key in enumerate(zip(self.factors, blocks, strict=True)):
                 runs.setdefault(key, []).append(i)

@@ -323,3 +323,10 @@ ERRORS = {
 def test_errors_say_the_rule_what_came_and_the_way_out(call, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=re.escape(message)):
         call()
+
+
+def test_blocks_of_too_few_axes_are_an_error_that_says_which_axis_counts() -> None:
+    layout = BlockSpec.pattern("o i h w -> o (i h w)")
+    manifold = ProductManifold((Stiefel(),) * 6, layout)
+    with pytest.raises(ValueError, match=r"points of 2 axes.*6 blocks of shape \(36,\).*counts the blocks"):
+        manifold.residual(torch.ones(6, 4, 3, 3))
