@@ -56,8 +56,8 @@ print(f"lowest eigenvalue {exact:.10f}, formula {formula:.10f}")
 # The circuit
 # -----------
 #
-# Even layers couple the spins (0, 1) and (2, 3), odd ones (1, 2): a brick wall. A gate acts on two of the four axes of the
-# state, wherever they are; nothing of 16 x 16 is made.
+# Even layers couple the spins (0, 1) and (2, 3), odd ones (1, 2): a brick wall. A gate acts on two of the four axes
+# of the state, wherever they are; nothing of 16 x 16 is made.
 
 
 class Circuit(nn.Module):

@@ -15,8 +15,8 @@ the space of all filters.
 
 The task: real handwritten digits, and the same digits shifted around a torus and spoiled by noise. Which filter did it?
 
-Answer: four short methods make the manifold, ``check_manifold`` finds nothing broken, and both engines train a module to
-the filter that has a closed form: the phase correlation by which images are registered (Kuglin & Hines 1975).
+Answer: four short methods make the manifold, ``check_manifold`` finds nothing broken, and both engines train a module
+to the filter that has a closed form: the phase correlation by which images are registered (Kuglin & Hines 1975).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ torch.manual_seed(0)
 #
 # ``ndim``: how many axes one point has. ``nearest``: the point nearest to a given tensor; the Fourier transform keeps
 # distances (up to one factor), so this is the nearest number of modulus 1, frequency by frequency. ``project``: the
-# tangent vector nearest to a given one; the circle's tangent at z is the line of i z. ``dim``: the degrees of freedom. Of
-# a real filter, half of the phases are free: that of -k is minus that of k, and where k = -k it is 0 or 180 degrees.
+# tangent vector nearest to a given one; the circle's tangent at z is the line of i z. ``dim``: the degrees of freedom.
+# Of a real filter, half of the phases are free: that of -k is minus that of k, and where k = -k it is 0 or 180 degrees.
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ runs: dict[str, tuple[Filter, torch.optim.Optimizer]] = {
 schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS) for _, optimizer in runs.values()]
 
 # %%
-# The known answer: the error is a sum over frequencies, in each of which the best phase is that of the cross-spectrum of
-# the two sets of images.
+# The known answer: the error is a sum over frequencies, in each of which the best phase is that of the cross-spectrum
+# of the two sets of images.
 
 a, b = torch.fft.fft2(images), torch.fft.fft2(shifted)
 correlation = torch.fft.ifft2(torch.sgn((a.conj() * b).sum(0))).real
