@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from manifolds import Layout, Manifold, ProductManifold
+from manifolds import Layout, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
 
 from .held import Held, held_once
 from .method import Method
@@ -22,7 +22,7 @@ class Record:
     """One constraint of a model.
 
     residuals: the worst residual of each factor over the batch; NaN where the weight has a NaN.
-    determinants: for each factor "+", "-", or "+-" within a batch, for real square blocks; "" for others.
+    determinants: for each factor "+", "-", or "+-" within a batch, for real orthogonal blocks; "" for others.
     """
 
     name: str
@@ -98,8 +98,8 @@ def _worst(factor: Manifold, block: Tensor) -> float:
 
 
 def _sign(factor: Manifold, block: Tensor) -> str:
-    square = factor.ndim == 2 and block.shape[-2] == block.shape[-1]
-    if not square or isinstance(factor, ProductManifold) or block.is_complex() or not bool(block.isfinite().all()):
+    rotates = isinstance(factor, (Stiefel, Orthogonal, SpecialOrthogonal)) and block.shape[-2] == block.shape[-1]
+    if not rotates or block.is_complex() or not bool(block.isfinite().all()):
         return ""
     signs = determinant_signs(block)
     return "".join(text for sign, text in ((1.0, "+"), (-1.0, "-")) if sign in signs)

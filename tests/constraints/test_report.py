@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constraints import BlockSpec, Riemannian, Trivialization, constrain, report
-from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
+from constraints import BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
+from constraints.optim import RiemannianSGD
+from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
 
 
 def model() -> nn.Module:
@@ -64,6 +66,85 @@ def test_residuals_are_per_factor_and_the_worst(factor: int) -> None:
     assert off == [i == factor for i in range(3)]
     assert row.residuals[factor] == pytest.approx(0.21, rel=1e-4)
     assert not row.ok
+
+
+def test_a_factor_that_is_a_product_is_one_factor() -> None:
+    """Its residual is the worst of its blocks, and the table writes it as the user did."""
+    manifold = ProductManifold((Stiefel**2, Sphere() ** 2 * Orthogonal, Euclidean), BlockSpec(rows=(8, 12, 2)))
+    linear = constrain(nn.Linear(4, 22), "weight", manifold, Riemannian())
+    (row,) = report(linear)
+    assert row.ok
+    assert len(row.residuals) == len(manifold) == 3
+    assert row.determinants == ("", "", "")
+    assert "(Stiefel**2) * (Sphere**2 * Orthogonal) * Euclidean" in str(report(linear))
+    for place, factor in ((0, 0), (5, 0), (8, 1), (13, 1), (17, 1), (21, None)):
+        broken = copy.deepcopy(linear)
+        with torch.no_grad():
+            broken.weight[place] *= 1.5
+        (row,) = report(broken)
+        assert [residual > 0.1 for residual in row.residuals] == [i == factor for i in range(3)]
+        assert row.ok == (factor is None)
+
+
+@pytest.mark.parametrize("method", [Riemannian(), Trivialization()], ids=repr)
+def test_unequal_blocks_on_different_manifolds(method: Any) -> None:
+    manifold = ProductManifold((Orthogonal, Sphere, Euclidean, Stiefel), BlockSpec(rows=(4, 1, 3, 6), axis=-2))
+    before = nn.Linear(4, 14)
+    linear = constrain(copy.deepcopy(before), "weight", manifold, method)
+    (row,) = report(linear)
+    assert row.ok
+    assert row.determinants[0] in ("+", "-")
+    assert row.determinants[1:] == ("", "", "")
+    q, s, e, v = linear.weight.detach().split([4, 1, 3, 6])
+    torch.testing.assert_close(q.T @ q, torch.eye(4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(s.norm(), torch.tensor(1.0))
+    torch.testing.assert_close(v.T @ v, torch.eye(4), rtol=0, atol=1e-5)
+    assert torch.equal(e, before.weight[5:8])
+
+
+@pytest.mark.parametrize("method", [Riemannian(), Trivialization()], ids=repr)
+def test_a_single_block_of_many(method: Any) -> None:
+    """The cell gate of an LSTM is held; the other gates are what they were, and learn as if nothing were held."""
+    torch.manual_seed(0)
+    before = nn.LSTM(3, 4)
+    lstm = constrain(copy.deepcopy(before), "weight_hh_l0", Euclidean**2 * Stiefel * Euclidean, method)
+    free = copy.deepcopy(lstm)
+    i, f, _, o = lstm.weight_hh_l0.detach().chunk(4)
+    assert torch.equal(torch.cat([i, f, o]), torch.cat([before.weight_hh_l0[:8], before.weight_hh_l0[12:]]))
+    unconstrain(free, "weight_hh_l0")
+    for model, optimizer in ((lstm, RiemannianSGD(lstm, lr=0.1)), (free, torch.optim.SGD(free.parameters(), lr=0.1))):
+        model(torch.ones(5, 2, 3).cumsum(0).sin())[0].square().sum().backward()
+        optimizer.step()
+    expected = free.weight_hh_l0.detach().chunk(4)
+    for k, gate in enumerate(lstm.weight_hh_l0.detach().chunk(4)):
+        if k == 2:
+            torch.testing.assert_close(gate.T @ gate, torch.eye(4), rtol=0, atol=1e-5)
+            assert not torch.allclose(gate, expected[k], atol=1e-4)
+        else:
+            torch.testing.assert_close(gate, expected[k], rtol=1e-5, atol=1e-6)
+    (row,) = report(lstm)
+    assert row.ok
+    assert len(row.residuals) == 4
+
+
+def test_records_are_a_list_to_work_with() -> None:
+    rows = report(model())
+    assert [row.name for row in rows if "gru" in row.name] == ["gru.weight_hh_l0"]
+    assert max(max(row.residuals) for row in rows) < 1e-5
+    assert rows[:1] == [rows[0]]
+    assert max(map(len, str(rows).splitlines())) < 160
+
+
+@dataclass(frozen=True)
+class Anything(Euclidean):
+    """Square matrices whose determinant means nothing."""
+
+    ndim = 2
+
+
+def test_a_determinant_is_shown_where_it_means_something() -> None:
+    (row,) = report(constrain(nn.Linear(3, 3), "weight", Anything))
+    assert row.determinants == ("",)
 
 
 def test_nan_is_shown_and_flagged() -> None:
