@@ -39,6 +39,7 @@ suppress_warnings = ["config.cache"]  # settings that are functions
 
 html_theme = "furo"
 html_title = "manifold-constraints"
+html_theme_options = {"light_css_variables": {"color-code-background": "#f6f8fa"}}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
