@@ -253,7 +253,6 @@ def test_a_parametrization_on_top_of_a_trivialization_composes(subject: Subject)
     assert parametrization.manifold.residual(point).max() < 1e-5
 
 
-@pytest.mark.xfail(strict=False, reason="the constraint is lost")
 @each
 def test_a_parametrization_on_top_of_a_riemannian_weight_is_never_a_silent_loss(subject: Subject) -> None:
     """The Parameter has another name from then on: its steps stay on the manifold, or are refused."""
