@@ -7,10 +7,12 @@ Question: does a GRU whose recurrent gate matrices stay orthogonal, all of them 
 The task: real handwritten digits, 8 x 8 pixels, read one pixel at a time, 64 steps. Four networks see the same
 batches in the same order, and start from the same weights with orthogonal gates (the last with an orthonormal stack):
 
-free                nothing holds the gates;
-trivialized         ``Stiefel**3`` by ``Trivialization()``, trained by torch.optim.Adam;
-Riemannian          ``Stiefel**3`` by ``Riemannian()``, trained by RiemannianAdam;
-stack-orthonormal   ``torch.nn.utils.parametrizations.orthogonal``, which takes the three stacked gates for one matrix.
+=================  =====================================================================================
+free               nothing holds the gates
+trivialized        ``Stiefel**3`` by ``Trivialization()``, trained by torch.optim.Adam
+Riemannian         ``Stiefel**3`` by ``Riemannian()``, trained by RiemannianAdam
+stack-orthonormal  ``torch.nn.utils.parametrizations.orthogonal``: the three stacked gates as one matrix
+=================  =====================================================================================
 
 Two things matter for training. An orthogonal gate cannot grow: what it needs to open and close comes from the input
 weights and biases alone, so the pixels are standardized and the rate is generous. And RiemannianAdam moves a gate as
@@ -29,10 +31,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import torch
 from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
@@ -44,8 +42,13 @@ from constraints.optim import RiemannianAdam
 from manifolds import Stiefel
 
 HIDDEN, BATCH, EPOCHS, RATE, SEED = 64, 64, 40, 3e-2, 0
-GATES = ("r", "z", "n")
-FIGURE = Path(__file__).with_suffix(".png")
+
+torch.set_num_threads(1)  # matrices of 64 x 64 are too small to share
+torch.manual_seed(SEED)
+
+# %%
+# The networks
+# ------------
 
 
 class Reader(nn.Module):
@@ -66,6 +69,32 @@ class Reader(nn.Module):
         weight = self.gru.weight_hh_l0
         assert isinstance(weight, Tensor)
         return weight
+
+
+# %%
+# One line each makes the constraints. All four start from orthogonal gates; of the last only the stack can be
+# orthonormal, so that it starts from a stack.
+
+free = Reader()
+with torch.no_grad():
+    free.recurrent().copy_((Stiefel**3).random(3 * HIDDEN, HIDDEN))
+
+trivialized = copy.deepcopy(free)
+constrain(trivialized.gru, "weight_hh_l0", Stiefel**3)
+
+riemannian = copy.deepcopy(free)
+constrain(riemannian.gru, "weight_hh_l0", Stiefel**3, Riemannian())
+
+stacked = copy.deepcopy(free)
+nn.utils.parametrizations.orthogonal(stacked.gru, "weight_hh_l0")
+
+# %%
+# RiemannianAdam takes the model, or groups in which the gates have a rate of their own.
+
+groups = param_groups(riemannian)
+for group in groups:
+    if group["manifold"] is not None:
+        group["lr"] = RATE * HIDDEN / 2
 
 
 @dataclass
@@ -99,105 +128,79 @@ class Run:
         with torch.no_grad():
             self.accuracies.append((self.model(pixels).argmax(-1) == digits).double().mean().item())
 
-
-def networks() -> dict[str, Run]:
-    """The four networks, with equal weights; of the last only the stack can be orthonormal, so it has its own."""
-    free = Reader()
-    with torch.no_grad():
-        free.recurrent().copy_((Stiefel**3).random(3 * HIDDEN, HIDDEN))
-
-    trivialized = copy.deepcopy(free)
-    constrain(trivialized.gru, "weight_hh_l0", Stiefel**3)
-
-    riemannian = copy.deepcopy(free)
-    constrain(riemannian.gru, "weight_hh_l0", Stiefel**3, Riemannian())
-    groups = param_groups(riemannian)
-    for group in groups:
-        if group["manifold"] is not None:
-            group["lr"] = RATE * HIDDEN / 2
-
-    stacked = copy.deepcopy(free)
-    nn.utils.parametrizations.orthogonal(stacked.gru, "weight_hh_l0")
-
-    return {
-        "free": Run(free, torch.optim.Adam(free.parameters(), RATE)),
-        "trivialized": Run(trivialized, torch.optim.Adam(trivialized.parameters(), RATE)),
-        "Riemannian": Run(riemannian, RiemannianAdam(groups, RATE)),
-        "stack-orthonormal": Run(stacked, torch.optim.Adam(stacked.parameters(), RATE)),
-    }
+    def worst(self) -> Tensor:
+        """The largest error of each gate over the whole run, (3,)."""
+        return torch.stack(self.errors).amax(0)
 
 
-def train(runs: dict[str, Run]) -> None:
-    """All networks side by side, batch by batch, so that their times are compared under the same load."""
-    data = load_digits()
-    pixels, digits = torch.tensor(data.images, dtype=torch.float32).view(-1, 64, 1), torch.tensor(data.target)
-    pixels = (pixels - pixels.mean()) / pixels.std()
-    shuffled = torch.randperm(len(digits))
-    test, training = shuffled[:360], shuffled[360:]
-    with tqdm(total=EPOCHS * (len(training) // BATCH), desc="training", unit="batch") as bar:
-        for _ in range(EPOCHS):
-            for batch in training[torch.randperm(len(training))].split(BATCH)[: len(training) // BATCH]:
-                for run in runs.values():
-                    run.step(pixels[batch], digits[batch])
-                bar.update()
+runs = {
+    "free": Run(free, torch.optim.Adam(free.parameters(), RATE)),
+    "trivialized": Run(trivialized, torch.optim.Adam(trivialized.parameters(), RATE)),
+    "Riemannian": Run(riemannian, RiemannianAdam(groups, RATE)),
+    "stack-orthonormal": Run(stacked, torch.optim.Adam(stacked.parameters(), RATE)),
+}
+
+# %%
+# Training
+# --------
+#
+# All networks side by side, batch by batch, so that their times are compared under the same load.
+
+data = load_digits()
+pixels, digits = torch.tensor(data.images, dtype=torch.float32).view(-1, 64, 1), torch.tensor(data.target)
+pixels = (pixels - pixels.mean()) / pixels.std()
+shuffled = torch.randperm(len(digits))
+test, training = shuffled[:360], shuffled[360:]
+with tqdm(total=EPOCHS * (len(training) // BATCH), desc="training", unit="batch") as bar:
+    for _ in range(EPOCHS):
+        for batch in training[torch.randperm(len(training))].split(BATCH)[: len(training) // BATCH]:
             for run in runs.values():
-                run.schedule.step()
-                run.evaluate(pixels[test], digits[test])
-            bar.set_postfix({name: f"{run.accuracies[-1]:.1%}" for name, run in runs.items()})
+                run.step(pixels[batch], digits[batch])
+            bar.update()
+        for run in runs.values():
+            run.schedule.step()
+            run.evaluate(pixels[test], digits[test])
+        bar.set_postfix({name: f"{run.accuracies[-1]:.1%}" for name, run in runs.items()})
 
+# %%
+# What they learned, and whose gates stayed orthogonal
+# ----------------------------------------------------
 
-def worst(run: Run) -> Tensor:
-    """The largest error of each gate over the whole run, (3,)."""
-    return torch.stack(run.errors).amax(0)
+reference = torch.tensor(runs["free"].seconds).median()
+print(f"{'':18} test accuracy   worst max|Q'Q - I| of gate r, z, n   time per step")
+for name, run in runs.items():
+    errors = "  ".join(f"{e:8.1e}" for e in run.worst().tolist())
+    ratio = torch.tensor(run.seconds).median() / reference
+    print(f"{name:18} {run.accuracies[-1]:13.1%}   {errors:>35}   {ratio:12.2f}x")
 
+# %%
+# Left: who learns. Right: whose gates are orthogonal.
 
-def table(runs: dict[str, Run]) -> str:
-    reference = torch.tensor(runs["free"].seconds).median()
-    lines = [f"{'':18} test accuracy   worst max|Q'Q - I| of gate r, z, n   time per step"]
-    for name, run in runs.items():
-        errors = "  ".join(f"{e:8.1e}" for e in worst(run).tolist())
-        ratio = torch.tensor(run.seconds).median() / reference
-        lines.append(f"{name:18} {run.accuracies[-1]:13.1%}   {errors:>35}   {ratio:12.2f}x")
-    return "\n".join(lines)
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+colors = dict(zip(runs, ("#6b6b6b", "#0072b2", "#009e73", "#d55e00"), strict=True))
+for name, run in runs.items():
+    left.plot(range(1, EPOCHS + 1), run.accuracies, color=colors[name], label=name)
+    for gate, (seen, style) in enumerate(zip(torch.stack(run.errors).T, ("-", "--", ":"), strict=True)):
+        label = name if gate == 0 else None
+        right.plot(seen.clamp_min(1e-8).tolist(), color=colors[name], linestyle=style, label=label)
+left.set(xlabel="epoch", ylabel="test accuracy", ylim=(0, 1), title="Digits read one pixel at a time")
+left.legend(frameon=False, loc="lower right")
+title = "Is each gate orthogonal? (r solid, z dashed, n dotted)"
+right.set(xlabel="step", ylabel="max |Q'Q - I|", yscale="log", title=title)
+right.axhline(1e-5, color="black", linewidth=0.8)
+last = len(runs["free"].errors) - 1
+right.text(last, 1.3e-5, "what the constraint promises", ha="right", va="bottom")
+right.text(last, 0.5, "parametrizations.orthogonal", ha="right", va="top", color=colors["stack-orthonormal"])
+if "__file__" in globals():  # run as a script; a notebook shows the figure by itself
+    picture = Path(__file__).with_suffix(".png")
+    figure.savefig(picture, dpi=110)
+    print(f"figure: {picture.relative_to(Path.cwd()) if picture.is_relative_to(Path.cwd()) else picture}")
+# %%
+# The known answer: the constrained networks learn, nearly as well as the free one, and their gates never leave.
 
-
-def draw(runs: dict[str, Run]) -> None:
-    """Left: who learns. Right: whose gates are orthogonal."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    colors = dict(zip(runs, ("#6b6b6b", "#0072b2", "#009e73", "#d55e00"), strict=True))
-    for name, run in runs.items():
-        left.plot(range(1, EPOCHS + 1), run.accuracies, color=colors[name], label=name)
-        for gate, (errors, style) in enumerate(zip(torch.stack(run.errors).T, ("-", "--", ":"), strict=True)):
-            label = name if gate == 0 else None
-            right.plot(errors.clamp_min(1e-8).tolist(), color=colors[name], linestyle=style, label=label)
-    left.set(xlabel="epoch", ylabel="test accuracy", ylim=(0, 1), title="Digits read one pixel at a time")
-    left.legend(frameon=False, loc="lower right")
-    title = "Is each gate orthogonal? (r solid, z dashed, n dotted)"
-    right.set(xlabel="step", ylabel="max |Q'Q - I|", yscale="log", title=title)
-    right.axhline(1e-5, color="black", linewidth=0.8)
-    last = len(runs["free"].errors) - 1
-    right.text(last, 1.3e-5, "what the constraint promises", ha="right", va="bottom")
-    right.text(last, 0.5, "parametrizations.orthogonal", ha="right", va="top", color=colors["stack-orthonormal"])
-    figure.savefig(FIGURE, dpi=110)
-    plt.close(figure)
-
-
-def main() -> None:
-    torch.set_num_threads(1)  # matrices of 64 x 64 are too small to share
-    torch.manual_seed(SEED)
-    runs = networks()
-    train(runs)
-    print(table(runs))
-    draw(runs)
-    print(f"figure: {FIGURE.relative_to(Path.cwd()) if FIGURE.is_relative_to(Path.cwd()) else FIGURE}")
-
-    for name in ("trivialized", "Riemannian"):
-        assert worst(runs[name]).max() <= 1e-5, f"a gate of the {name} network left the orthogonal matrices"
-        assert runs[name].accuracies[-1] >= 0.9, f"the {name} network did not learn; chance is 10 %"
-        # 360 test digits: one standard error of a difference is 1.5 %
-        assert runs[name].accuracies[-1] >= runs["free"].accuracies[-1] - 0.06, f"{name} is behind the free network"
-    assert min(e.min() for e in runs["stack-orthonormal"].errors) > 0.1, "a gate of the stack is orthogonal after all"
-
-
-if __name__ == "__main__":
-    main()
+for name in ("trivialized", "Riemannian"):
+    assert runs[name].worst().max() <= 1e-5, f"a gate of the {name} network left the orthogonal matrices"
+    assert runs[name].accuracies[-1] >= 0.9, f"the {name} network did not learn; chance is 10 %"
+    # 360 test digits: one standard error of a difference is 1.5 %
+    assert runs[name].accuracies[-1] >= runs["free"].accuracies[-1] - 0.06, f"{name} is behind the free network"
+assert min(e.min() for e in runs["stack-orthonormal"].errors) > 0.1, "a gate of the stack is orthogonal after all"

@@ -115,7 +115,8 @@ measured = truth[i] @ noise @ truth[j].mT
 
 def disagreement(r: Tensor) -> Tensor:
     """Mean |R_i - R_ij R_j|^2."""
-    return (r[i] - measured @ r[j]).square().sum((1, 2)).mean()
+    residual: Tensor = r[i] - measured @ r[j]
+    return residual.square().sum((1, 2)).mean()
 
 
 cameras = torch.eye(3, dtype=F64).repeat(CAMERAS, 1, 1).requires_grad_()
@@ -132,8 +133,8 @@ for _ in tqdm(range(600), desc="synchronization", unit="step"):
 
 # %%
 # There is no formula for the best rotations, but a certificate that no others are better. Let G hold the measured R_ij
-# in blocks of 3 x 3, and D on its diagonal the blocks sum_j R_ij R_j R_i'. If D - G has no negative eigenvalue, then the
-# disagreement is the smallest possible, over all rotations and beyond (Rosen et al. 2019). Its three smallest
+# in blocks of 3 x 3, and D on its diagonal the blocks sum_j R_ij R_j R_i'. If D - G has no negative eigenvalue, then
+# the disagreement is the smallest possible, over all rotations and beyond (Rosen et al. 2019). Its three smallest
 # eigenvalues are zero, as turning all cameras together changes nothing.
 
 found = cameras.detach()

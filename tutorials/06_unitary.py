@@ -46,8 +46,8 @@ def on_spins(matrix: Tensor, first: int) -> Tensor:
 
 
 X, Z = torch.tensor([[0.0, 1], [1, 0]]), torch.tensor([[1.0, 0], [0, -1]])
-hamiltonian = -sum(on_spins(torch.kron(Z, Z), i) for i in range(SPINS - 1))
-hamiltonian = (hamiltonian - sum(on_spins(X, i) for i in range(SPINS))).to(torch.complex128)
+terms = [on_spins(torch.kron(Z, Z), i) for i in range(SPINS - 1)] + [on_spins(X, i) for i in range(SPINS)]
+hamiltonian = -torch.stack(terms).sum(0).to(torch.complex128)
 exact = float(torch.linalg.eigvalsh(hamiltonian)[0])
 formula = 1 - 1 / math.sin(math.pi / (4 * SPINS + 2))
 print(f"lowest eigenvalue {exact:.10f}, formula {formula:.10f}")

@@ -137,7 +137,8 @@ class Filter(nn.Module):
             self.weight[0, 0] = 1
 
     def forward(self, image: Tensor) -> Tensor:
-        return torch.fft.ifft2(torch.fft.fft2(image) * torch.fft.fft2(self.weight)).real
+        filtered: Tensor = torch.fft.ifft2(torch.fft.fft2(image) * torch.fft.fft2(self.weight))
+        return filtered.real
 
 
 # %%
