@@ -25,6 +25,12 @@ class AveragedModel(swa_utils.AveragedModel):
     Averages that others take of parameters, one by one, leave the manifold: `report` says so.
     Raises ValueError, before anything is changed, where model and copy are not constrained alike, an average has no
     nearest point, as that of W and -W, or a weight is not finite.
+
+    >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
+    >>> average = AveragedModel(layer)
+    >>> average.update_parameters(layer)
+    >>> report(average)[0].ok
+    True
     """
 
     @torch.no_grad()

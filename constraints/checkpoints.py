@@ -19,6 +19,10 @@ def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
     Tensors are detached; like those of `state_dict`, they share memory with the model where they can. A plain model
     loads it with strict=True.
+
+    >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
+    >>> torch.nn.Linear(4, 4).load_state_dict(export_state_dict(layer))
+    <All keys matched successfully>
     """
     state, plain = model.state_dict(), {}
     for path, owner in model.named_modules(remove_duplicate=False):
@@ -40,6 +44,10 @@ def load_checked(model: nn.Module, state_dict: Mapping[str, Any], strict: bool =
     off their manifold. But of all other tensors torch has loaded those that fit when it raises RuntimeError for keys
     that are missing or unexpected, or for shapes. Here a copy of the model, for which there must be memory, tries it
     first. Returns what load_state_dict does. Raises what load_state_dict raises.
+
+    >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
+    >>> load_checked(layer, layer.state_dict())
+    <All keys matched successfully>
     """
     copy.deepcopy(model).load_state_dict(state_dict, strict=strict)
     return model.load_state_dict(state_dict, strict=strict)

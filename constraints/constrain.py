@@ -51,6 +51,10 @@ def constrain(
     Raises ValueError or TypeError, and leaves the module as it was, where a name matches nothing, a tensor is
     constrained already or shared with one that is not constrained too, the manifold, the layout and the shape do not
     fit, a packed tensor needs a layout, or there is no initial value.
+
+    >>> gru = constrain(torch.nn.GRU(5, 8), "weight_hh_l0", Stiefel**3)
+    >>> conv = torch.nn.Conv2d(4, 8, 3)
+    >>> conv = constrain(conv, "weight", Stiefel, layout=BlockSpec.pattern("o i h w -> (o i) h w"), init="haar")
     """
     if not isinstance(method, Method):
         raise TypeError(f"method of constrain is Trivialization() or Riemannian(); got {method!r}.")
@@ -85,6 +89,10 @@ def unconstrain(module: M, name: str) -> M:
     engines the Parameter stays the same object; make a new optimizer, for the old one has the momentum of the
     constraint, and a Riemannian one its manifold.
     Raises ValueError where no constrained tensor matches, or where a tensor is shared under names that do not match.
+
+    >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
+    >>> type(unconstrain(layer, "weight").weight).__name__
+    'Parameter'
     """
     places = set(match(module, name).values())
     constrained = list(held(module))

@@ -19,6 +19,9 @@ class Packing:
     what: as in "3 gate matrices (r, z, n) on axis 0".
     readings: (what is constrained then, layout), the usual reading first. A manifold is offered those whose blocks have
     as many axes as its points; where the tensor as a whole comes first, it needs no layout.
+
+    >>> Packing.stack("q", "k", "v", noun="projection").what
+    '3 projection matrices (q, k, v) on axis 0'
     """
 
     what: str
@@ -72,6 +75,7 @@ def register_packing(kind: type[nn.Module], rule: Rule) -> None:
     From then on a manifold that says nothing about the blocks, or has another number of them, is an error that lists
     the readings as code. Subclasses are covered, and may have a rule of their own.
 
+    >>> class FusedAttention(torch.nn.Linear): ...
     >>> register_packing(FusedAttention, lambda module, attribute: Packing.stack("q", "k", "v"))
     """
     _rules[kind] = rule

@@ -34,6 +34,10 @@ def rebase(module: nn.Module, optimizer: Optimizer | None = None) -> list[Rebase
     another kind that keeps more than `optimizer.state[parameter]` has to be made anew by who called this.
     Riemannian constraints have no base and are left alone. Returns what was done, tensor by tensor, a tied one once.
     Raises ValueError, before anything moves, where a weight has NaN or infinite entries.
+
+    >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
+    >>> [done.momentum for done in rebase(layer)]  # nothing has moved yet
+    ['carried']
     """
     found = [(each.name, each.coordinates) for each in held_once(module) if each.coordinates is not None]
     for _, coordinates in found:

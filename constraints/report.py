@@ -57,7 +57,9 @@ class Report(list[Record]):
 def report(model: nn.Module) -> Report:
     """One record for each constraint of the model, in the order of its modules; a tied tensor comes once.
 
-    >>> print(report(model))
+    >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
+    >>> [(record.name, record.ok) for record in report(layer)]
+    [('weight', True)]
     """
     return Report(_record(each) for each in held_once(model))
 

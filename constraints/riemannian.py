@@ -36,6 +36,10 @@ class Riemannian(Method):
     A step also raises ValueError where the Parameter was changed in place, as by torch.nn.init, to a value that is not
     on the manifold. Torch does not count writes to `.data`: they are seen at the first step of an optimizer and at
     every 100th after it. A half precision Parameter holds the point rounded; the optimizers keep it in float32.
+
+    >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
+    >>> sorted(layer.state_dict())
+    ['bias', 'weight']
     """
 
     def dtypes(self) -> tuple[torch.dtype, ...]:
@@ -101,6 +105,10 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
     the coordinates of a `Trivialization` among them. A tied Parameter comes once. Add options to a group as for any
     torch optimizer: `groups[0]["lr"] = 1e-4`. Raises ValueError where a constrained Parameter is none any more, as
     after torch.nn.utils.parametrize or pruning.
+
+    >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
+    >>> [group["manifold"] for group in param_groups(layer)]
+    [Stiefel, None]
     """
     for each in module.modules():
         recorded(each)

@@ -39,6 +39,10 @@ class Trivialization(Method):
     rebase_every: after so many optimizer steps the base moves to the present weight, see `rebase`; None for never. The
     count is in the metadata of the state dict, so that a run goes on from a checkpoint as it would have.
     Raises ValueError if it is not a positive number.
+
+    >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Trivialization(rebase_every=100))
+    >>> sorted(name for name, _ in layer.named_parameters())
+    ['bias', 'parametrizations.weight.original']
     """
 
     rebase_every: int | None = None

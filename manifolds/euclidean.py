@@ -21,6 +21,9 @@ class Euclidean(GeodesicManifold):
 
     R^n is the product of n lines. So `inner` is entry by entry, and an optimizer that keeps one second moment per
     point keeps one per entry, as torch.optim.Adam does. In a product, the entries of a block add up.
+
+    >>> Euclidean().retract(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5]))
+    tensor([1.5000, 2.5000])
     """
 
     ndim = 0

@@ -20,7 +20,11 @@ Shape = tuple[int, ...]
 
 
 class Layout(ABC):
-    """A rule that cuts a packed tensor into blocks, in a fixed order."""
+    """A rule that cuts a packed tensor into blocks, in a fixed order.
+
+    >>> isinstance(BlockSpec(rows=3), Layout)
+    True
+    """
 
     @abstractmethod
     def ndim(self, point_ndim: int) -> int:
@@ -55,6 +59,9 @@ class BlockSpec(Layout):
     rows=3: three equal blocks. rows=(4096, 1024, 1024): blocks of these sizes.
     axis counts from the first axis of the packed point, or from the last one if negative; axis=0 stacks blocks,
     axis=1 puts matrices side by side. For a tensor with more axes than a packed point, write a negative axis.
+
+    >>> [tuple(block.shape) for block in BlockSpec(rows=(4, 2, 2)).unpack(torch.zeros(8, 5))]
+    [(4, 5), (2, 5), (2, 5)]
     """
 
     rows: int | tuple[int, ...]
@@ -159,6 +166,10 @@ class Pattern(Layout):
     "(head qkv d) e -> (head qkv) d e" with head=8, qkv=3: q, k, v interleaved head by head;
     "(g o) i h w -> g o (i h w)" with g=4: one matrix per group of a convolution;
     "o i h w -> (o i) h w": one matrix per kernel.
+
+    >>> kernels = BlockSpec.pattern("o i h w -> (o i) h w")
+    >>> len(kernels.unpack(torch.zeros(4, 2, 3, 3)))
+    8
     """
 
     text: str

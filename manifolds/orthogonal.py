@@ -27,6 +27,10 @@ class Orthogonal(Manifold):
     retraction: a function (x, v) -> y; engines use Cayley for `polar`, see `Stiefel`.
     Raises ValueError for matrices that are not square.
     Source: Edelman, Arias & Smith (1998), section 2.2; Boumal (2023), section 7.4.
+
+    >>> u = Orthogonal().random(4, 4, dtype=torch.complex128)  # unitary
+    >>> torch.allclose(u.mH @ u, torch.eye(4, dtype=u.dtype))
+    True
     """
 
     retraction: Retraction = cayley
@@ -106,6 +110,9 @@ class SpecialOrthogonal(Manifold):
     result is multiplied by the phase that makes its determinant 1.
     Raises ValueError for matrices that are not square; a matrix with det < 0 has an infinite `residual`.
     Source: as for `Orthogonal`.
+
+    >>> SpecialOrthogonal().random(10, 3, 3).det().round().unique()
+    tensor([1.])
     """
 
     retraction: Retraction = cayley

@@ -34,6 +34,11 @@ class ProductManifold(Manifold):
     layout: where the blocks lie; None means BlockSpec(rows=k, axis=0), k equal blocks stacked on the first axis.
     Raises ValueError where the layout does not fit a shape or does not have k blocks.
     Source: Boumal (2023), section 3.2 and exercise 3.67.
+
+    >>> gates = Stiefel**3
+    >>> weight = gates.random(12, 4)
+    >>> [tuple(gate.shape) for gate in gates.unpack(weight)]
+    [(4, 4), (4, 4), (4, 4)]
     """
 
     factors: tuple[Manifold, ...]

@@ -42,6 +42,11 @@ def cayley(x: Point, v: Point) -> Point:
 
     Computed as X (2B - I) + K B with B = (I + S/4 - A/2)^-1, p x p. Second order. Differentiable at v = 0.
     Source: Wen & Yin, A feasible method for optimization with orthogonality constraints (2013), section 2.2.
+
+    >>> x = Stiefel().random(5, 3)
+    >>> v = Stiefel().project(x, torch.randn(5, 3))
+    >>> bool(Stiefel().contains(retractions.cayley(x, v)))
+    True
     """
     a = skew(x.mH @ v)
     if x.shape[-2] == x.shape[-1]:
@@ -63,6 +68,10 @@ def exp(x: Point, v: Point, *, metric: Metric = "euclidean") -> Point:
     Euclidean metric: one exponential of size 2p x 2p. Exact. Differentiable at v = 0.
     Source: Edelman, Arias & Smith, The geometry of algorithms with orthogonality constraints (1998), 2.2 and 2.4;
     Zimmermann & Hueper, Computing the Riemannian logarithm on the Stiefel manifold (2022), section 2.
+
+    >>> quarter = torch.tensor([[0.0, -torch.pi / 2], [torch.pi / 2, 0.0]])
+    >>> retractions.exp(torch.eye(2), quarter).round().int().tolist()
+    [[0, -1], [1, 0]]
     """
     a = skew(x.mH @ v)
     if x.shape[-2] == x.shape[-1]:
@@ -85,6 +94,10 @@ def qr(x: Point, v: Point) -> Point:
 
     Differentiable at v = 0. Source: Absil, Mahony & Sepulchre, Optimization Algorithms on Matrix Manifolds (2008),
     example 4.1.3.
+
+    >>> x = torch.eye(3, 2)
+    >>> torch.equal(retractions.qr(x, torch.zeros(3, 2)), x)
+    True
     """
     return _cholesky_qr(_cholesky_qr(x + v))
 
@@ -95,6 +108,11 @@ def polar(x: Point, v: Point) -> Point:
 
     Differentiable at v = 0. Source: Absil, Mahony & Sepulchre (2008), example 4.1.3; Absil & Malick, Projection-like
     retractions on matrix manifolds (2012).
+
+    >>> x, v = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
+    >>> retractions.polar(x, v)  # (1, 1) / sqrt(2)
+    tensor([[0.7071],
+            [0.7071]])
     """
     y = x + v
     return y @ inverse_sqrt(sym(y.mH @ y))

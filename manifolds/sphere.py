@@ -20,6 +20,10 @@ class Sphere(GeodesicManifold):
 
     Points and tangent vectors are (..., n); T_x = {v : Re<x, v> = 0}; `retract` is (x + v) / |x + v|, second order.
     Source: Boumal, An Introduction to Optimization on Smooth Manifolds (2023), section 7.2.
+
+    >>> x, y = torch.eye(2)
+    >>> Sphere().distance(x, y)  # a quarter of a turn
+    tensor(1.5708)
     """
 
     ndim = 1

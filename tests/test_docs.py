@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
+import inspect
+import io
 import re
 import shutil
 import subprocess
@@ -11,9 +14,14 @@ import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import hypothesis
 import pytest
+import torch
+
+import manifolds
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -138,3 +146,34 @@ def test_a_broken_link_is_seen(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text('<a href="b.html#here"></a><a href="b.html#gone"></a><img src="c.png">')
     (tmp_path / "b.html").write_text('<p id="here"></p><a href="https://example.org/x"></a>')
     assert sorted(broken(tmp_path)) == ["a.html -> b.html#gone", "a.html -> c.png"]
+
+
+# The examples of the docstrings -----------------------------------------------------------------------------
+
+
+def examples() -> dict[str, doctest.DocTest]:
+    """The examples in the docstring of each public class and function."""
+    given: dict[str, Any] = {"torch": torch, "given": hypothesis.given, "Stiefel": manifolds.Stiefel}
+    for module in map(importlib.import_module, MODULES):
+        given |= {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+    found = {}
+    for name in sorted(public()):
+        module, _, short = name.rpartition(".")
+        value = getattr(importlib.import_module(module), short)
+        if inspect.isclass(value) or inspect.isroutine(value):
+            found[name] = doctest.DocTestParser().get_doctest(value.__doc__ or "", dict(given), name, None, 0)
+    return found
+
+
+EXAMPLES = examples()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_public_name_has_an_example_that_runs(name: str) -> None:
+    test = EXAMPLES[name]
+    assert test.examples
+    printed = io.StringIO()
+    failed = doctest.DocTestRunner(verbose=False).run(test, out=printed.write, clear_globs=False).failed
+    for check in [value for key, value in test.globs.items() if key.startswith("test_")]:
+        check()
+    assert failed == 0, printed.getvalue()

@@ -16,7 +16,11 @@ DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 class Failure(NamedTuple):
-    """A theorem that a manifold breaks in one dtype, and what shows it."""
+    """A theorem that a manifold breaks in one dtype, and what shows it.
+
+    >>> Failure("project is linear", "project(x, a)", torch.float32, "1 > 0").theorem
+    'project is linear'
+    """
 
     theorem: str
     formula: str
@@ -29,6 +33,15 @@ class ConformanceError(AssertionError):
 
     failures: one `Failure` for each theorem and dtype.
     skipped: names of the theorems left out, as they build on broken ones.
+
+    >>> class Flat(Sphere):
+    ...     def project(self, x, a):
+    ...         return a
+    >>> try:
+    ...     check_manifold(Flat(), (4,), dtype=torch.float64)
+    ... except ConformanceError as error:
+    ...     print(len(error.theorems) > 0)
+    True
     """
 
     def __init__(self, subject: str, failures: Sequence[Failure], skipped: Sequence[str]) -> None:
@@ -67,6 +80,8 @@ def check_manifold(
     seed: of all random draws; the result is a function of the arguments.
     Raises ConformanceError, with one line for each broken theorem. NaN breaks a theorem, and so does an exception.
     Source: Boumal, An Introduction to Optimization on Smooth Manifolds (2023), sections 3.6, 4.8 and 6.8.
+
+    >>> check_manifold(Stiefel, (4, 2), dtype=torch.float64)
     """
     __tracebackhide__ = True  # pytest then ends at the call, with the report
     manifold = manifold() if isinstance(manifold, type) else manifold

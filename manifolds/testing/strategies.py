@@ -27,6 +27,10 @@ def shapes(
     """Shapes of points: sides up to max_side that the manifold accepts, behind up to max_batch batch axes.
 
     Raises ValueError where it accepts none, as for a layout with larger blocks: raise max_side.
+
+    >>> @given(shapes(Stiefel))
+    ... def test_shapes(shape):
+    ...     assert Stiefel().random(*shape).shape == shape
     """
     from hypothesis import strategies as st
 
@@ -47,7 +51,12 @@ def points(
     dtype: Dtypes = torch.float64,
     device: torch.device | str | None = None,
 ) -> SearchStrategy[Tensor]:
-    """Random points of this shape, or of `shapes(manifold)`; of one of these dtypes."""
+    """Random points of this shape, or of `shapes(manifold)`; of one of these dtypes.
+
+    >>> @given(points(Sphere, (3,)))
+    ... def test_points_have_norm_one(x):
+    ...     assert abs(x.norm() - 1) < 1e-12
+    """
     return _draws(manifold, shape, dtype, device).map(lambda draw: draw[0])
 
 
@@ -58,7 +67,13 @@ def tangent_vectors(
     dtype: Dtypes = torch.float64,
     device: torch.device | str | None = None,
 ) -> SearchStrategy[tuple[Tensor, Tensor]]:
-    """Pairs (x, v): a point as from `points`, a tangent vector there of norm 0, 1e-4, 1 or 10 (0 where T_x is)."""
+    """Pairs (x, v): a point as from `points`, a tangent vector there of norm 0, 1e-4, 1 or 10 (0 where T_x is).
+
+    >>> @given(tangent_vectors(Sphere, (3,)))
+    ... def test_tangent_vectors_are_orthogonal_to_their_point(pair):
+    ...     x, v = pair
+    ...     assert abs(x @ v) < 1e-12 * (1 + v.norm())
+    """
     from hypothesis import strategies as st
 
     m = _instance(manifold)
