@@ -146,6 +146,42 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         """x, within rounding of M, brought closer by something far cheaper than nearest; x itself by default."""
         return x
 
+    # What optimizers call on top of that, on batches (B, *point) and without derivatives --------------------
+    # A momentum is kept from step to step as `store` leaves it, so that a manifold may do the work of its
+    # transport together with other work of the next step.
+
+    def store(
+        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."]
+    ) -> Inexact[Tensor, "..."]:
+        """What is kept of c at x after a step to y: recall(y, store(x, y, c)) = carry(x, y, c)."""
+        return self.carry(x, y, c)
+
+    def recall(self, x: Inexact[Tensor, "..."], stored: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """Coordinates at x of what was stored: itself, unless `store` left work to do."""
+        return stored
+
+    def mix(
+        self,
+        x: Inexact[Tensor, "..."],
+        stored: Inexact[Tensor, "..."],
+        g: Inexact[Tensor, "..."],
+        keep: float,
+        add: float,
+    ) -> tuple[Inexact[Tensor, "..."], Float[Tensor, "..."]]:
+        """(keep recall(x, stored) + add lift(x, g), |lift(x, g)|^2). May overwrite stored."""
+        c = self.lift(x, g)
+        return self.recall(x, stored) * keep + c * add, self.coordinate_inner(x, c, c)
+
+    def advance(
+        self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], size: float | Float[Tensor, "..."]
+    ) -> Inexact[Tensor, "..."]:
+        """move(x, size c), size a number or one per point, shaped to multiply points."""
+        return self.move(x, c * size)
+
+    def renormalizes(self, x: Inexact[Tensor, "..."]) -> bool:
+        """Whether `advance` leaves nothing of the rounding errors in x, so that they do not add up step by step."""
+        return False
+
     def split(self, x: Inexact[Tensor, "..."]) -> list[tuple[Manifold, Inexact[Tensor, "..."]]]:
         """(factor, its points in x) for each batch of equal factors; [(self, x)] unless M is a product."""
         return [(self, x)]

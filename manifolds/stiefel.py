@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _group
+from . import _group, _steps
 from ._linalg import newton_schulz, orthogonality_error, skew, sym
 from .base import Manifold, check_ndim, inner
-from .retractions import Metric, Retraction, exp, polar
+from .retractions import Metric, Retraction, cayley, exp, polar, qr
 
 Points = Inexact[Tensor, "*batch n p"]
 
@@ -127,6 +127,34 @@ class Stiefel(Manifold):
     def polish(self, x: Points) -> Points:
         """X (3I - X^H X) / 2."""
         return newton_schulz(x)
+
+    def store(self, x: Points, y: Points, c: Points) -> Points:
+        """C itself: the transport of tall and wide matrices is the projection at Y, which `recall` does."""
+        return c
+
+    def recall(self, x: Points, stored: Points) -> Points:
+        """C itself for square matrices, else the projection of C."""
+        return stored if _square(x) else self.project(x, stored)
+
+    def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
+        """As defined; with one product for square matrices, and where it is as exact three or four for others."""
+        canonical = self.metric == "canonical"
+        if _square(x):
+            return _steps.mix_square(x, stored, g, keep, add, canonical)
+        return _steps.mix_tall(x, stored, g, keep, add, canonical) or super().mix(x, stored, g, keep, add)
+
+    def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
+        """As defined; for short steps by series, where the retraction is polar or, on square matrices, Cayley."""
+        y = None
+        if _square(x) and self.retraction in (cayley, polar) and x.shape[-1] > _steps.TINY:
+            y = _steps.cayley_step(x, c, size)
+        elif self.retraction is polar and not _square(x):
+            y = _steps.polar_step(x, c, size)
+        return super().advance(x, c, size) if y is None else y
+
+    def renormalizes(self, x: Points) -> bool:
+        """Whether the retraction is polar or qr, and X is not square."""
+        return self.retraction in (polar, qr) and not _square(x)
 
 
 def _square(x: Tensor) -> bool:

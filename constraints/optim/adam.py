@@ -61,18 +61,17 @@ class RiemannianAdam(RiemannianOptimizer):
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         (beta1, beta2), lr = group["betas"], rate(group)
         factor, x, step = bucket.factor, bucket.x, bucket.count_step()
-        c = factor.lift(x, self._descent(bucket, group))
-        m, v = bucket.points("exp_avg"), bucket.numbers("exp_avg_sq")
-        m.lerp_(c, 1 - beta1)
-        v.lerp_(factor.coordinate_inner(x, c, c), 1 - beta2)
+        stored, v = bucket.points("exp_avg"), bucket.numbers("exp_avg_sq")
+        m, square = factor.mix(x, stored, self._descent(bucket, group), beta1, 1 - beta1)
+        v.lerp_(square, 1 - beta2)
         bucket.put("exp_avg_sq", v)
         if group["amsgrad"]:
             largest = bucket.numbers("max_exp_avg_sq")
             v = torch.maximum(largest, v, out=largest)
             bucket.put("max_exp_avg_sq", v)
         size = (v / (1 - beta2**step)).sqrt_().add_(group["eps"]).reciprocal_().mul_(-lr / (1 - beta1**step))
-        y = bucket.move(bucket.times(size, m), _longest(group))
-        bucket.put("exp_avg", factor.carry(x, y, m))
+        y = bucket.advance(m, size, _longest(group))
+        bucket.put("exp_avg", factor.store(x, y, m))
         return y
 
     def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:

@@ -20,6 +20,9 @@ Numbers = Float[Tensor, " B"]
 DRIFT = 24.0
 """How far rounding may take X^H X from I, in eps, before the points are polished."""
 
+COUNTS = frozenset({"step", "drift"})
+"""The keys of the state that hold one number for all points of a stack; the others hold numbers for each point."""
+
 
 class Kind(NamedTuple):
     """What the factors of one bucket have in common."""
@@ -80,6 +83,7 @@ class Bucket:
     x: the points, (B, *point). The memory of the parameter itself where one parameter makes the bucket; the float32
         master, kept as state "master", where the parameters are bfloat16 or float16.
     g: their gradients, of the shape and dtype of x. May be memory of the gradient itself: not to be written to.
+    steps, drift: what the state holds as "step" and "drift", each None where it is not kept.
     ok: None on CPU, where a gradient that is not finite is an error; elsewhere which points have a finite one, (B,).
     state: one tensor a key, (B, *point), or (B,) where the optimizer keeps one number per point.
     """
@@ -95,7 +99,8 @@ class Bucket:
         self.ok: Bool[Tensor, " B"] | None = None
         self.steps: Float[Tensor, ""] | None = None if kind.steps is None else self._counter(kind.steps)
         self.state: dict[str, Tensor] = {}
-        self._drift = math.inf  # of x since it was last polished, in eps; unknown at first
+        self.drift: Float[Tensor, ""] | None = None  # of x since it was last polished, in eps; None if none is kept
+        self._drift = math.inf  # the same, without looking at a tensor; unknown at first
         self._sources = [leaf.source for leaf in leaves]
         # the values of the parameters, in their own dtype
         self._held = Rows(home, leaves) if home is not None else Rows.new(self.shape, kind.dtype, self.device, leaves)
@@ -155,25 +160,33 @@ class Bucket:
         self.steps += 1
         return self.steps if self.kind.capturable else self.steps.item()
 
-    def move(self, c: Points, longest: float | None = None) -> Points:
-        """The points reached from x along the tangent vectors with coordinates c, polished when rounding asks for it.
+    def advance(self, c: Points, size: float | Tensor, longest: float | None = None) -> Points:
+        """The points reached from x along the tangent vectors with coordinates size c, polished when rounding asks
+        for it. size: a number, or a tensor of one element or one per point.
 
-        A step of length l leaves an error of about (4 + 2 l) eps in X^H X; `DRIFT` bounds their sum.
+        A step of length l leaves an error of about 4 + max(2, l) l eps in X^H X; `DRIFT` bounds their sum.
         longest: a bound of l; measured if None, except on accelerators, where that would stall: they polish. So does
         a step that may be captured, since its replays decide nothing.
         """
-        y = self.factor.move(self.x, c)
-        if type(self.factor).polish is Manifold.polish:
+        factor, x = self.factor, self.x
+        if isinstance(size, Tensor):
+            size = self._per_point(size) if size.dim() else size
+        y = factor.advance(x, c, size)
+        if type(factor).polish is Manifold.polish:
             return y
-        if self.kind.capturable or (longest is None and not can_look(self.device)):
+        renews = factor.renormalizes(x)
+        if (self.kind.capturable and not renews) or (longest is None and not can_look(self.device)):
             longest = math.inf
         elif longest is None:
-            longest = float(torch.linalg.vector_norm(_flat(c), dim=1).max())
-        self._drift += 4 + 2 * longest
-        if self._drift <= DRIFT:
-            return y
-        self._drift = 0
-        return self.factor.polish(y)
+            longest = float((torch.linalg.vector_norm(_flat(c), dim=1).max() * size).abs().max())
+        error = 4 + max(2.0, longest) * longest
+        if renews:
+            return factor.polish(y) if not error <= DRIFT else y
+        total = self._drift + error
+        if not 0 <= total <= DRIFT:  # also where a state that was loaded says nonsense
+            total, y = 0.0, factor.polish(y)
+        self._set_drift(total)
+        return y
 
     def points(self, key: str) -> Points:
         """State of the shape of x, zero at first: to be changed in place, then handed to `put`."""
@@ -198,6 +211,8 @@ class Bucket:
 
     def load(self, parts: Sequence[dict[str, Tensor]], numbers: frozenset[str]) -> None:
         """Take the state from one dict a leaf; numbers are the keys that have one number per point."""
+        if all("drift" in part for part in parts):
+            self._set_drift(max(float(part["drift"]) for part in parts))
         for key in self.kind.keys:
             shape, dtype = (self.shape[:1], real_dtype(self.dtype)) if key in numbers else (self.shape, self.dtype)
             self.state[key] = torch.cat([p[key].to(self.device, dtype).reshape(-1, *shape[1:]) for p in parts])
@@ -206,6 +221,12 @@ class Bucket:
         """The rows of one leaf: a view, in the shape of the leaf or with one number per point of it."""
         tensor = self.state[key]
         return tensor[leaf.start : leaf.stop].view(leaf.shape if tensor.shape == self.shape else leaf.batch)
+
+    def _set_drift(self, drift: float) -> None:
+        self._drift = drift
+        if self.drift is None:
+            self.drift = torch.zeros(())
+        self.drift.fill_(drift)
 
     def _working(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if key not in self.state:

@@ -114,6 +114,8 @@ def _check_state(name: str, p: Tensor, manifold: Manifold, entry: dict[str, Any]
     stacks = manifold.split(p.detach())
     for key in entry.keys() - {"step"}:
         sizes = [math.prod(s.shape[: s.dim() - f.ndim]) if key in numbers else s.numel() for f, s in stacks]
+        if key == "drift":
+            sizes = [1 for _ in stacks]
         shapes = [tuple(part.shape) for part in state_parts(entry[key])]
         if [math.prod(shape) for shape in shapes] != sizes:
             raise ValueError(

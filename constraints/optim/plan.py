@@ -6,11 +6,12 @@ import math
 from collections.abc import Hashable, Iterable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from manifolds import Manifold
 
-from .bucket import Bucket, Kind, Leaf, Points, state_parts
+from .bucket import COUNTS, Bucket, Kind, Leaf, Points, state_parts
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -44,13 +45,15 @@ class Plan:
         self._places = self.cut(self._homes)
         self._entries: list[dict[str, Any]] | None = None
         self._keys = 0
+        self._lasts = True
         self._leaves: list[dict[int, tuple[Bucket, Leaf]]] = [{} for _ in members]
         self.buckets = self._fill(splits, state, numbers)
 
     def fits(self, parameters: Sequence[Tensor], options: Hashable, state: State) -> bool:
         """Whether the plan is still the one for these parameters with gradients, these options and this state."""
         return (
-            self._options == options
+            self._lasts
+            and self._options == options
             and self._entries is not None
             and list(map(id, state.values())) == list(map(id, self._entries))
             and [p.data_ptr() for p in parameters] == self._pointers
@@ -95,8 +98,13 @@ class Plan:
             for key in first.state:
                 views = tuple(bucket.leaf_state(key, leaf) for bucket, leaf in leaves)
                 entry[key] = views if len(views) > 1 else views[0]
+            if any(bucket.drift is not None for bucket, _ in leaves):
+                drifts = tuple(torch.zeros(()) if bucket.drift is None else bucket.drift for bucket, _ in leaves)
+                entry["drift"] = drifts if len(drifts) > 1 else drifts[0]
             state[member.parameter] = entry
         self._keys, self._entries = keys, list(state.values())
+        # buckets that differ in what state they had may now be one: the plan is that of the state, as after loading it
+        self._lasts = len(self.buckets) == 1 or all(b.state.keys() == b.kind.keys for b in self.buckets)
 
     def _in_order(self, member: int) -> list[tuple[Bucket, Leaf]]:
         return [self._leaves[member][part] for part in sorted(self._leaves[member])]
@@ -108,7 +116,7 @@ class Plan:
         source = len(self.members)
         for i, (member, split) in enumerate(zip(self.members, splits, strict=True)):
             entry = state.get(member.parameter, {})
-            steps, keys = float(entry["step"]) if "step" in entry else None, frozenset(entry) - {"step"}
+            steps, keys = float(entry["step"]) if "step" in entry else None, frozenset(entry) - COUNTS
             for part, (factor, stack) in enumerate(split):
                 cut = stack.dim() - factor.ndim
                 batch, point = tuple(stack.shape[:cut]), tuple(stack.shape[cut:])
@@ -126,7 +134,8 @@ class Plan:
         direct = len(leaves) == 1 and place.is_contiguous() and only not in self._copied
         bucket = Bucket(kind, leaves, place.view(-1, *kind.point) if direct else None)
         entries = [(state.get(self.members[leaf.member].parameter, {}), leaf.part) for leaf in leaves]
-        bucket.load([{k: state_parts(entry[k])[part] for k in kind.keys} for entry, part in entries], numbers)
+        keys = kind.keys | {"drift"}
+        bucket.load([{k: state_parts(entry[k])[part] for k in keys & entry.keys()} for entry, part in entries], numbers)
         for leaf in leaves:
             self._leaves[leaf.member][leaf.part] = bucket, leaf
         return bucket

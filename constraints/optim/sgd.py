@@ -55,18 +55,21 @@ class RiemannianSGD(RiemannianOptimizer):
             )
 
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
-        lr, momentum = rate(group), group["momentum"]
-        factor, x = bucket.factor, bucket.x
-        c = factor.lift(x, self._descent(bucket, group))
+        size, momentum = -rate(group), group["momentum"]
+        factor, x, g = bucket.factor, bucket.x, self._descent(bucket, group)
         if momentum == 0:
-            return bucket.move(c * -lr)
-        if "momentum_buffer" in bucket.state:
-            m = bucket.points("momentum_buffer").mul_(momentum).add_(c, alpha=1 - group["dampening"])
+            return bucket.advance(factor.lift(x, g), size)
+        add = 1 - group["dampening"]
+        if group["nesterov"] or "momentum_buffer" not in bucket.state:
+            c = factor.lift(x, g)
+            old = "momentum_buffer" in bucket.state
+            m = factor.recall(x, bucket.points("momentum_buffer")) * momentum + c * add if old else c.clone()
+            direction = c + momentum * m if group["nesterov"] else m
         else:
-            m = c.clone()
-        direction = c + momentum * m if group["nesterov"] else m
-        y = bucket.move(direction * -lr)
-        bucket.put("momentum_buffer", factor.carry(x, y, m))
+            m, _ = factor.mix(x, bucket.points("momentum_buffer"), g, momentum, add)
+            direction = m
+        y = bucket.advance(direction, size)
+        bucket.put("momentum_buffer", factor.store(x, y, m))
         return y
 
     def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:

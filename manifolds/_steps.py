@@ -1,0 +1,130 @@
+"""One step of an optimizer on matrices with orthonormal columns (or rows): fewer products, fewer passes over memory.
+
+`Manifold.mix` and `Manifold.advance` are the definitions. What is here computes the same numbers without derivatives,
+and returns None where it does not apply. Shapes are (B, n, p); of a wide matrix the rows are what the columns are of
+a tall one. In the formulas A = X^H G, S = (A + A^H) / 2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from ._linalg import LU_BATCH
+
+Points = Inexact[Tensor, "B n p"]
+Numbers = Float[Tensor, " B"]
+Size = float | Inexact[Tensor, "*B"]
+
+TINY = 16  # square matrices up to this size move by kernels of their own
+FEW_DIGITS = 1 / 16
+"""Below this part of |G|^2 the norm of the gradient is not the difference of |G|^2 and the normal part."""
+
+
+def mix_square(
+    x: Points, stored: Points, g: Points, keep: float, add: float, canonical: bool
+) -> tuple[Points, Numbers]:
+    """(keep M + add L, |L|^2) with L = skew(X^H G), twice that for the canonical metric. M is overwritten."""
+    twice = gram(x, g)
+    twice = twice - twice.mH
+    mixed = stored.mul_(keep).add_(twice, alpha=add if canonical else add / 2)
+    return mixed, _squares(twice).mul_(0.5 if canonical else 0.25)
+
+
+def mix_tall(
+    x: Points, stored: Points, g: Points, keep: float, add: float, canonical: bool
+) -> tuple[Points, Numbers] | None:
+    """(keep P(M) + add grad, |grad|^2) with P(M) = M - X sym(X^H M), grad = G - X S (canonical: G - X A^H).
+
+    The projection is linear: three products in place of four, B - X N with B = keep M + add G and N the p x p sum
+    of the normal parts. |grad|^2 is |G|^2 - |S|^2 (canonical: |G|^2 - Re tr A^2), or that of grad itself, one more
+    product, where that difference has lost digits: near an optimum. M is overwritten.
+    """
+    if not can_look(x):
+        return None
+    a, b = gram(x, g), gram(x, stored)
+    twice_s = a + a.mH
+    total = _squares(g)
+    square = total - ((a * a.mT).sum((-2, -1)).real if canonical else _squares(twice_s) / 4)
+    if bool((square < FEW_DIGITS * total).any()):
+        grad = minus(g.clone(), x, a.mH, 1.0, 1.0) if canonical else minus(g.clone(), x, twice_s, 1.0, 0.5)
+        square = _squares(grad) - (_squares(a - a.mH) / 2 if canonical else 0)
+    twice_n = (b + b.mH).mul_(keep).add_(a.mH if canonical else twice_s, alpha=2 * add if canonical else add)
+    return minus(stored, x, twice_n, keep, 0.5).add_(g, alpha=add), square
+
+
+def polar_step(x: Points, c: Points, size: Size) -> Points | None:
+    """The polar factor of Y = X + size C, where Y^H Y is so near I that a few terms of (I + E)^(-1/2) are exact."""
+    if not can_look(x):
+        return None
+    y = torch.add(x, c, alpha=size) if isinstance(size, float) else torch.addcmul(x, c, size)
+    e = gram(y, y)
+    e.diagonal(dim1=-2, dim2=-1).sub_(1)
+    terms = _terms(float(torch.linalg.vector_norm(e, dim=(-2, -1)).max()), x.dtype)
+    if terms > 8:
+        return None
+    if terms == 0:
+        return y
+    coefficients = [-0.5]
+    for k in range(2, terms + 1):
+        coefficients.append(-coefficients[-1] * (2 * k - 1) / (2 * k))
+    r = e * coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        r = torch.baddbmm(e, e, r, beta=coefficient)
+    r.diagonal(dim1=-2, dim2=-1).add_(1)
+    return torch.bmm(r, y) if is_wide(x) else torch.bmm(y, r)
+
+
+def cayley_step(x: Points, c: Points, size: Size) -> Points | None:
+    """X (I - A/2)^-1 (I + A/2) = X (I + A + A^2/2 + A^3/4 + ...) for A = size C, where that series is short."""
+    if not can_look(x):
+        return None
+    a = c * size
+    half = float(torch.linalg.vector_norm(a, dim=(-2, -1)).max()) / 2
+    terms = _terms(half, x.dtype)
+    if terms > (2 if x.shape[-1] >= LU_BATCH else 12):
+        return None
+    if terms == 0:
+        return x.clone()
+    w = a
+    for _ in range(terms - 1):
+        w = torch.baddbmm(a, a, w, alpha=0.5)
+    return torch.baddbmm(x, x, w)
+
+
+def can_look(x: Tensor) -> bool:
+    """Whether values may decide: an accelerator would have to be waited for, and a graph has none."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def is_wide(x: Tensor) -> bool:
+    """Whether the rows are orthonormal, not the columns."""
+    return x.shape[-2] < x.shape[-1]
+
+
+def gram(x: Points, a: Points) -> Inexact[Tensor, "B p p"]:
+    """X^H A; A X^H for wide matrices."""
+    return torch.bmm(a, x.mH) if is_wide(x) else torch.bmm(x.mH, a)
+
+
+def minus(a: Points, x: Points, s: Inexact[Tensor, "B p p"], keep: float, by: float) -> Points:
+    """keep A - by X S, for wide matrices keep A - by S X; in the memory of A."""
+    left, right = (s, x) if is_wide(x) else (x, s)
+    return a.baddbmm_(left, right, beta=keep, alpha=-by)
+
+
+def _squares(a: Tensor) -> Numbers:
+    norms: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1))
+    return norms.square_()
+
+
+def _terms(norm: float, dtype: torch.dtype) -> int:
+    """How many terms of a series in powers of something of this norm reach rounding; many if it is not small."""
+    if norm == 0:
+        return 0
+    if not norm < 0.25:  # also where it is NaN
+        return 1000
+    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 4) / math.log(norm)) - 1)

@@ -1,0 +1,141 @@
+"""The fused steps of an optimizer equal their plain definitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from manifolds import Euclidean, Manifold, Orthogonal, Sphere, Stiefel, _steps, retractions
+
+SHAPES = {
+    "square": (3, 20, 20),
+    "tall": (3, 24, 6),
+    "wide": (3, 6, 24),
+    "almost square": (2, 20, 19),
+    "column": (4, 9, 1),
+}
+MANIFOLDS: list[Manifold] = [
+    Stiefel(metric, retraction)
+    for metric in ("euclidean", "canonical")
+    for retraction in (retractions.polar, retractions.cayley, retractions.qr, retractions.exp)
+]
+
+
+def instance(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Two points near each other, coordinates at the first one, and a Euclidean gradient."""
+    x = manifold.random(*shape, dtype=dtype)
+    c = manifold.coordinates(x, torch.randn(shape, dtype=dtype))
+    y = manifold.move(x, 0.1 * manifold.coordinates(x, torch.randn(shape, dtype=dtype)))
+    return x, y, c, torch.randn(shape, dtype=dtype)
+
+
+def plain_mix(m: Manifold, y: Tensor, stored: Tensor, g: Tensor, keep: float, add: float) -> tuple[Tensor, Tensor]:
+    return Manifold.mix(m, y, stored.clone(), g, keep, add)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("metric", ["euclidean", "canonical"])
+@pytest.mark.parametrize(("keep", "add"), [(0.9, 0.1), (0.7, 1.0), (0.0, 1.0)])
+def test_mix_is_its_definition(
+    metric: Any, shape: tuple[int, ...], dtype: torch.dtype, keep: float, add: float
+) -> None:
+    """Momentum and squared norm of the gradient, fused and as written, for any gradient."""
+    manifold = Stiefel(metric)
+    x, y, c, g = instance(manifold, shape, dtype)
+    carried, lifted = manifold.carry(x, y, c), manifold.lift(y, g)
+    stored = manifold.store(x, y, c)
+    torch.testing.assert_close(manifold.recall(y, stored), carried, rtol=0, atol=1e-12)
+    mixed, square = manifold.mix(y, stored.clone(), g, keep, add)
+    torch.testing.assert_close(mixed, keep * carried + add * lifted, rtol=0, atol=1e-10)
+    torch.testing.assert_close(square, manifold.coordinate_inner(y, lifted, lifted), rtol=1e-10, atol=0)
+    expected = plain_mix(manifold, y, stored, g, keep, add)
+    torch.testing.assert_close((mixed, square), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(3, 40, 6), (3, 6, 40)])
+@pytest.mark.parametrize("metric", ["euclidean", "canonical"])
+@pytest.mark.parametrize("part", [1.0, 1e-1, 1e-3, 1e-5])
+def test_the_norm_of_a_small_gradient_is_exact(
+    metric: Any, shape: tuple[int, ...], dtype: torch.dtype, part: float
+) -> None:
+    """Near an optimum the Euclidean gradient is normal but for a small part, whose norm must not be lost: it is as
+    good as the rounding of the gradient itself allows, against the same in twice the precision."""
+    double = {torch.float32: torch.float64, torch.complex64: torch.complex128}.get(dtype, dtype)
+    manifold = Stiefel(metric)
+    x = manifold.random(*shape, dtype=dtype)
+    s = torch.randn(3, 6, 6, dtype=dtype)
+    s = s + s.mH
+    normal = s @ x if shape[-2] < shape[-1] else x @ s
+    g = normal + part * manifold.project(x, torch.randn(shape, dtype=dtype))
+    g[1:] = g[:1]  # one point decides for all
+    x[1:] = x[:1]
+    _, square = manifold.mix(x, torch.zeros_like(x), g, 0.9, 0.1)
+    exact_x = x.to(double)
+    exact_x = exact_x if double == dtype else manifold.nearest(exact_x)
+    lifted = manifold.lift(exact_x, g.to(double))
+    norm = manifold.coordinate_inner(exact_x, lifted, lifted).sqrt()
+    error = 100 * torch.finfo(dtype).eps * float(torch.linalg.vector_norm(g, dim=(1, 2)).max())
+    assert float((square.clamp_min(0).sqrt() - norm).abs().max()) <= error
+    assert float((square / norm**2 - 1).abs().max()) <= max(1e-3, error / float(norm.min()) * 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
+@pytest.mark.parametrize("length", [0.0, 1e-6, 1e-3, 0.05, 0.3, 4.0])
+def test_advance_is_its_definition(
+    manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype, length: float
+) -> None:
+    """Short steps by series and long ones: move(x, size c), a number for all points or one for each."""
+    x, _, c, _ = instance(manifold, shape, dtype)
+    c = c / torch.linalg.vector_norm(c, dim=(1, 2), keepdim=True)
+    sizes = torch.linspace(length, length / 2, len(x), dtype=torch.float64)[:, None, None]
+    before = x.clone(), c.clone()
+    torch.testing.assert_close(manifold.advance(x, c, sizes), manifold.move(x, sizes * c), rtol=0, atol=1e-10)
+    for size in (length, torch.tensor(length, dtype=torch.float64)):
+        torch.testing.assert_close(manifold.advance(x, c, size), manifold.move(x, length * c), rtol=0, atol=1e-10)
+    assert torch.equal(x, before[0])
+    assert torch.equal(c, before[1])
+
+
+@pytest.mark.parametrize("length", [1e-6, 1e-4, 1e-2, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 300, 40), (2, 40, 300)])
+def test_a_polar_step_forgets_the_errors_before_it(shape: tuple[int, ...], dtype: torch.dtype, length: float) -> None:
+    """From a point that is off by 1000 eps to one that is off by rounding: what `renormalizes` claims."""
+    manifold = Stiefel()
+    x = manifold.random(*shape, dtype=dtype) * (1 + 1000 * torch.finfo(dtype).eps)
+    assert manifold.renormalizes(x)
+    c = manifold.project(x, torch.randn(shape, dtype=dtype))
+    y = manifold.advance(x, c / torch.linalg.vector_norm(c, dim=(1, 2), keepdim=True), length)
+    assert float(manifold.residual(y).max()) <= 16 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", ["mix_tall", "polar_step", "cayley_step", "mix_square"])
+def test_the_fused_steps_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above compare something: short steps on tall and square matrices go through every fused kernel."""
+    kernel, results = getattr(_steps, name), []
+    monkeypatch.setattr(_steps, name, lambda *a: results.append(kernel(*a)) or results[-1])
+    for shape in ((2, 24, 6), (2, 20, 20)):
+        x, _, c, g = instance(Stiefel(), shape, torch.float64)
+        Stiefel().mix(x, c.clone(), g, 0.9, 0.1)
+        Stiefel().advance(x, c, 1e-3)
+    assert results
+    assert None not in results
+
+
+@pytest.mark.parametrize("manifold", [Sphere(), Orthogonal(), Euclidean()], ids=str)
+def test_a_manifold_without_fused_steps_has_them_all_the_same(manifold: Manifold) -> None:
+    shape = {0: (5,), 1: (5, 4), 2: (5, 3, 3)}[manifold.ndim]
+    x, y, c, g = instance(manifold, shape, torch.float64)
+    carried, lifted = manifold.carry(x, y, c), manifold.lift(y, g)
+    mixed, square = manifold.mix(y, manifold.store(x, y, c), g, 0.9, 0.1)
+    torch.testing.assert_close(mixed, 0.9 * carried + 0.1 * lifted)
+    torch.testing.assert_close(square, manifold.coordinate_inner(y, lifted, lifted))
+    torch.testing.assert_close(manifold.advance(x, c, 0.5), manifold.move(x, 0.5 * c))
+    assert not manifold.renormalizes(x)
