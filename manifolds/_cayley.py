@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._linalg import LU_BATCH, eye_like, resolvent
 from ._move import Move, differentiable
-from ._tiny import norms, product
+from ._tiny import is_batch_last, norms, product, turned
 
 Square = Inexact[Tensor, "*batch n n"]
 
@@ -28,9 +28,12 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The move, and the LU factors and pivots of I + A/2 = (I - A/2)^H, empty unless made."""
     n, none = a.shape[-1], a.new_empty(0)
     if n <= 3 and not a.is_complex():
-        # A^3 = -t^2 A with t^2 = |A|^2 / 2, so X moves by X (A + A^2/2) / (1 + t^2/4)
-        step = product(a, a, a, 0.5) / (1 + norms(a).square() / 8)[..., None, None]
-        return product(x, step, x), none, none
+        if is_batch_last(x) and is_batch_last(a):
+            return turned(x, a), none, none
+        # A^3 = -t^2 A with t^2 = -tr(A^2)/2, so X moves by X (A + A^2/2) / (1 + t^2/4)
+        step = product(a, a, a, 0.5)
+        scale = 1 - step.diagonal(dim1=-2, dim2=-1).sum(-1) / 4
+        return product(x, step.mul_(scale.reciprocal_()[..., None, None]), x), none, none
     if a.device.type != "cpu":
         return 2 * x @ resolvent(a) - x, none, none
     terms = _terms(a)

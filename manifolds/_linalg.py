@@ -23,12 +23,12 @@ Square = Inexact[Tensor, "*batch p p"]
 
 def skew(a: Square) -> Square:
     """(A - A^H) / 2."""
-    return (a - a.mH) / 2
+    return (a - a.mH).mul_(0.5)
 
 
 def sym(a: Square) -> Square:
     """(A + A^H) / 2."""
-    return (a + a.mH) / 2
+    return (a + a.mH).mul_(0.5)
 
 
 def eye_like(a: Square) -> Square:
