@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from constraints import rebase
+from constraints import Trivialization, rebase
 from constraints.method import Method
 
 from .subjects import Subject, adam, batch, bits, each, engine, objective, residual, sgd, train, weights
@@ -137,15 +137,30 @@ def test_a_scaled_loss_is_the_same_training(subject: Subject, method: Method) ->
 @each
 @engine
 def test_to_meta_keeps_shapes_and_constraints(subject: Subject, method: Method) -> None:
+    net = subject.constrained(method)
+    shapes = {name: weight.shape for name, weight in weights(net).items()}
+    net.to("meta")
+    assert all(t.is_meta for t in [*net.parameters(), *net.buffers()])
+    assert {name: weight.shape for name, weight in weights(net).items()} == shapes
+    assert [row.is_meta for row in weights(net).values()] == [True] * len(shapes)
+
+
+@each
+@engine
+def test_memory_without_values_may_hold_anything(
+    subject: Subject, method: Method, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if isinstance(method, Trivialization) and subject.name in {"GRU", "LSTM"}:
+        request.applymarker(pytest.mark.xfail(strict=False, reason="an RNN reads its weights at once"))
     net, x = subject.constrained(method), batch()
     state, output = bits(net), net(x).detach()
     net.to("meta")
-    assert all(t.is_meta for t in [*net.parameters(), *net.buffers()])
-    net.to_empty(device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty_like", lambda t, **options: torch.full_like(t, torch.nan, **options))
+        net.to_empty(device="cpu")
+    assert net.head.weight.isnan().all()
     net.load_state_dict(state)
     assert torch.equal(net(x), output)
-    train(net, adam(net), x)
-    assert residual(net) < 1e-5
 
 
 @each
