@@ -42,6 +42,11 @@ class Manifold(ABC, metaclass=ManifoldMeta):
 
     In the formulas x, y are points, u, v tangent vectors, a any ambient tensor, g a Euclidean gradient.
     Source: Boumal, An Introduction to Optimization on Smooth Manifolds (2023), chapters 3 and 7.
+
+    >>> Stiefel * Euclidean**2
+    Stiefel * Euclidean**2
+    >>> Stiefel() == Stiefel(), (Stiefel**3).dim((12, 4))
+    (True, 18)
     """
 
     constant_norm: bool = False
@@ -169,8 +174,9 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         add: float,
     ) -> tuple[Inexact[Tensor, "..."], Float[Tensor, "..."]]:
         """(keep recall(x, stored) + add lift(x, g), |lift(x, g)|^2). May overwrite stored."""
-        c = self.lift(x, g)
-        return self.recall(x, stored) * keep + c * add, self.coordinate_inner(x, c, c)
+        c, m = self.lift(x, g), self.recall(x, stored)
+        mixed = m.lerp_(c, add) if keep + add == 1 else m.mul_(keep).add_(c, alpha=add)
+        return mixed, self.coordinate_inner(x, c, c)
 
     def advance(
         self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], size: float | Float[Tensor, "..."]
@@ -220,7 +226,11 @@ class Manifold(ABC, metaclass=ManifoldMeta):
 
 
 class GeodesicManifold(Manifold):
-    """A manifold whose geodesics are known in closed form: exp, log and distance."""
+    """A manifold whose geodesics are known in closed form: exp, log and distance.
+
+    >>> isinstance(Sphere(), GeodesicManifold)
+    True
+    """
 
     @abstractmethod
     def exp(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
@@ -236,7 +246,11 @@ class GeodesicManifold(Manifold):
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """128 eps of the dtype: a residual up to this is rounding, not a point off the manifold."""
+    """128 eps of the dtype: a residual up to this is rounding, not a point off the manifold.
+
+    >>> f"{tolerance(torch.float32):.1e}"
+    '1.5e-05'
+    """
     return 128 * torch.finfo(dtype).eps
 
 

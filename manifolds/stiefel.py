@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import _group, _steps
 from ._linalg import newton_schulz, orthogonality_error, skew, sym
+from ._tiny import is_many_tiny
 from .base import Manifold, check_ndim, inner
 from .retractions import Metric, Retraction, cayley, exp, polar, qr
 
@@ -29,6 +30,12 @@ class Stiefel(Manifold):
     retraction: a function (x, v) -> y; `retractions.exp` follows the geodesic of the metric. Engines keep X Omega on
     square blocks as the skew Omega, and there move by Cayley in place of polar: second order too, and one solve.
     Source: Edelman, Arias & Smith, The geometry of algorithms with orthogonality constraints (1998), section 2.
+
+    >>> x = Stiefel().random(5, 3)
+    >>> torch.allclose(x.T @ x, torch.eye(3), atol=1e-6)
+    True
+    >>> Stiefel(metric="canonical") ** 2
+    Stiefel(metric='canonical')**2
     """
 
     metric: Metric = "euclidean"
@@ -139,14 +146,16 @@ class Stiefel(Manifold):
     def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
         """As defined; with one product for square matrices, and where it is as exact three or four for others."""
         canonical = self.metric == "canonical"
-        if _square(x):
+        if _fused(x):
             return _steps.mix_square(x, stored, g, keep, add, canonical)
+        if _square(x):
+            return super().mix(x, stored, g, keep, add)
         return _steps.mix_tall(x, stored, g, keep, add, canonical) or super().mix(x, stored, g, keep, add)
 
     def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
         """As defined; for short steps by series, where the retraction is polar or, on square matrices, Cayley."""
         y = None
-        if _square(x) and self.retraction in (cayley, polar) and x.shape[-1] > _steps.TINY:
+        if _fused(x) and self.retraction in (cayley, polar):
             y = _steps.cayley_step(x, c, size)
         elif self.retraction is polar and not _square(x):
             y = _steps.polar_step(x, c, size)
@@ -159,6 +168,11 @@ class Stiefel(Manifold):
 
 def _square(x: Tensor) -> bool:
     return x.shape[-2] == x.shape[-1]
+
+
+def _fused(x: Tensor) -> bool:
+    """Whether x is square, and not so small and many that it is faster in another order in memory."""
+    return _square(x) and not is_many_tiny(x.shape, x.device)
 
 
 def _wide(x: Tensor) -> bool:

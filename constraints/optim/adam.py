@@ -25,6 +25,13 @@ class RiemannianAdam(RiemannianOptimizer):
     nothing where all points have one norm, and says so.
     Raises ValueError for options out of range.
     Source: Becigneul & Ganea, Riemannian adaptive optimization methods (2019), section 3.
+
+    >>> gru = constrain(torch.nn.GRU(5, 8), "weight_hh_l0", Stiefel**3, Riemannian())
+    >>> optimizer = RiemannianAdam(gru, lr=1e-2)
+    >>> gru(torch.randn(3, 2, 5))[0].sum().backward()
+    >>> optimizer.step()
+    >>> report(gru)[0].ok
+    True
     """
 
     _numbers = frozenset({"exp_avg_sq", "max_exp_avg_sq"})

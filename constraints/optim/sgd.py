@@ -21,6 +21,13 @@ class RiemannianSGD(RiemannianOptimizer):
     Raises ValueError for options out of range.
     Source: Bonnabel, Stochastic gradient descent on Riemannian manifolds (2013); Absil, Mahony & Sepulchre (2008),
     section 4.1.
+
+    >>> x = Sphere().random(3).requires_grad_()
+    >>> optimizer = RiemannianSGD([{"params": [x], "manifold": Sphere}], lr=0.1, momentum=0.9)
+    >>> x.sum().backward()
+    >>> optimizer.step()
+    >>> bool(Sphere().contains(x))
+    True
     """
 
     _takes_sparse = True
