@@ -21,8 +21,9 @@ test: $(VENV)/.has-test,demo,docs
 slow: $(VENV)/.has-test,demo,docs
 	$(PYTEST) -n 2 --dist worksteal -m slow
 
+# make bench BENCH="--rows gru"
 bench: $(VENV)/.has-bench
-	$(if $(wildcard benchmarks/__main__.py),$(BIN)/python -m benchmarks,@echo "there are no benchmarks yet")
+	$(BIN)/python -m benchmarks $(BENCH)
 
 # the whole site, with the tutorials run; the tests build it with what they last showed
 docs: $(VENV)/.has-demo,docs

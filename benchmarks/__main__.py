@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     cells = len(exactness.cells(rates)) if exact and on_cpu else 0
     problems = [make(options.quick) for make in PROBLEMS] if solving and on_cpu else []
     count = len(rows) + cells + sum(len(problem.attempts) for problem in problems)
-    with tqdm(total=count, unit="", disable=None) as bar:
+    with tqdm(total=count, unit="") as bar:
 
         def tick(what: str) -> None:
             bar.set_description(what)

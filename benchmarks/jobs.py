@@ -46,10 +46,10 @@ class Setting:
 
     def point(self, *shape: int) -> Tensor:
         """Haar random; of square ones each has determinant 1, which geotorch needs."""
-        x = Stiefel().random(*shape)
+        x = Stiefel().random(*shape, dtype=torch.float64)
         if shape[-1] == shape[-2]:
             batch = x.view(-1, *shape[-2:])
-            batch[torch.linalg.det(batch.double()) < 0, 0] *= -1
+            batch[torch.linalg.det(batch) < 0, 0] *= -1
         return x.to(self.device, self.dtype)
 
 
