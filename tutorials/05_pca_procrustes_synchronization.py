@@ -72,7 +72,7 @@ assert (1 - cosines).max() < 1e-6, "the columns are not the first eigenvectors"
 # ----------
 #
 # The digits in their first 6 principal coordinates, and the same cloud turned by an unknown rotation and blurred. The
-# rotation that turns one into the other best, min |A Q - B|, is W diag(1, ..., 1, det WV') V' where A'B = W S V'
+# rotation that turns one into the other best, min ||A Q - B||, is W diag(1, ..., 1, det WV') V' where A'B = W S V'
 # (Schoenemann 1966; Kabsch 1976). ``SpecialOrthogonal`` holds rotations only, never reflections.
 
 a = data @ vectors[:, -6:]
