@@ -15,11 +15,13 @@ from torch.nn.utils import parametrize
 
 
 def make_copyable(module: nn.Module) -> None:
-    """Let copy.deepcopy and pickle rebuild this parametrized module."""
+    """Let copy.deepcopy and pickle rebuild this parametrized module, and `.to` move it without computing a weight."""
     kind: Any = type(module)
     if "__deepcopy__" in vars(kind):  # torch's; one that the user wrote is inherited and stays
         del kind.__deepcopy__
     kind.__reduce_ex__ = _reduce
+    if isinstance(module, nn.RNNBase):
+        kind._apply = _move
 
 
 def forget_computed_weights(module: nn.Module) -> None:
@@ -35,6 +37,19 @@ def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     forget_computed_weights(module)
     state = {key: value for key, value in module.__dict__.items() if key != "_flat_weight_refs"}
     return _blank, (parametrize.type_before_parametrizations(module),), state
+
+
+def _move(module: nn.RNNBase, fn: Any, recurse: bool = True) -> Any:
+    """`_apply` of an RNN, as for `.to`, which else computes every weight, if only memory that was never written."""
+    names = module._flat_weights_names
+    module._flat_weights_names = ["" if parametrize.is_parametrized(module, name) else name for name in names]
+    plain: Any = parametrize.type_before_parametrizations(module)
+    try:
+        plain._apply(module, fn, recurse)
+    finally:
+        module._flat_weights_names = names
+    forget_computed_weights(module)
+    return module
 
 
 def _blank(kind: type[nn.Module]) -> nn.Module:

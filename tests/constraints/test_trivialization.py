@@ -605,6 +605,22 @@ def test_moving_a_module(conversion: str) -> None:
     gru.half().float()(X)
 
 
+@pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy])
+def test_moving_an_rnn_computes_nothing(copied: Any, conversion: str, evaluations: list[int]) -> None:
+    """Its coordinates may be memory without values, as after to_empty."""
+    gru = copied(moved(constrained_gru()))
+    output = gru(X)[0].detach()
+    with torch.no_grad():
+        kept = gru.parametrizations.weight_hh_l0.original.clone()
+        gru.parametrizations.weight_hh_l0.original.fill_(math.nan)
+        evaluations.clear()
+        gru.double().float()
+        assert evaluations == []
+        gru.parametrizations.weight_hh_l0.original.copy_(kept)
+    torch.testing.assert_close(gru(X)[0], output)
+    gru.to("meta").to_empty(device="cpu")
+
+
 def test_replicas_of_data_parallel_have_a_memo_of_their_own() -> None:
     linear: Any = constrain(nn.Linear(4, 4), "weight", Stiefel)
     held = linear.parametrizations.weight[0]
