@@ -126,19 +126,23 @@ def test_it_is_used_like_that_of_torch(method: Method) -> None:
     assert torch.equal(average(X), output)
 
 
-def test_half_precision_averages_coordinates_in_float32() -> None:
-    """Steps that are lost in bfloat16 are not lost in the average."""
+def test_a_half_precision_weight_is_averaged_in_float32() -> None:
+    """As a float32 copy of the model is: nothing is rounded on the way."""
     net = nn.Sequential(nn.Linear(8, 8))
     constrain(net.bfloat16(), "0.weight", Stiefel, init="identity")
-    average: Any = AveragedModel(net, avg_fn=get_ema_avg_fn(0.999))
-    average.update_parameters(net)
-    other = copy.deepcopy(net)
-    with torch.no_grad():
-        other[0].parametrizations.weight.original.copy_(torch.ones(8, 8).triu(1))  # type: ignore[union-attr]
-    for _ in range(200):
-        average.update_parameters(other)
-    held = average.module[0].parametrizations.weight
-    assert (held[0].evaluate(held.original) - torch.eye(8)).abs().max() > 0.02
+    points = []
+    for dtype in (torch.bfloat16, torch.float32):
+        first, other = copy.deepcopy(net).to(dtype), copy.deepcopy(net).to(dtype)
+        with torch.no_grad():
+            other[0].parametrizations.weight.original.copy_(torch.ones(8, 8).triu(1))  # type: ignore[union-attr]
+        average: Any = AveragedModel(first, avg_fn=get_ema_avg_fn(0.99))
+        for model in (first, *(other,) * 20):
+            average.update_parameters(model)
+        held = average.module[0].parametrizations.weight
+        points.append(held[0].evaluate(held.original))
+        assert average.module[0].weight.dtype == dtype
+    torch.testing.assert_close(*points, rtol=0, atol=1e-5)
+    assert (points[0] - torch.eye(8)).abs().max() > 0.02
 
 
 def test_manual_rebase_and_assignment_between_updates() -> None:
