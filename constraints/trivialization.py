@@ -34,6 +34,9 @@ class Trivialization(Method):
     pass of the module, without autocast and in float32 or better, and rounded to the dtype of the weight last; a half
     precision weight keeps coordinates and base in float32.
 
+    `torch.func.functional_call` takes the coordinates, by their name in named_parameters(). The name of the weight would
+    be an assignment, through which no gradient flows; in a transform of torch.func it is a ValueError.
+
     Weight decay on `original` pulls the weight towards its base, and nowhere else.
 
     rebase_every: after so many optimizer steps the base moves to the present weight, see `rebase`; None for never. The
