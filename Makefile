@@ -7,10 +7,14 @@ PIP := $(BIN)/python -m pip
 # Two test processes share two cores; more threads inside each would only contend.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test slow bench docs format clean
+.PHONY: demo tutorials test slow bench docs format clean
 
 demo: $(VENV)/.has-demo
 	$(BIN)/python tutorials/01_orthogonal_gru.py
+
+# each asserts its answer at its end
+tutorials: $(VENV)/.has-demo
+	set -e; for file in tutorials/[0-9]*.py; do echo "== $$file"; MPLBACKEND=agg $(BIN)/python $$file; done
 
 test: $(VENV)/.has-test,demo,docs
 	$(BIN)/ruff format --check .

@@ -23,9 +23,9 @@ Riemannian                the same start; ``Orthogonal`` by ``Riemannian()``
 ========================  ==============================================================
 
 Answer: after 350 steps the orthogonal networks copy more than 99 % of the letters, at a few hundredths of the baseline.
-The LSTM and the free RNN have not come below it. Much of this is the start: the free RNN that starts orthogonal learns
-as fast. What the constraint adds is that W stays orthogonal, whatever the rate and however long one trains; the free W
-has left by the end.
+The LSTM and the free RNN are at the baseline and not below. Much of this is the start: the free RNN that starts
+orthogonal learns to copy too, less steadily. What the constraint adds is that W stays orthogonal, whatever the rate and
+however long one trains; the free W has left by the end.
 """
 
 from __future__ import annotations

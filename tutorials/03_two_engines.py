@@ -113,7 +113,7 @@ sgd, _ = train(
         "trivialized, base moves": (moving, torch.optim.SGD(moving.parameters(), SGD_RATE)),
         "trivialized, base stays": (fixed, torch.optim.SGD(fixed.parameters(), SGD_RATE)),
     },
-    epochs=10,
+    epochs=8,
     name="gradient descent",
 )
 travelled = float((riemannian.gates() - free.gates()).norm())
@@ -146,7 +146,7 @@ models: Models = {
     "trivialized": (fixed, torch.optim.Adam(fixed.parameters(), RATE)),
     "Riemannian": (riemannian, RiemannianAdam(groups, RATE)),
 }
-adam, seconds = train(models, epochs=20, name="Adam")
+adam, seconds = train(models, epochs=15, name="Adam")
 
 # %%
 # What differs

@@ -244,7 +244,7 @@ images, labels = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 1
 shuffled = torch.randperm(len(labels))
 test, training = shuffled[:360], shuffled[360:]
 
-EPOCHS, BATCH, RATE = 15, 32, 3e-3
+EPOCHS, BATCH, RATE = 12, 32, 4e-3
 models = {"free": free, "held": held}
 optimizers = {name: torch.optim.Adam(model.parameters(), RATE) for name, model in models.items()}
 schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS) for optimizer in optimizers.values()]

@@ -188,7 +188,7 @@ axes[0].set(xlabel="step", yscale="log", title="distance to the closed form")
 axes[0].legend(frameon=False)
 pictures = {name: model.weight.detach() for name, (model, _) in runs.items()} | {"phase correlation": correlation}
 for axis, (name, picture) in zip(axes[1:], pictures.items(), strict=True):
-    axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    axis.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
     axis.set(title=name, xlabel="columns", ylabel="rows")
 plt.show()
 
