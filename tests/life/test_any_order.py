@@ -234,7 +234,13 @@ class Life(RuleBasedStateMachine):
         if isinstance(living.net.core, nn.RNNBase):
             return
         state, output = bits(living.net), living.output()
-        living.net.to("meta").to_empty(device="cpu").load_state_dict(state)
+        off = living.rounded and residual(living.net) > 1e-4 if living.held else False
+        living.net.to("meta").to_empty(device="cpu")
+        if attempt(lambda: living.net.load_state_dict(state)) is not None:
+            assert off
+            for e in held(living.net):
+                state[e.name] = e.manifold.nearest(state[e.name].float())
+            living.net.load_state_dict(state)
         assert close(living.output(), output, living.tolerance)
 
     @rule(i=st.integers(0, 3), plain=st.booleans())
@@ -254,8 +260,8 @@ class Life(RuleBasedStateMachine):
         if own and not living.held:
             self.refuses(living, lambda: load_checked(living.net, state), RuntimeError)
             return
-        if living.held and not on:
-            # the plain model may have left the manifold
+        if living.held and (not on or tolerance > 1e-2):
+            # a plain model may have left the manifold, and one that was rounded is off it in float32
             before = bits(living.net)
             error = attempt(lambda: load(living.net, state))
             if error is not None:
@@ -320,4 +326,4 @@ class LongLife(Life):
 TestLife = Life.TestCase
 TestLife.settings = settings(max_examples=60, stateful_step_count=20)
 TestLongLife = pytest.mark.slow(pytest.mark.timeout(1500)(LongLife.TestCase))
-TestLongLife.settings = settings(max_examples=1500, stateful_step_count=40)
+TestLongLife.settings = settings(max_examples=400, stateful_step_count=40)
