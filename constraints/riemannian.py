@@ -166,6 +166,7 @@ class Looked:
 
     state: tuple[int, ...]
     held: list[tuple[Records, str, nn.Parameter]]
+    gone: list[tuple[Tensor, Manifold, Manifold | None]]  # held once; the manifold of the group, and that of now
     steps: int = 0
 
 
@@ -194,7 +195,10 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():  # looking is no part of the graph
         torch.compiler.disable(_before_step)(optimizer, args, kwargs)
         return
-    looked = _look(optimizer)
+    looked = look(optimizer)
+    for parameter, manifold, present in looked.gone:
+        if parameter.grad is not None:
+            raise _outdated(optimizer, parameter, manifold, present)
     for records, attribute, p in looked.held:
         if attribute not in records.parameters:
             raise _lost(records, attribute)
@@ -208,13 +212,13 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():
         torch.compiler.disable(_after_step)(optimizer, args, kwargs)
         return
-    looked = _look(optimizer)
+    looked = look(optimizer)
     looked.steps += 1
     for records, attribute, p in looked.held:
         records.versions[attribute] = p._version
 
 
-def _look(optimizer: Optimizer) -> Looked:
+def look(optimizer: Optimizer) -> Looked:
     """The constrained parameters of the optimizer, found once; ValueError if it is blind to their manifolds."""
     state = (_generation, *(len(group["params"]) for group in optimizer.param_groups))
     looked = _looked.get(optimizer)
@@ -223,21 +227,40 @@ def _look(optimizer: Optimizer) -> Looked:
     # torch's optimizers keep a "manifold" in their groups and never look at it
     blind = type(optimizer).__module__.startswith("torch.optim")
     constrained = {id(p): (records, attribute) for records in _live for attribute, p, _ in records}
-    held = []
+    before = set() if looked is None else {id(p) for _, _, p in looked.held} | {id(p) for p, _, _ in looked.gone}
+    held: list[tuple[Records, str, nn.Parameter]] = []
+    gone: list[tuple[Tensor, Manifold, Manifold | None]] = []
     for group in optimizer.param_groups:
+        manifold = group.get("manifold")
         for p in group["params"]:
-            if id(p) in constrained:
+            if id(p) not in constrained:
+                if manifold is not None and id(p) in before:
+                    gone.append((p, manifold, None))
+            else:
                 records, attribute = constrained[id(p)]
-                if blind or group.get("manifold") is None:
+                if blind or manifold is None:
                     raise ValueError(
                         f"{records.names[attribute]} of shape {tuple(p.shape)} is held on "
                         f"{records.manifolds[attribute]} by Riemannian(), and a step of {type(optimizer).__name__} "
                         f"would leave the manifold. Use constraints.optim.RiemannianAdam(model) or "
                         f"RiemannianSGD(model), or constrain it with Trivialization(), which any optimizer can train."
                     )
-                held.append((records, attribute, p))
-    looked = _looked[optimizer] = Looked(state, held)
+                present = records.manifolds[attribute]
+                if present == manifold:
+                    held.append((records, attribute, p))
+                else:
+                    gone.append((p, manifold, present))
+    looked = _looked[optimizer] = Looked(state, held, gone)
     return looked
+
+
+def _outdated(optimizer: Optimizer, p: Tensor, manifold: Manifold, present: Manifold | None) -> ValueError:
+    now = "is not constrained any more" if present is None else f"is now constrained to {present}"
+    return ValueError(
+        f"a parameter of shape {tuple(p.shape)} {now}, but this {type(optimizer).__name__} was made when it was held "
+        f"on {manifold}, and would move it there. Make a new optimizer for the model as it is now; to keep a free "
+        f'tensor on a manifold, pass it in a group with that "manifold".'
+    )
 
 
 def _lost(records: Records, attribute: str) -> ValueError:

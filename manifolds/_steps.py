@@ -19,7 +19,6 @@ Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]
 Size = float | Inexact[Tensor, "*B"]
 
-TINY = 16  # square matrices up to this size move by kernels of their own
 FEW_DIGITS = 1 / 16
 """Below this part of |G|^2 the norm of the gradient is not the difference of |G|^2 and the normal part."""
 
@@ -91,8 +90,8 @@ def cayley_step(x: Points, c: Points, size: Size) -> Points | None:
         return x.clone()
     w = a
     for _ in range(terms - 1):
-        w = torch.baddbmm(a, a, w, alpha=0.5)
-    return torch.baddbmm(x, x, w)
+        w = _plus(a, a, w, 0.5)
+    return _plus(x, x, w, 1)
 
 
 def can_look(x: Tensor) -> bool:
@@ -114,6 +113,12 @@ def minus(a: Points, x: Points, s: Inexact[Tensor, "B p p"], keep: float, by: fl
     """keep A - by X S, for wide matrices keep A - by S X; in the memory of A."""
     left, right = (s, x) if is_wide(x) else (x, s)
     return a.baddbmm_(left, right, beta=keep, alpha=-by)
+
+
+def _plus(c: Points, a: Points, b: Points, alpha: float) -> Points:
+    """C + alpha A B; baddbmm copies C first, and is up to three times slower for small matrices."""
+    y = torch.bmm(a, b)
+    return torch.add(c, y, alpha=alpha, out=y)
 
 
 def _squares(a: Tensor) -> Numbers:

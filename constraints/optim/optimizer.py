@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..precision import exact_products
-from ..riemannian import param_groups
+from ..riemannian import look, param_groups
 from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
 from .plan import Member, Plan
@@ -163,6 +163,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        look(self)  # what is held now and is not at a later step is an error then
         if not self._warned:
             self._warned = warn_of_decay(group)
 

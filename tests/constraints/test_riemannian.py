@@ -17,7 +17,7 @@ from constraints import Riemannian, Trivialization, constrain, param_groups, rep
 from constraints import riemannian as engine
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from constraints.riemannian import manifold_of, name_of
-from manifolds import Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
 
 X = torch.arange(30.0).reshape(3, 2, 5).sin()
 
@@ -325,13 +325,63 @@ def test_a_compiled_step_is_looked_at_too() -> None:
     assert torch.equal(gru.weight_hh_l0, before)
 
 
-def test_a_step_after_unconstrain_does_not_look_for_the_constraint() -> None:
-    """What an optimizer was found to hold is looked at again once a constraint is gone."""
+@pytest.mark.parametrize("kind", [RiemannianAdam, RiemannianSGD])
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize("then", [None, Sphere()], ids=str)
+def test_an_optimizer_does_not_outlive_the_constraint(kind: Any, steps: int, then: Manifold | None) -> None:
+    """A weight that was freed, or held elsewhere, after the optimizer was made: an error, and nothing moves."""
+    linear = nn.Linear(4, 4)
+    constrain(linear, "weight", Stiefel, Riemannian())
+    optimizer = kind(linear, lr=0.1)
+    linear(torch.ones(3, 4)).square().sum().backward()
+    for _ in range(steps):
+        optimizer.step()
+    unconstrain(linear, "weight")
+    if then is not None:
+        constrain(linear, "weight", then, Riemannian())
+    linear.zero_grad()
+    optimizer.step()  # nothing to move
+    linear(torch.ones(3, 4)).square().sum().backward()
+    before = [p.detach().clone() for p in linear.parameters()]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"shape \(4, 4\) is (not|now) .*Make a new optimizer"):
+            optimizer.step()
+    assert all(torch.equal(p, x) for p, x in zip(linear.parameters(), before, strict=True))
+    new = kind(linear, lr=0.1)
+    new.step()
+    assert then is None or bool(then.contains(linear.weight).all())
+    assert not torch.equal(linear.weight, before[0])
+
+
+def test_an_optimizer_goes_on_where_the_constraint_comes_back() -> None:
+    """Freed and held on the same manifold again before the next step."""
     linear = nn.Linear(4, 4)
     constrain(linear, "weight", Stiefel, Riemannian())
     optimizer = RiemannianAdam(linear)
+    unconstrain(linear, "weight")
+    constrain(linear, "weight", Stiefel, Riemannian())
     linear(torch.ones(3, 4)).square().sum().backward()
     optimizer.step()
+    assert bool(Stiefel().contains(linear.weight).all())
+
+
+def test_a_group_may_keep_a_tensor_that_no_module_holds() -> None:
+    """A group with a "manifold" of its own, for a weight that was freed before and for one that never was held; and
+    a model that is gone does not take the constraint with it."""
+    linear = nn.Linear(4, 4)
+    constrain(linear, "weight", Stiefel, Riemannian())
     unconstrain(linear, "weight")
-    optimizer.step()
-    assert linear.weight.isfinite().all()
+    free = nn.Parameter(Stiefel().random(5, 3))
+    optimizer = RiemannianAdam([{"params": [linear.weight, free], "manifold": Stiefel}])
+    other = nn.Linear(4, 4)
+    constrain(other, "weight", Stiefel, Riemannian())
+    left = other.weight
+    optimizer.add_param_group({"params": [left], "manifold": Stiefel})
+    del other
+    constrain(nn.Linear(4, 4), "weight", Stiefel, Riemannian())  # everything is looked at again
+    for _ in range(2):
+        for p in (linear.weight, free, left):
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    for p in (linear.weight, free, left):
+        assert bool(Stiefel().contains(p.detach()).all())
