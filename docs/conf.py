@@ -30,6 +30,7 @@ extensions = [
     "mathml",
     "docstrings",
     "drawings",
+    "figures",
 ]
 exclude_patterns = ["_build", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.zip", "sg_execution_times.rst"]
 nitpicky = True
@@ -71,6 +72,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/\d\d_",
     "within_subsection_order": FileNameSortKey,
     "abort_on_example_error": True,
+    "capture_repr": (),  # what is printed, and nothing else
     "matplotlib_animations": False,
     "min_reported_time": 3600,
     "show_memory": False,
