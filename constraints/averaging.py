@@ -22,7 +22,8 @@ class AveragedModel(swa_utils.AveragedModel):
     of a constrained model becomes one of these by itself. Under both engines the weights are averaged, never the
     coordinates, which mean something only near their base. The model is constrained first, and averaged then.
 
-    Averages that others take of parameters, one by one, leave the manifold: `report` says so.
+    Averages that others take of parameters, one by one, are not looked at: those of a Riemannian weight leave the
+    manifold, as `report` says, and those of coordinates are right only while no base moves.
     Raises ValueError, before anything is changed, where model and copy are not constrained alike, an average has no
     nearest point, as that of W and -W, or a weight is not finite.
 

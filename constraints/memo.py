@@ -63,9 +63,13 @@ class Handed:
 
     def was_changed(self) -> bool:
         """Whether it has another version, or, once and only on CPU, another sum: writes to `.data` have no version."""
-        changed = self._weight._version != self._version or (self._sum is not None and self._sum != self._look())
+        if self._weight._version != self._version:
+            return True
+        first, now = self._sum, self._look()
+        if first is None or now is None:
+            return False
         self._sum = None
-        return changed
+        return first != now
 
     def _look(self) -> float | complex | None:
         return self._weight.sum().item() if may_look(self._weight) else None

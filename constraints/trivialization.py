@@ -34,8 +34,8 @@ class Trivialization(Method):
     pass of the module, without autocast and in float32 or better, and rounded to the dtype of the weight last; a half
     precision weight keeps coordinates and base in float32.
 
-    `torch.func.functional_call` takes the coordinates, by their name in named_parameters(). The name of the weight would
-    be an assignment, through which no gradient flows; in a transform of torch.func it is a ValueError.
+    `torch.func.functional_call` takes the coordinates, by their name in named_parameters(). The name of the weight
+    would be an assignment, through which no gradient flows; in a transform of torch.func it is a ValueError.
 
     Weight decay on `original` pulls the weight towards its base, and nowhere else.
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from constraints import BlockSpec, constrain, rebase, report, unconstrain
 from constraints.trivialization import Trivialized
@@ -146,6 +147,19 @@ def test_a_write_to_data_is_never_silently_nothing(write: Any, method: str) -> N
         write(linear.weight)
         with pytest.raises(ValueError, match=r"weight of Linear.*changed in place.*module\.weight = value"):
             linear(torch.randn(2, 4)) if method == "weight" else linear.weight
+        linear(torch.randn(2, 4))
+
+
+def test_where_values_cannot_be_looked_at_nothing_is_said_of_them() -> None:
+    """As while operations are counted: the write is seen afterwards."""
+    linear = constrain(nn.Linear(4, 4), "weight", Stiefel)
+    linear.weight.data.zero_()
+    with FlopCounterMode(display=False):
+        linear(torch.randn(2, 4))
+    with pytest.raises(ValueError, match="changed in place"):
+        linear(torch.randn(2, 4))
+    linear.weight.detach()
+    with FlopCounterMode(display=False):
         linear(torch.randn(2, 4))
 
 
