@@ -7,6 +7,7 @@ series where it is small, by LU elsewhere. Which one is decided in `_forward`, a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Inexact
@@ -36,30 +37,29 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return product(x, step.mul_(scale.reciprocal_()[..., None, None]), x), none, none
     if a.device.type != "cpu":
         return 2 * x @ resolvent(a) - x, none, none
-    terms = _terms(a)
+    norm = float(norms(a).max().item()) / 2 if a.numel() else 0.0
+    terms = _terms(norm, a.dtype)
     if terms <= (2 if n >= LU_BATCH else 12):  # X + X (I + A/2 + A^2/4 + ...) A
         half = x
         for _ in range(terms - 1):
             half = product(half, a, x, 0.5)
         return product(half, a, x) if terms else x.clone(), none, none
-    # LU divides by an infinite pivot as if all were well: let a matrix that is not finite give NaN
-    x = x + (0 * a).sum((-2, -1), keepdim=True)
-    lu, pivots = _lu(eye_like(a) + a / 2)
-    # X (I - A/2)^-1 is the adjoint of (I + A/2)^-1 X^H
-    return _lu_solve(lu, pivots, x.mH).mH.mul(2).sub_(x), lu, pivots
+    if not math.isfinite(norm):  # LU divides by an infinite pivot as if all were well
+        x = x + (0 * a).sum((-2, -1), keepdim=True)
+    lu, pivots = _factor(a)
+    half = _solve(x, lu, pivots)
+    return torch.lerp(x, half, 2, out=half), lu, pivots
 
 
 def _pull_x(a: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
     """G (I + A/2)^-1 (I - A/2), the move along -A."""
-    if not lu.numel():
-        return _forward(grad, -a)[0]
-    return _lu_solve(lu, pivots, grad.mH, adjoint=True).mH.mul(2).sub_(grad)
+    return torch.lerp(grad, _solve(grad, lu, pivots, adjoint=True), 2) if lu.numel() else _forward(grad, -a)[0]
 
 
 def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
     """dY = (Y + X)/2 dA (I - A/2)^-1, so dA gets W (I + A/2)^-1 with W = ((Y + X)/2)^H G: half of W + W moved."""
-    twice = product((x + y).mH, grad)
-    return _pull_x(a, twice, lu, pivots).add_(twice).div_(4)
+    w = product(torch.lerp(*torch.broadcast_tensors(x, y), 0.5).mH, grad)
+    return _solve(w, lu, pivots, adjoint=True) if lu.numel() else torch.lerp(w, _forward(w, -a)[0], 0.5)
 
 
 def _push_a(move: Move, x: Tensor, a: Tensor, da: Tensor) -> Tensor:
@@ -72,27 +72,38 @@ cayley_move = differentiable(plain, _forward, _pull_x, _pull_a, _push_a)
 """X (I - A/2)^-1 (I + A/2) for skew A: orthogonal if X is."""
 
 
-def _terms(a: Tensor) -> int:
-    """How many terms of sum (A/2)^k leave a remainder below rounding, from the norm of A; many if A is not small."""
-    norm = norms(a).max().item() / 2 if a.numel() else 0.0
+def _terms(norm: float, dtype: torch.dtype) -> int:
+    """How many terms of sum (A/2)^k leave a remainder below rounding, from the norm of A/2; many if it is not small."""
     if norm == 0:
         return 0
     if not norm < 0.5:  # also where it is NaN
         return 1000
-    return max(1, math.ceil(math.log(torch.finfo(a.dtype).eps / 4) / math.log(norm)) - 1)
+    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 4) / math.log(norm)) - 1)
 
 
-def _lu(m: Tensor) -> tuple[Tensor, Tensor]:
+def _factor(a: Tensor) -> tuple[Tensor, Tensor]:
+    """LU factors and pivots of I + A/2 = (I - A/2)^H, matrix by matrix from LU_BATCH on, column by column in memory."""
+    m = torch.sub(eye_like(a), a, alpha=0.5).mH
     if m.dim() == 2 or m.shape[-1] < LU_BATCH:
         lu, pivots = torch.linalg.lu_factor(m)
         return lu, pivots
-    factors = [torch.linalg.lu_factor(one) for one in m.reshape(-1, *m.shape[-2:])]
-    lu, pivots = (torch.stack([f[i] for f in factors]) for i in (0, 1))
-    return lu.reshape(m.shape), pivots.reshape(m.shape[:-1])
+    lu = a.new_empty(a.shape).mT
+    pivots = torch.empty(a.shape[:-1], dtype=torch.int32)
+    for one, f, p in zip(*(_each(t, k) for t, k in ((m, 2), (lu, 2), (pivots, 1))), strict=True):
+        torch.linalg.lu_factor(one, out=(f, p))
+    return lu, pivots
 
 
-def _lu_solve(lu: Tensor, pivots: Tensor, b: Tensor, adjoint: bool = False) -> Tensor:
+def _solve(b: Tensor, lu: Tensor, pivots: Tensor, adjoint: bool = False) -> Tensor:
+    """B (I - A/2)^-1, the adjoint of (I + A/2)^-1 B^H, with the factors of `_factor`; adjoint: B (I + A/2)^-1."""
     if lu.dim() == 2 or lu.shape[-1] < LU_BATCH:
-        return torch.linalg.lu_solve(lu, pivots, b, adjoint=adjoint)  # type: ignore[no-any-return]
-    each = zip(*(t.flatten(0, t.dim() - k) for t, k in ((lu, 3), (pivots, 2), (b, 3))), strict=True)
-    return torch.stack([torch.linalg.lu_solve(f, p, r, adjoint=adjoint) for f, p, r in each]).reshape(b.shape)
+        return torch.linalg.lu_solve(lu, pivots, b.mH, adjoint=adjoint).mH.contiguous()  # type: ignore[no-any-return]
+    y = b.new_empty(b.shape)
+    for f, p, one, out in zip(*(_each(t, k) for t, k in ((lu, 2), (pivots, 1), (b, 2), (y, 2))), strict=True):
+        torch.linalg.lu_solve(f, p, one.mH, adjoint=adjoint, out=out.mT)
+    return y.conj_physical_() if y.is_complex() else y
+
+
+def _each(t: Tensor, ndim: int) -> Iterable[Tensor]:
+    """The matrices, or vectors, of a batch."""
+    return t.flatten(0, -ndim - 1).unbind() if t.dim() > ndim else (t,)
