@@ -7,7 +7,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-IMAGE = re.compile(r'<img [^>]*class="[^"]*sphx-glr-single-img[^"]*"[^>]*>')
+IMAGE = re.compile(r'<img [^>]*class ?= ?"[^"]*sphx-glr-single-img[^"]*"[^>]*>')
 
 
 def frame(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
