@@ -15,6 +15,7 @@ from .method import Method
 from .values import at_least_float32, determinant_signs, near
 
 HEAD = ("", "name", "shape", "manifold", "layout", "method", "worst residual per factor", "det")
+SHOWN = 4  # factors of a row, each with its own numbers; of more, the worst
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,19 @@ def _row(record: Record) -> tuple[str, ...]:
         repr(ProductManifold(manifold.factors) if isinstance(manifold, ProductManifold) else manifold),
         "" if record.layout is None else repr(record.layout),
         repr(record.method),
-        " ".join(f"{residual:.1e}" for residual in record.residuals),
-        " ".join(sign or "." for sign in record.determinants) if any(record.determinants) else "",
+        _residuals(record.residuals),
+        _determinants(record.determinants) if any(record.determinants) else "",
     )
+
+
+def _residuals(residuals: tuple[float, ...]) -> str:
+    if len(residuals) <= SHOWN:
+        return " ".join(f"{residual:.1e}" for residual in residuals)
+    worst = max(range(len(residuals)), key=lambda i: math.inf if math.isnan(residuals[i]) else residuals[i])
+    return f"{residuals[worst]:.1e}, factor {worst} of {len(residuals)}"
+
+
+def _determinants(signs: tuple[str, ...]) -> str:
+    if len(signs) <= SHOWN:
+        return " ".join(sign or "." for sign in signs)
+    return " ".join(f"{signs.count(sign)}x{sign}" for sign in ("+", "-", "+-") if sign in signs)

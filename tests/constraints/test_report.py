@@ -127,6 +127,23 @@ def test_a_single_block_of_many(method: Any) -> None:
     assert len(row.residuals) == 4
 
 
+def test_a_row_of_many_factors_fits_a_terminal() -> None:
+    """It shows the worst; the record has all."""
+    layout = BlockSpec.pattern("o i h w -> (o i) h w")
+    conv = constrain(nn.Conv2d(16, 8, 3), "weight", Stiefel, Riemannian(), layout=layout, init="haar")
+    (row,) = rows = report(conv)
+    assert len(row.residuals) == len(row.determinants) == 128
+    assert max(map(len, str(rows).splitlines())) < 160
+    plus = int((torch.linalg.det(conv.weight.detach()) > 0).sum())
+    assert f"{plus}x+ {128 - plus}x-" in str(rows)
+    for value, shown in ((2.0, "3.0e+00, factor 37 of 128"), (math.nan, "nan, factor 37 of 128")):
+        with torch.no_grad():
+            conv.weight[2, 5] *= value
+        line = str(report(conv)).splitlines()[2]
+        assert line.startswith("!")
+        assert shown in line
+
+
 def test_records_are_a_list_to_work_with() -> None:
     rows = report(model())
     assert [row.name for row in rows if "gru" in row.name] == ["gru.weight_hh_l0"]
