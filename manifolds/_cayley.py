@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._linalg import LU_BATCH, eye_like, resolvent
 from ._move import Move, differentiable
-from ._tiny import is_batch_last, norms, product, turned
+from ._tiny import batch_last, in_order_of, is_batch_last, norms, product, turned
 
 Square = Inexact[Tensor, "*batch n n"]
 
@@ -48,7 +48,7 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = x + (0 * a).sum((-2, -1), keepdim=True)
     lu, pivots = _factor(a)
     half = _solve(x, lu, pivots)
-    return torch.lerp(x, half, 2, out=half), lu, pivots
+    return torch.lerp(x, half, 2.0, out=half), lu, pivots
 
 
 def _pull_x(a: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def _pull_x(a: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
 
 def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
     """dY = (Y + X)/2 dA (I - A/2)^-1, so dA gets W (I + A/2)^-1 with W = ((Y + X)/2)^H G: half of W + W moved."""
-    w = product(torch.lerp(*torch.broadcast_tensors(x, y), 0.5).mH, grad)
+    w = product(torch.lerp(x.expand_as(y), y, 0.5).mH, grad)
     return _solve(w, lu, pivots, adjoint=True) if lu.numel() else torch.lerp(w, _forward(w, -a)[0], 0.5)
 
 
@@ -70,6 +70,11 @@ def _push_a(move: Move, x: Tensor, a: Tensor, da: Tensor) -> Tensor:
 
 cayley_move = differentiable(plain, _forward, _pull_x, _pull_a, _push_a)
 """X (I - A/2)^-1 (I + A/2) for skew A: orthogonal if X is."""
+
+
+def cayley_step(x: Square, a: Square) -> Square:
+    """`cayley_move` without derivatives, of which only the optimizers have no need."""
+    return in_order_of(_forward(batch_last(x), batch_last(a))[0], x)
 
 
 def _terms(norm: float, dtype: torch.dtype) -> int:

@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from . import _cayley
 from ._linalg import LU_BATCH
+from ._tiny import batch_last, is_many_tiny, norms, product
 
 Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]
@@ -27,10 +29,10 @@ def mix_square(
     x: Points, stored: Points, g: Points, keep: float, add: float, canonical: bool
 ) -> tuple[Points, Numbers]:
     """(keep M + add L, |L|^2) with L = skew(X^H G), twice that for the canonical metric. M is overwritten."""
-    twice = gram(x, g)
+    twice = product(batch_last(x).mH, batch_last(g))
     twice = twice - twice.mH
     mixed = stored.mul_(keep).add_(twice, alpha=add if canonical else add / 2)
-    return mixed, _squares(twice).mul_(0.5 if canonical else 0.25)
+    return mixed, norms(twice).square_().mul_(0.5 if canonical else 0.25)
 
 
 def mix_tall(
@@ -82,6 +84,8 @@ def cayley_step(x: Points, c: Points, size: Size) -> Points | None:
     if not can_look(x):
         return None
     a = c * size
+    if is_many_tiny(x.shape, x.device):
+        return _cayley.cayley_step(x, a)
     half = float(torch.linalg.vector_norm(a, dim=(-2, -1)).max()) / 2
     terms = _terms(half, x.dtype)
     if terms > (2 if x.shape[-1] >= LU_BATCH else 12):

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _group
+from . import _group, _steps
 from ._linalg import determinant, eye_like, newton_schulz, orthogonality_error, skew
 from .base import Manifold, check_ndim, inner
-from .retractions import Retraction, cayley
+from .retractions import Retraction, cayley, polar
 
 Square = Inexact[Tensor, "*batch n n"]
 
@@ -99,6 +99,15 @@ class Orthogonal(Manifold):
     def polish(self, x: Square) -> Square:
         """X (3I - X^H X) / 2."""
         return newton_schulz(x)
+
+    def mix(self, x: Square, stored: Square, g: Square, keep: float, add: float) -> tuple[Square, Tensor]:
+        """As defined, with fewer passes over memory."""
+        return _steps.mix_square(x, stored, g, keep, add, canonical=False)
+
+    def advance(self, x: Square, c: Square, size: float | Tensor) -> Square:
+        """As defined; for short steps by series, where engines use Cayley."""
+        y = _steps.cayley_step(x, c, size) if self.retraction in (cayley, polar) else None
+        return super().advance(x, c, size) if y is None else y
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from . import _group, _steps
 from ._linalg import newton_schulz, orthogonality_error, skew, sym
-from ._tiny import is_many_tiny
 from .base import Manifold, check_ndim, inner
 from .retractions import Metric, Retraction, cayley, exp, polar, qr
 
@@ -146,16 +145,14 @@ class Stiefel(Manifold):
     def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
         """As defined; with one product for square matrices, and where it is as exact three or four for others."""
         canonical = self.metric == "canonical"
-        if _fused(x):
-            return _steps.mix_square(x, stored, g, keep, add, canonical)
         if _square(x):
-            return super().mix(x, stored, g, keep, add)
+            return _steps.mix_square(x, stored, g, keep, add, canonical)
         return _steps.mix_tall(x, stored, g, keep, add, canonical) or super().mix(x, stored, g, keep, add)
 
     def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
         """As defined; for short steps by series, where the retraction is polar or, on square matrices, Cayley."""
         y = None
-        if _fused(x) and self.retraction in (cayley, polar):
+        if _square(x) and self.retraction in (cayley, polar):
             y = _steps.cayley_step(x, c, size)
         elif self.retraction is polar and not _square(x):
             y = _steps.polar_step(x, c, size)
@@ -168,11 +165,6 @@ class Stiefel(Manifold):
 
 def _square(x: Tensor) -> bool:
     return x.shape[-2] == x.shape[-1]
-
-
-def _fused(x: Tensor) -> bool:
-    """Whether x is square, and not so small and many that it is faster in another order in memory."""
-    return _square(x) and not is_many_tiny(x.shape, x.device)
 
 
 def _wide(x: Tensor) -> bool:

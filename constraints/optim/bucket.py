@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from manifolds import Manifold
+from manifolds._tiny import batch_last, in_order_of
 
 Points = Inexact[Tensor, "B *point"]
 Numbers = Float[Tensor, " B"]
@@ -62,11 +63,11 @@ class Rows:
     @staticmethod
     def new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, leaves: Sequence[Leaf]) -> Rows:
         """Rows with memory of their own."""
-        return Rows(torch.empty(shape, dtype=dtype, device=device), leaves)
+        return Rows(batch_last(torch.empty(shape, dtype=dtype, device=device)), leaves)
 
     def gather(self, sources: list[Tensor]) -> Tensor:
         """The rows, with a copy of every leaf in them."""
-        if self._stack is not None:
+        if self._stack is not None and len(sources) > 1:
             torch.stack(sources, out=self._stack)
         else:
             torch._foreach_copy_(self._slots, sources)
@@ -78,7 +79,7 @@ class Rows:
 
 
 class Bucket:
-    """All factors of one kind: one batched update.
+    """All factors of one kind: one batched update. Many tiny matrices are kept batch last in memory, see `_tiny`.
 
     x: the points, (B, *point). The memory of the parameter itself where one parameter makes the bucket; the float32
         master, kept as state "master", where the parameters are bfloat16 or float16.
@@ -112,7 +113,7 @@ class Bucket:
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """Gather g. On an accelerator, note which points have a finite one and put zero for the others."""
         if self._gathered is None:
-            self.g = cut[self._sources[0]].reshape(self.shape).to(self.dtype)
+            self.g = batch_last(cut[self._sources[0]].reshape(self.shape).to(self.dtype))
         else:
             self.g = self._gathered.gather([cut[i] for i in self._sources])
         if not can_look(self.device):
@@ -199,7 +200,7 @@ class Bucket:
     def put(self, key: str, value: Tensor) -> None:
         """Make value, which is nobody else's, the state, except of points whose gradient is not finite."""
         if key not in self.state:
-            self.state[key] = value.contiguous()
+            self.state[key] = in_order_of(value, self.x)
         elif value is not self.state[key]:
             self.state[key].copy_(self._keep(value, self.state[key]))
 
@@ -215,7 +216,8 @@ class Bucket:
             self._set_drift(max(float(part["drift"]) for part in parts))
         for key in self.kind.keys:
             shape, dtype = (self.shape[:1], real_dtype(self.dtype)) if key in numbers else (self.shape, self.dtype)
-            self.state[key] = torch.cat([p[key].to(self.device, dtype).reshape(-1, *shape[1:]) for p in parts])
+            rows = torch.cat([p[key].to(self.device, dtype).reshape(-1, *shape[1:]) for p in parts])
+            self.state[key] = batch_last(rows)
 
     def leaf_state(self, key: str, leaf: Leaf) -> Tensor:
         """The rows of one leaf: a view, in the shape of the leaf or with one number per point of it."""
@@ -230,7 +232,7 @@ class Bucket:
 
     def _working(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if key not in self.state:
-            self.state[key] = torch.zeros(shape, dtype=dtype, device=self.device)
+            self.state[key] = batch_last(torch.zeros(shape, dtype=dtype, device=self.device))
         return self.state[key] if self.ok is None else self.state[key].clone()
 
     def _keep(self, new: Tensor, old: Tensor) -> Tensor:
