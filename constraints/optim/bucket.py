@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from manifolds import Manifold
-from manifolds._tiny import batch_last, in_order_of
+from manifolds._tiny import batch_last, in_order_of, is_many_tiny
 
 Points = Inexact[Tensor, "B *point"]
 Numbers = Float[Tensor, " B"]
@@ -63,7 +63,8 @@ class Rows:
     @staticmethod
     def new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, leaves: Sequence[Leaf]) -> Rows:
         """Rows with memory of their own."""
-        return Rows(batch_last(torch.empty(shape, dtype=dtype, device=device)), leaves)
+        rows = torch.empty(shape, dtype=dtype, device=device)
+        return Rows(batch_last(rows) if is_batch_last(leaves, shape, device) else rows, leaves)
 
     def gather(self, sources: list[Tensor]) -> Tensor:
         """The rows, with a copy of every leaf in them."""
@@ -113,7 +114,7 @@ class Bucket:
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """Gather g. On an accelerator, note which points have a finite one and put zero for the others."""
         if self._gathered is None:
-            self.g = batch_last(cut[self._sources[0]].reshape(self.shape).to(self.dtype))
+            self.g = self._order(cut[self._sources[0]].reshape(self.shape).to(self.dtype))
         else:
             self.g = self._gathered.gather([cut[i] for i in self._sources])
         if not can_look(self.device):
@@ -217,7 +218,7 @@ class Bucket:
         for key in self.kind.keys:
             shape, dtype = (self.shape[:1], real_dtype(self.dtype)) if key in numbers else (self.shape, self.dtype)
             rows = torch.cat([p[key].to(self.device, dtype).reshape(-1, *shape[1:]) for p in parts])
-            self.state[key] = batch_last(rows)
+            self.state[key] = self._order(rows)
 
     def leaf_state(self, key: str, leaf: Leaf) -> Tensor:
         """The rows of one leaf: a view, in the shape of the leaf or with one number per point of it."""
@@ -232,11 +233,14 @@ class Bucket:
 
     def _working(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if key not in self.state:
-            self.state[key] = batch_last(torch.zeros(shape, dtype=dtype, device=self.device))
+            self.state[key] = self._order(torch.zeros(shape, dtype=dtype, device=self.device))
         return self.state[key] if self.ok is None else self.state[key].clone()
 
     def _keep(self, new: Tensor, old: Tensor) -> Tensor:
         return new if self.ok is None else torch.where(self._per_point(self.ok, new.dim()), new, old)
+
+    def _order(self, rows: Tensor) -> Tensor:
+        return batch_last(rows) if is_batch_last(self.leaves, self.shape, self.device) else rows
 
     def _per_point(self, numbers: Tensor, dim: int | None = None) -> Tensor:
         return numbers.view(-1, *(1,) * ((dim or len(self.shape)) - 1))
@@ -247,6 +251,11 @@ class Bucket:
 
 def _flat(points: Tensor) -> Tensor:
     return points.reshape(len(points), -1)
+
+
+def is_batch_last(leaves: Sequence[Leaf], shape: tuple[int, ...], device: torch.device) -> bool:
+    """Whether rows of this shape are kept batch last: where they are many and tiny, and leaves are views of them."""
+    return is_many_tiny(shape, device) and all(leaf.shape[-2:] == shape[-2:] for leaf in leaves)
 
 
 def can_look(device: torch.device) -> bool:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from manifolds import Manifold
-from manifolds._tiny import is_many_tiny
 
-from .bucket import COUNTS, Bucket, Kind, Leaf, Points, state_parts
+from .bucket import COUNTS, Bucket, Kind, Leaf, Points, is_batch_last, state_parts
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -133,7 +132,7 @@ class Plan:
     def _bucket(self, kind: Kind, leaves: list[Leaf], state: State, numbers: frozenset[str]) -> Bucket:
         place, only = self._places[leaves[0].source], leaves[0].member
         whole = len(leaves) == 1 and place.is_contiguous() and only not in self._copied
-        direct = whole and not is_many_tiny((leaves[0].stop, *kind.point), kind.device)
+        direct = whole and not is_batch_last(leaves, (leaves[0].stop, *kind.point), kind.device)
         bucket = Bucket(kind, leaves, place.view(-1, *kind.point) if direct else None)
         entries = [(state.get(self.members[leaf.member].parameter, {}), leaf.part) for leaf in leaves]
         keys = kind.keys | {"drift"}

@@ -1,0 +1,115 @@
+"""Steps on many tiny matrices, which are kept batch last in memory, equal steps on few of them."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from manifolds import Manifold, Orthogonal, Sphere, Stiefel, retractions
+
+COUNT = 700
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "adam": lambda groups: RiemannianAdam(groups, lr=0.05, amsgrad=True),
+    "sgd": lambda groups: RiemannianSGD(groups, lr=0.05, momentum=0.9),
+    "plain sgd": lambda groups: RiemannianSGD(groups, lr=0.05),
+}
+MANIFOLDS: list[Manifold] = [
+    Stiefel(),
+    Stiefel(metric="canonical", retraction=retractions.cayley),
+    Stiefel(retraction=retractions.exp),
+    Orthogonal(),
+    Sphere(),
+]
+
+
+def gradient(x: Tensor, step: int) -> Tensor:
+    """That of no function: any gradient will do that is not zero on the manifold."""
+    n = x.shape[-1]
+    turn = torch.arange(n * n, dtype=x.dtype.to_real()).reshape(n, n).sin().to(x.dtype)
+    return (x.detach() @ turn * step).contiguous()
+
+
+def trained(make: Callable[..., Any], manifold: Manifold, parts: list[Tensor], steps: int = 12) -> Tensor:
+    """All points after some steps, when these parts are parameters of one optimizer each."""
+    after = []
+    for part in parts:
+        p = nn.Parameter(part.clone())
+        optimizer = make([{"params": [p], "manifold": manifold}])
+        for k in range(steps):
+            p.grad = gradient(p, k + 1)
+            optimizer.step()
+        after.append(p.detach())
+    return torch.cat(after)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_many_matrices_move_as_few_do(name: str, manifold: Manifold, n: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(n)
+    x = manifold.random(COUNT, n, n, dtype=dtype)
+    many = trained(OPTIMIZERS[name], manifold, [x])
+    few = trained(OPTIMIZERS[name], manifold, list(x.split(100)))
+    torch.testing.assert_close(many, few, rtol=0, atol=1e-11)
+    assert many.is_contiguous()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_parameters_of_every_layout_share_one_batch(name: str) -> None:
+    """A stack, rows of a larger tensor, single matrices: each keeps its own memory."""
+    torch.manual_seed(0)
+    x = Stiefel().random(COUNT, 3, 3, dtype=torch.float64)
+    whole = nn.Parameter(x[:400].clone())
+    batched = nn.Parameter(x[400:600].reshape(10, 20, 3, 3).clone())
+    packed = nn.Parameter(x[600:690].reshape(270, 3).clone())
+    singles = [nn.Parameter(one.clone()) for one in x[690:]]
+    optimizer = OPTIMIZERS[name](
+        [
+            {"params": [whole, batched, *singles], "manifold": Stiefel()},
+            {"params": [packed], "manifold": Stiefel() ** 90},
+        ]
+    )
+    expected = trained(OPTIMIZERS[name], Stiefel(), [x[:100]])
+    for k in range(12):
+        for p in (whole, batched, *singles):
+            p.grad = gradient(p, k + 1)
+        packed.grad = gradient(packed, k + 1)
+        optimizer.step()
+    torch.testing.assert_close(whole[:100].detach(), expected, rtol=0, atol=1e-11)
+    together = torch.cat([whole, batched.reshape(-1, 3, 3), packed.reshape(-1, 3, 3), torch.stack(singles)])
+    torch.testing.assert_close(
+        together.detach(), trained(OPTIMIZERS[name], Stiefel(), list(x.split(100))), rtol=0, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_training_goes_on_from_a_file(name: str) -> None:
+    torch.manual_seed(0)
+    p = nn.Parameter(Orthogonal().random(COUNT, 3, 3))
+    optimizer = OPTIMIZERS[name]([{"params": [p], "manifold": Orthogonal()}])
+    p.grad = torch.randn_like(p)
+    for _ in range(3):
+        optimizer.step()
+    for value in optimizer.state[p].values():
+        assert value.shape in ((), (COUNT,), p.shape)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    q = nn.Parameter(p.detach().clone())
+    q.grad = p.grad.clone()
+    other = OPTIMIZERS[name]([{"params": [q], "manifold": Orthogonal()}])
+    other.load_state_dict(torch.load(file, weights_only=True))
+    again = copy.deepcopy(other)
+    for _ in range(5):
+        optimizer.step()
+        other.step()
+    assert torch.equal(p, q)
+    assert again.state_dict()["state"].keys() == other.state_dict()["state"].keys()
