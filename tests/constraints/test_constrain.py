@@ -74,6 +74,22 @@ def test_a_glob_that_matches_too_much_is_named(method: Method) -> None:
     constrain(model, "*.weight", Stiefel, method)
 
 
+@both
+def test_a_random_weight_of_any_size_has_a_nearest_point(method: Method) -> None:
+    """Large random matrices are nearly singular, and some so to the digits of float32."""
+    torch.manual_seed(0)
+    u, v = ((Stiefel**2).random(128, 64, dtype=torch.float64).unflatten(0, (2, 64)) for _ in range(2))
+    values = torch.cat([torch.tensor([1e-7, 3e-7], dtype=torch.float64), torch.linspace(0.1, 1, 62)])
+    model = nn.Linear(64, 128)
+    with torch.no_grad():
+        model.weight.copy_((u * values @ v.mT).flatten(0, 1))
+    weight = model.weight.detach().clone()
+    constrain(model, "weight", Stiefel**2, method)
+    for block, start in zip(model.weight.chunk(2), weight.chunk(2), strict=True):
+        assert error(block) < 1e-5
+        torch.testing.assert_close(block.detach().double(), polar(start), rtol=0, atol=1e-5)
+
+
 # Layouts --------------------------------------------------------------------------------------------------------
 
 
