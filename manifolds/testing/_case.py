@@ -109,6 +109,10 @@ class Case:
         """The same with more batch axes."""
         return Case(self.manifold, (*batch, *self.shape), self.dtype, self.device, self.seed)
 
+    def flat(self, a: Tensor) -> Tensor:
+        """The points of a on one batch axis."""
+        return a.reshape(-1, *a.shape[a.dim() - self.manifold.ndim :])
+
     # Numbers ---------------------------------------------------------------------------------------------
 
     def size(self, a: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..base import tolerance
+from ..base import per_point, tolerance
 from ._case import Case, Finding, theorem, within
 from ._tangents import METRIC
 
@@ -111,3 +111,43 @@ def _(case: Case) -> Iterator[Finding]:
     yield within(case.apart(m.coordinates(case.y, carried), carried), case.rounding, "not coordinates at y")
     moved = m.transport(case.x, case.y, case.velocity(case.x, c))
     yield within(case.apart(case.velocity(case.y, carried), moved), 2 * case.slope_error)
+
+
+@theorem(
+    "store and recall: carry",
+    "recall(y, store(x, y, c)) = carry(x, y, c)",
+    needs=("carry: coordinates of the transport",),
+)
+def _(case: Case) -> Iterator[Finding]:
+    m, c = case.manifold, case.coordinates(2)
+    recalled = m.recall(case.y, m.store(case.x, case.y, c.clone()).clone())
+    yield within(case.apart(recalled, m.carry(case.x, case.y, c)), case.rounding)
+
+
+@theorem(
+    "mix: momentum and gradient",
+    "mix(x, stored, g, a, b) = (a recall(x, stored) + b lift(x, g), |lift(x, g)|^2), on (B, *point)",
+    needs=("lift: coordinates of the gradient", "store and recall: carry"),
+)
+def _(case: Case) -> Iterator[Finding]:
+    m, x, y, g, c = case.manifold, *map(case.flat, (case.x, case.y, case.ambient(2), case.coordinates(3)))
+    stored, lifted = m.store(x, y, c), m.lift(y, g)
+    for keep, add in ((0.9, 0.1), (0.5, 2.0)):
+        mixed, square = m.mix(y, stored.clone(), g, keep, add)
+        yield within(case.apart(mixed, keep * m.recall(y, stored) + add * lifted), 4 * case.rounding, "not the sum")
+        yield within((square - m.coordinate_inner(y, lifted, lifted)).abs(), 4 * case.rounding, "not |lift|^2")
+
+
+@theorem(
+    "advance: move",
+    "advance(x, c, s) = move(x, s c) for one number s, and for one per point, on (B, *point)",
+    needs=("move: feasible", "move: first order"),
+)
+def _(case: Case) -> Iterator[Finding]:
+    m, x, c = case.manifold, case.flat(case.x), case.flat(case.coordinates(2))
+    sizes = per_point(torch.linspace(0.5, 1, len(x), dtype=case.dtype.to_real(), device=case.device), m.ndim)
+    for scale in (1e-3, 0.03, 1.0):
+        expected = m.move(x, scale * c)
+        yield within(case.apart(m.advance(x, c, scale), expected), case.rounding, f"s = {scale}")
+        expected = m.move(x, scale * sizes * c)
+        yield within(case.apart(m.advance(x, c, scale * sizes), expected), case.rounding, f"s up to {scale}")

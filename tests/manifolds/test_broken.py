@@ -510,6 +510,26 @@ class HalfCoordinateInner(Sound):
         return self.inner(x, c, d) / 2
 
 
+@breaks("store and recall: carry")
+class StoresAsItIs(Sound):
+    def store(self, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        return c
+
+
+@breaks("mix: momentum and gradient")
+class MixesTheDifference(Sound):
+    """|lift|^2 + |g_normal|^2: the norm of the Euclidean gradient."""
+
+    def mix(self, x: Tensor, stored: Tensor, g: Tensor, keep: float, add: float) -> tuple[Tensor, Tensor]:
+        return super().mix(x, stored, g, keep, add)[0], dot(g, g).squeeze(-1)
+
+
+@breaks("advance: move")
+class AdvancesToFirstOrder(Sound):
+    def advance(self, x: Tensor, c: Tensor, size: float | Tensor) -> Tensor:
+        return x + size * c
+
+
 # Geodesics -------------------------------------------------------------------------------------------------
 
 
