@@ -236,6 +236,7 @@ class Life(RuleBasedStateMachine):
         state, output = bits(living.net), living.output()
         off = living.rounded and residual(living.net) > 1e-4 if living.held else False
         living.net.to("meta").to_empty(device="cpu")
+        living.net.zero_grad()  # gradients have no value either
         if attempt(lambda: living.net.load_state_dict(state)) is not None:
             assert off
             for e in held(living.net):
