@@ -171,8 +171,8 @@ for name, color, style in zip(sgd, ("#009e73", "#e69f00", "#0072b2"), ("-", "--"
     left.plot(sgd[name], color=color, linestyle=style, label=name)
 for name, color in (("free", "#6b6b6b"), ("trivialized", "#0072b2"), ("Riemannian", "#009e73")):
     right.plot(adam[name], color=color, label=name, linewidth=0.8)
-left.set(xlabel="step", ylabel="cross-entropy", yscale="log", title="Gradient descent: one path")
-right.set(xlabel="step", title="Adam: alike, at rates that fit")
+left.set(xlabel="step", ylabel="cross-entropy", title="Gradient descent: one path")
+right.set(xlabel="step", yscale="log", title="Adam: alike, at rates that fit")
 left.legend(frameon=False)
 right.legend(frameon=False)
 plt.show()
