@@ -16,7 +16,7 @@ Five networks see the same batches:
 
 ========================  ==============================================================
 LSTM                      as torch makes it
-RNN, free                 as torch makes it
+RNN, free                 its W as torch makes it
 RNN, free from a torus    its W starts orthogonal, and nothing keeps it there
 trivialized               the same start; ``Orthogonal`` by ``Trivialization()``
 Riemannian                the same start; ``Orthogonal`` by ``Riemannian()``
@@ -24,8 +24,8 @@ Riemannian                the same start; ``Orthogonal`` by ``Riemannian()``
 
 Answer: after 350 steps the orthogonal networks copy more than 99 % of the letters, at a few hundredths of the baseline.
 The LSTM and the free RNN are at the baseline and not below. Much of this is the start: the free RNN that starts
-orthogonal learns to copy too, less steadily. What the constraint adds is that W stays orthogonal, whatever the rate and
-however long one trains; the free W has left by the end.
+orthogonal learns to copy too, in this run less steadily. What the constraint adds is that W stays orthogonal, whatever
+the rate and however long one trains; the free W has left by the end.
 """
 
 from __future__ import annotations
