@@ -38,7 +38,7 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!manifolds|constraints).*"), ("py:class", r"constraints\.constrain\.M")]
 suppress_warnings = ["config.cache"]  # settings that are functions
 
-smartquotes = False
+smartquotes_action = "D"  # dashes, but not quotes, which are to be copied
 html_theme = "furo"
 html_title = "manifold-constraints"
 html_theme_options = {"light_css_variables": {"color-code-background": "#f6f8fa"}}

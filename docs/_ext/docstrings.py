@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import re
 from typing import Any
 
@@ -24,7 +25,9 @@ def _targets() -> dict[str, str]:
         for name in getattr(module, "__all__", ()):
             found.setdefault(name, f"{module.__name__}.{name}")
     manifold = importlib.import_module("manifolds").Manifold
-    found.update({name: f"manifolds.Manifold.{name}" for name in vars(manifold) if name[0] != "_"})
+    methods = {name: f"manifolds.Manifold.{name}" for name in vars(manifold) if name[0] != "_"}
+    found.update(methods | {f"Manifold.{name}": target for name, target in methods.items()})
+    found["RiemannianOptimizer"] = "constraints.optim.optimizer.RiemannianOptimizer"
     for name in ("cayley", "exp", "polar", "qr"):
         found[f"retractions.{name}"] = found[name] = f"manifolds.retractions.{name}"
     return found
@@ -66,7 +69,9 @@ def rich(text: str) -> str:
 def paragraph(lines: list[str], parameters: set[str]) -> list[str]:
     """The lines of one paragraph, with its options as a field list and its source set apart."""
     blocks: list[tuple[str, list[str]]] = []
-    for line in lines:
+    # an option may also begin after a full stop
+    starts = "|".join(map(re.escape, parameters)) or "$^"
+    for line in itertools.chain(*(re.split(rf"(?<=\.) (?=(?:{starts}): )", whole) for whole in lines)):
         option = OPTION.match(line)
         if option and all(name in parameters for name in option[1].split(", ")):
             blocks.append((option[1], [option[2]]))
