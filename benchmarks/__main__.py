@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,6 +35,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, to try it out; targets are not judged")
     parser.add_argument("--profile", metavar="NAME", help="where our step of this row spends its time")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--processor-time", action="store_true", help="in place of wall time, on a busy machine; with --threads 1"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda, which has rows of its own")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--seconds", type=float, default=4.0, help="at least so long for each row")
@@ -48,7 +52,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All that was asked for, as it is written to JSON."""
     device = torch.device(options.device)
-    setting = Setting(device, DTYPES[options.dtype], options.quick)
+    clock = time.process_time if options.processor_time else time.perf_counter
+    setting = Setting(device, DTYPES[options.dtype], options.quick, clock)
     budget = Budget(rounds=3, seconds=0.0) if options.quick else Budget(seconds=options.seconds)
     rows = _chosen(rows_for(device), options.rows)
     exact = options.rows is None or "exactness" in options.rows
@@ -72,13 +77,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(1)  # what follows is too small to share
         seconds = 3.0 if options.exact_steps <= 10_000 else 120.0
         exact_cells = list(exactness.measure(steps, rates, seconds, tick)) if cells else []
-        found = [(problem, quality.solve(problem, tick)) for problem in problems]
+        found = [(problem, quality.solve(problem, tick, clock)) for problem in problems]
     judged = [v for problem, solved in found for v in quality.verdicts(problem, solved)] if not options.quick else []
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine(device),
         "versions": versions(),
-        "options": {"dtype": options.dtype, "device": options.device, "quick": options.quick},
+        "options": {
+            "dtype": options.dtype,
+            "device": options.device,
+            "quick": options.quick,
+            "clock": "processor time" if options.processor_time else "wall time",
+        },
         "rows": measured,
         "exactness": {
             "cells": [cell.to_json() for cell in exact_cells],
@@ -103,6 +113,8 @@ def _chosen(rows: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 also where a target is missed: the table says so."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options.processor_time and (options.threads != 1 or options.device != "cpu"):
+        raise SystemExit("--processor-time adds up the time of all threads: it needs --threads 1, on a processor.")
     if torch.get_num_threads() != options.threads:
         torch.set_num_threads(options.threads)
     rows = rows_for(torch.device(options.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +34,7 @@ class Setting:
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
     quick: bool = False
+    clock: Callable[[], float] = time.perf_counter
 
     def size(self, full: int) -> int:
         return max(4, full // 8) if self.quick else full
@@ -67,7 +69,9 @@ class Row:
 
     def run(self, setting: Setting, budget: Budget) -> RowResult:
         torch.manual_seed(0)
-        outcomes = interleave(self.prepare(setting), budget, wait=setting.wait)
+        begin, ran = time.perf_counter(), time.thread_time()
+        outcomes = interleave(self.prepare(setting), budget, wait=setting.wait, clock=setting.clock)
+        running = (time.thread_time() - ran) / (time.perf_counter() - begin)
         verdicts = [target.judge(outcomes) for target in self.targets]
         if self.apart is not None:
             alone, more = self.apart(setting)
@@ -76,7 +80,7 @@ class Row:
                 outcomes.setdefault(name, outcome).peak_bytes = outcome.peak_bytes
         if setting.quick:
             verdicts = [replace(verdict, met=None) for verdict in verdicts]
-        return RowResult(self.name, self.title, outcomes, verdicts, REASONS.get(self.name, ""))
+        return RowResult(self.name, self.title, outcomes, verdicts, REASONS.get(self.name, ""), running)
 
 
 def product(setting: Setting, shapes: Sequence[tuple[int, ...]]) -> Builder:

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from .results import Verdict
-from .timing import why
+from .timing import Budget, Contestant, interleave, why
 
-RATES = (1e-1, 3e-2, 3e-1, 1e-2, 1.0, 3.0)
+RATES = (1e-1, 3e-2, 3e-1, 1e-2, 1.0, 3.0, 10.0)
 """The grid, most likely first: a rate is given up once it needs more steps than the best so far."""
 
+QUICK_LIMIT = 20
 OURS = "ours, Riemannian"
 PEERS = ("geoopt", "POGO")
 
@@ -47,25 +48,26 @@ class Solved:
 
 @dataclass(frozen=True)
 class Problem:
-    """attempts: for each engine a function of the learning rate that makes a fresh attempt; limit: most steps;
-    apart: solvers without a learning rate, which run whole."""
+    """attempts: for each engine a function of the learning rate and a seed that makes a fresh attempt; limit: most
+    steps; apart: solvers without a learning rate, which run whole."""
 
     name: str
     title: str
     goal: float
     limit: int
     look_every: int
-    attempts: Mapping[str, Callable[[float], Attempt]]
+    attempts: Mapping[str, Callable[[float, int], Attempt]]
     apart: Callable[[], list[Solved]] = list
+    seeds: int = 1
 
 
 def tune(problem: Problem, engine: str) -> Solved:
-    """The rate that needs the fewest steps; seconds are still missing."""
+    """The rate that needs the fewest steps, in the mean over the seeds; seconds are still missing."""
     best = Solved(problem.name, engine, None, None, None, None)
     for lr in RATES:
+        limit = problem.limit * problem.seeds if best.steps is None else best.steps * problem.seeds
         try:
-            attempt = problem.attempts[engine](lr)
-            steps, gap = _steps_to(problem, attempt, problem.limit if best.steps is None else best.steps)
+            steps, gap = _steps_to(problem, engine, lr, limit)
         except Exception as error:
             return best if best.steps is not None else replace(best, cannot=why(error))
         if gap <= problem.goal and (best.steps is None or steps < best.steps):
@@ -75,38 +77,45 @@ def tune(problem: Problem, engine: str) -> Solved:
     return best
 
 
-def _steps_to(problem: Problem, attempt: Attempt, limit: int) -> tuple[int, float]:
-    gap = math.inf
-    for done in range(1, limit + 1):
-        attempt.step()
-        if done % problem.look_every == 0:
-            gap = attempt.gap()
-            if gap <= problem.goal or math.isnan(gap):
-                return done, gap
-    return limit, gap
+def _steps_to(problem: Problem, engine: str, lr: float, limit: int) -> tuple[int, float]:
+    """Mean steps and worst gap over the seeds; it stops at the first that does not get there within the limit."""
+    total, worst = 0, 0.0
+    for seed in range(problem.seeds):
+        attempt, gap = problem.attempts[engine](lr, seed), math.inf
+        for done in range(1, min(problem.limit, limit - total) + 1):
+            attempt.step()
+            if done % problem.look_every == 0:
+                gap = attempt.gap()
+                if gap <= problem.goal or math.isnan(gap):
+                    total += done
+                    break
+        if not gap <= problem.goal:
+            return problem.limit, gap
+        worst = max(worst, gap)
+    return round(total / problem.seeds), worst
 
 
 def solve(
     problem: Problem, tick: Callable[[str], None], clock: Callable[[], float] = time.perf_counter
 ) -> list[Solved]:
-    """Each engine tuned alone, then all of them once more at their best rates, step by step in turn, and timed."""
+    """Each engine tuned alone, then 50 steps of all at their best rates in turn: seconds are steps times the median."""
+    found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = []
         for engine in problem.attempts:
             tick(f"quality: {problem.name}, {engine}")
             found.append(tune(problem, engine))
-        racing = {s.engine: s.steps for s in found if s.steps is not None and s.lr is not None}
-        attempts = {s.engine: problem.attempts[s.engine](s.lr) for s in found if s.lr is not None}
-        seconds = dict.fromkeys(racing, 0.0)
-        for done in range(max(racing.values(), default=0)):
-            for engine, steps in racing.items():
-                if done < steps:
-                    begin = clock()
-                    attempts[engine].step()
-                    seconds[engine] += clock() - begin
         apart = problem.apart()
-    return [replace(s, seconds=seconds.get(s.engine)) for s in found] + apart
+    racing = {s.engine: s.lr for s in found if s.lr is not None}
+    builders = {name: _racer(problem, name, lr) for name, lr in racing.items()}
+    budget = Budget(rounds=3 if problem.limit <= QUICK_LIMIT else 50, seconds=0.0)
+    medians = {name: o.median for name, o in interleave(builders, budget, clock=clock).items() if o.seconds}
+    timed = [s if s.steps is None else replace(s, seconds=s.steps * medians[s.engine]) for s in found]
+    return timed + apart
+
+
+def _racer(problem: Problem, engine: str, lr: float) -> Callable[[], Contestant]:
+    return lambda: Contestant(problem.attempts[engine](lr, 0).step)
 
 
 def verdicts(problem: Problem, found: list[Solved]) -> list[Verdict]:

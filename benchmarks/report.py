@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+QUIET = 0.9
 Json = Mapping[str, Any]
 
 README_ROWS = (
@@ -136,7 +137,7 @@ QUALITY = ("problem", "who", "best lr", "steps", "time", "")
 
 def terminal(results: Json) -> str:
     """All tables, targets last, where a reader of a terminal looks."""
-    return "\n\n".join(_sections(results, markdown=False)) + "\n\n" + _missed(results)
+    return "\n\n".join([*_sections(results, markdown=False), _missed(results), *_busy(results)])
 
 
 def docs(results: Json) -> str:
@@ -150,8 +151,8 @@ def docs(results: Json) -> str:
     present = [f"{t}\n\n{p}" for t, p in zip(titles, order, strict=True) if p]
     reasons = [f"- **{row['title']}**: {row['reason']}" for row in results["rows"] if row["reason"]]
     why = ["### Why a target is missed\n\n" + "\n".join(reasons)] if reasons else []
-    head = f"Measured on {results['date']}: {where}; {software}."
-    return "\n\n".join([head, _missed(results), *present, *why])
+    head = f"Measured on {results['date']}, {results['options']['clock']}: {where}; {software}."
+    return "\n\n".join([head, _missed(results), *_busy(results), *present, *why])
 
 
 def _sections(results: Json, markdown: bool) -> list[str]:
@@ -163,6 +164,14 @@ def _sections(results: Json, markdown: bool) -> list[str]:
     targets = table(TARGETS, verdict_lines(results), markdown)
     parts = [everybody, exactness, quality, targets]
     return parts if markdown else [part for part in parts if part]
+
+
+def _busy(results: Json) -> list[str]:
+    """A warning where the machine had other things to do, which wall times show."""
+    if results["options"]["clock"] != "wall time":
+        return []
+    busy = [row["title"] for row in results["rows"] if row["running"] < QUIET]
+    return [f"The machine was busy, and ratios are rough, in: {'; '.join(busy)}."] if busy else []
 
 
 def _missed(results: Json) -> str:

@@ -63,13 +63,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RowResult:
-    """One row of the table. reason: why a target is missed, where one is."""
+    """One row of the table. reason: why a target is missed, where one is; running: the share of the time that the
+    main thread had a processor, near 1 on a machine with nothing else to do."""
 
     name: str
     title: str
     outcomes: Mapping[str, Outcome]
     verdicts: Sequence[Verdict]
     reason: str = ""
+    running: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         missed = any(verdict.met is False for verdict in self.verdicts)
@@ -79,6 +81,7 @@ class RowResult:
             "contestants": [{"name": name, **_outcome(o)} for name, o in self.outcomes.items()],
             "verdicts": [verdict_to_json(v) for v in self.verdicts],
             "reason": self.reason if missed else "",
+            "running": self.running,
         }
 
 

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,16 +180,31 @@ def row(ours: float, peer: float, reason: str = "") -> Any:
 
 def results(*rows: Any) -> dict[str, Any]:
     """A run that has only these rows."""
-    empty = {"cells": [], "solved": [], "titles": {}, "verdicts": []}
-    where = {"cpu": "a processor", "cores": 2, "threads": 2, "system": "Linux"}
+    empty: dict[str, Any] = {"cells": [], "solved": [], "titles": {}, "verdicts": []}
     return {
         "date": "today",
-        "machine": where,
+        "machine": {"cpu": "a processor", "cores": 2, "threads": 2, "system": "Linux"},
         "versions": {"torch": "2"},
-        "rows": rows,
+        "options": {"dtype": "float32", "device": "cpu", "quick": False, "clock": "wall time"},
+        "rows": list(rows),
         "exactness": empty,
         "quality": empty,
     }
+
+
+def test_a_busy_machine_is_said() -> None:
+    """Where the main thread had a processor for less than nine tenths of the time; not where that time is measured."""
+    found = results({**row(1, 3), "running": 0.8})
+    assert "busy" in report.terminal(found)
+    assert "busy" in report.docs(found)
+    assert "busy" not in report.terminal(results({**row(1, 3), "running": 0.95}))
+    found["options"]["clock"] = "processor time"
+    assert "busy" not in report.terminal(found)
+
+
+def test_processor_time_needs_one_thread() -> None:
+    with pytest.raises(SystemExit, match="--threads 1"):
+        main(["--processor-time", "--threads", "2"])
 
 
 def test_a_missed_target_is_shown_as_missed() -> None:
@@ -336,7 +352,7 @@ class Counting:
 
 
 def problem(**slower: float) -> quality.Problem:
-    attempts = {name: (lambda lr, f=f: Counting(lr / f)) for name, f in slower.items()}
+    attempts = {name: (lambda lr, seed, f=f: Counting(lr / f / (1 + seed))) for name, f in slower.items()}
     return quality.Problem("count", "counting", 1e-9, 200, 1, attempts)
 
 
@@ -346,8 +362,15 @@ def test_the_best_rate_of_the_grid_is_found() -> None:
     assert (best.lr, best.steps) == (0.3, 4)
 
 
+def test_steps_are_the_mean_over_the_seeds() -> None:
+    """The second seed takes twice as long: 4 and 7 steps. A rate that fails for one seed fails."""
+    twice = replace(problem(ours=1), seeds=2)
+    assert quality.tune(twice, "ours").steps == round((4 + 7) / 2)
+    assert quality.tune(replace(twice, limit=6), "ours").steps is None
+
+
 def test_who_is_never_done_is_not_reached() -> None:
-    best = quality.tune(problem(ours=1e4), "ours")
+    best = quality.tune(problem(ours=1e6), "ours")
     assert (best.lr, best.steps, best.cannot) == (None, None, None)
     assert best.gap is not None
     assert best.gap > 0.9
@@ -355,7 +378,7 @@ def test_who_is_never_done_is_not_reached() -> None:
 
 @pytest.mark.parametrize(("peer", "met"), [(1.0, True), (0.5, False)])
 def test_more_steps_than_a_peer_is_a_miss(peer: float, met: bool) -> None:
-    counted = problem(**{quality.OURS: 1.0, "geoopt": peer, "POGO": 30.0})
+    counted = problem(**{quality.OURS: 1.0, "geoopt": peer, "POGO": 1e3})
     solved = quality.solve(counted, lambda _: None)
     assert all(one.seconds is not None for one in solved)
     assert quality.verdicts(counted, solved)[0].met is met
