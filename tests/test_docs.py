@@ -158,8 +158,8 @@ def examples() -> dict[str, doctest.DocTest]:
         given |= {name: getattr(module, name) for name in getattr(module, "__all__", ())}
     found = {}
     for name in sorted(public()):
-        module, _, short = name.rpartition(".")
-        value = getattr(importlib.import_module(module), short)
+        where, _, short = name.rpartition(".")
+        value = getattr(importlib.import_module(where), short)
         if inspect.isclass(value) or inspect.isroutine(value):
             found[name] = doctest.DocTestParser().get_doctest(value.__doc__ or "", dict(given), name, None, 0)
     return found

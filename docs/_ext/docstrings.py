@@ -20,7 +20,7 @@ OPTION = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): (.*)")
 
 def _targets() -> dict[str, str]:
     """What a name in backticks may mean: public names, and the methods of the contract."""
-    found = {}
+    found: dict[str, str] = {}
     for module in map(importlib.import_module, MODULES):
         for name in getattr(module, "__all__", ()):
             found.setdefault(name, f"{module.__name__}.{name}")
