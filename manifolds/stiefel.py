@@ -156,11 +156,14 @@ class Stiefel(Manifold):
             y = _steps.cayley_step(x, c, size)
         elif self.retraction is polar and not _square(x):
             y = _steps.polar_step(x, c, size)
+        elif self.retraction is exp and not _square(x):
+            # torch.matrix_exp is off by up to 100 eps in float32
+            y = newton_schulz(super().advance(x, c, size))
         return super().advance(x, c, size) if y is None else y
 
     def renormalizes(self, x: Points) -> bool:
-        """Whether the retraction is polar or qr, and X is not square."""
-        return self.retraction in (polar, qr) and not _square(x)
+        """Whether the retraction is polar, qr or exp, and X is not square."""
+        return self.retraction in (polar, qr, exp) and not _square(x)
 
 
 def _square(x: Tensor) -> bool:

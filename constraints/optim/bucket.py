@@ -228,7 +228,7 @@ class Bucket:
     def _set_drift(self, drift: float) -> None:
         self._drift = drift
         if self.drift is None:
-            self.drift = torch.zeros(())
+            self.drift = torch.zeros((), dtype=torch.float64, device="cpu")
         self.drift.fill_(drift)
 
     def _working(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -99,7 +99,8 @@ class Plan:
                 views = tuple(bucket.leaf_state(key, leaf) for bucket, leaf in leaves)
                 entry[key] = views if len(views) > 1 else views[0]
             if any(bucket.drift is not None for bucket, _ in leaves):
-                drifts = tuple(torch.zeros(()) if bucket.drift is None else bucket.drift for bucket, _ in leaves)
+                none = torch.zeros((), dtype=torch.float64, device="cpu")
+                drifts = tuple(none if bucket.drift is None else bucket.drift for bucket, _ in leaves)
                 entry["drift"] = drifts if len(drifts) > 1 else drifts[0]
             state[member.parameter] = entry
         self._keys, self._entries = keys, list(state.values())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,14 +47,16 @@ def test_no_drift(retraction: Any, kind: Any, lr: float, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_no_drift_in_many_steps(lr: float, dtype: torch.dtype) -> None:
     """The same for 10^5 steps."""
-    p = nn.Parameter(Stiefel().random(4, 16, 16, dtype=dtype))
-    optimizer = RiemannianAdam([{"params": [p], "manifold": Stiefel()}], lr=lr)
-    p.grad, worst = torch.empty_like(p), 0.0
-    for _ in range(100_000):
-        p.grad.normal_()
+    params = [nn.Parameter(Stiefel().random(*shape, dtype=dtype)) for shape in ((4, 16, 16), (24, 6), (5, 20))]
+    optimizer = RiemannianAdam([{"params": params, "manifold": Stiefel()}], lr=lr)
+    for p in params:
+        p.grad = torch.empty_like(p)
+    for step in range(100_000):
+        for p in params:
+            p.grad.normal_()
         optimizer.step()
-        worst = max(worst, error(p.detach()))
-    assert worst <= LIMITS[dtype]
+        if step % 10 == 0 or step < 1000:
+            assert max(error(p.detach()) for p in params) <= LIMITS[dtype]
 
 
 def test_no_drift_when_the_plan_never_lasts() -> None:
@@ -131,6 +136,52 @@ def test_a_master_follows_its_weight() -> None:
     assert torch.equal(w.detach(), optimizer.state[w]["master"].bfloat16())
     assert error(optimizer.state[w]["master"]) < 1e-5
     torch.testing.assert_close(w.detach(), new, rtol=0, atol=0.02)
+
+
+# Batched LU on CPU is broken in torch 2.13 after torch.set_num_threads, for n >= 256: wrong pivots, messages, hangs --
+
+AFTER_SET_NUM_THREADS = """
+import torch
+torch.set_num_threads(2)
+torch.manual_seed(0)
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from manifolds import Orthogonal, Stiefel, retractions
+
+def groups(x, manifold):
+    return [{"params": [torch.nn.Parameter(x.clone())], "manifold": manifold}]
+
+def step(optimizer, g):
+    (p,) = optimizer.param_groups[0]["params"]
+    p.grad = g.clone()
+    optimizer.step()
+    return p.detach()
+
+r = retractions
+kinds = [lambda g: RiemannianAdam(g, lr=1e-3), lambda g: RiemannianAdam(g, lr=1), lambda g: RiemannianSGD(g, 0.1, 0.9)]
+for batch, n, p in ((8, 256, 256), (2, 512, 512), (3, 272, 256)):
+    manifolds = [Stiefel(), Stiefel("canonical", r.cayley), Stiefel(retraction=r.qr), Stiefel(retraction=r.exp)]
+    for manifold in manifolds if n > p else [Stiefel()] if p == 512 else [Stiefel(), Orthogonal(), manifolds[-1]]:
+        x = torch.linalg.qr(torch.randn(batch, n, p)).Q
+        for kind in kinds:
+            whole, apart = kind(groups(x, manifold)), [kind(groups(m, manifold)) for m in (x[0], x[-1])]
+            for _ in range(1 + (p == 256)):
+                g = torch.randn(batch, n, p) / n
+                y = step(whole, g)
+                error = float((y[[0, -1]] - torch.stack([step(apart[i], g[-i]) for i in (0, 1)])).abs().max())
+                assert error < 2e-5, (manifold, batch, n, p, error)
+                assert float(manifold.residual(y).max()) < 1e-5, (manifold, batch, n, p)
+print("right")
+"""
+
+
+def test_steps_of_large_batches_are_right_after_set_num_threads() -> None:
+    """A batch moves as its first and last matrix alone, short and long steps, whatever the way they are computed; in
+    a process of its own, for the number of threads belongs to the process."""
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_SET_NUM_THREADS], capture_output=True, text=True, cwd=root, timeout=110
+    )
+    assert (done.stdout, done.stderr) == ("right\n", "")
 
 
 # NaN and Inf ---------------------------------------------------------------------------------------------
