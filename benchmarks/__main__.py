@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     if options.processor_time and (options.threads != 1 or options.device != "cpu"):
         raise SystemExit("--processor-time adds up the time of all threads: it needs --threads 1, on a processor.")
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch finds no CUDA device here.")
     if torch.get_num_threads() != options.threads:
         torch.set_num_threads(options.threads)
     rows = rows_for(torch.device(options.device))

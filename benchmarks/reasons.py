@@ -14,7 +14,7 @@ REASONS: Mapping[str, str] = {
         "three, with a few passes between them."
     ),
     "map-exp": (
-        "the coordinates here have singular values about 1, where the series needs most of its terms and squarings; "
-        "nearer to the base, where training begins, it needs fewer."
+        "at coordinates with singular values about 1 the series and its derivative take 22 products of n x n matrices, "
+        "and the passes between them a quarter as long again; nearer to the base, where training begins, fewer do."
     ),
 }

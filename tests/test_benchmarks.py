@@ -410,7 +410,21 @@ def test_two_rows_from_the_command_to_the_files(tmp_path: Path, capsys: pytest.C
         for verdict in one["verdicts"]:
             assert set(verdict) == {"what", "target", "hope", "measured", "met"}
     assert (tmp_path / "benchmarks.png").stat().st_size > 1000
-    assert report.readme(found).startswith("| row")
+    assert len(report.readme(found).splitlines()) == 2 + len(rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_device_is_said() -> None:
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        main(["--device", "cuda"])
+
+
+def test_the_table_of_the_readme_names_what_is_missed() -> None:
+    """2 s against 3 s is 1.5 times faster, and 2 was the target."""
+    line = report.readme(results(row(2, 3))).splitlines()[-1]
+    assert "1.50x faster than peer" in line
+    assert "MISSED: ≥ 2x faster (peer)" in line
+    assert "| met" in report.readme(results(row(1, 3)))
 
 
 def test_an_unknown_row_is_named_with_those_there_are() -> None:
