@@ -106,7 +106,7 @@ def held_by(owner: nn.Module) -> list[Held]:
 def _entries(each: Held, where: str, state: dict[str, Any]) -> tuple[list[str], dict[str, Tensor]]:
     """(keys to drop, entries to add) for one constrained tensor, after checking what the checkpoint has for it."""
     plain, inside = where + each.attribute, f"{where}parametrizations.{each.attribute}."
-    original, base = inside + "original", inside + "0.base"
+    original, base = inside + "original", inside + "0.base_point"
     if plain in state:
         value = _point(each, plain, state[plain])
         if isinstance(each.method, Trivialization):
@@ -120,11 +120,14 @@ def _entries(each: Held, where: str, state: dict[str, Any]) -> tuple[list[str], 
         if isinstance(each.method, Trivialization):
             return [], {base: at}
         return [original, base], {plain: each.manifold.move(at, each.manifold.coordinates(at, c.to(at)))}
-    if original in state or base in state:
-        have, lack = (original, base) if original in state else (base, original)
+    found = [key for key in state if key.startswith(inside)]
+    if found:
+        lack = [key for key in (original, base) if key not in state]
         raise ValueError(
-            f"the checkpoint has {have} without {lack}: the weight is known by both. Save the model again, or save "
-            f"constraints.export_state_dict(model)."
+            f"the checkpoint has {', '.join(found)} without {' and '.join(lack)}: Trivialization() keeps both. Where "
+            f"another parametrization wrote it, as torch's orthogonal or geotorch, load it into a model under that, "
+            f"call torch.nn.utils.parametrize.remove_parametrizations(module, {each.attribute!r}) there, and load its "
+            f"state_dict here; else save the model again, or constraints.export_state_dict(model)."
         )
     return [], {}
 

@@ -44,7 +44,7 @@ class Held:
         if self.coordinates is None:
             return self.weight
         parametrization: Any = self.coordinates[0]
-        return torch.empty_like(parametrization.base, dtype=parametrization.dtype)
+        return torch.empty_like(parametrization.base_point, dtype=parametrization.dtype)
 
     @property
     def identity(self) -> int:

@@ -101,7 +101,7 @@ class Trivialization(Method):
 class Trivialized(nn.Module):
     """The parametrization: coordinates -> point, near a base."""
 
-    base: Tensor
+    base_point: Tensor
 
     def __init__(self, manifold: Manifold, base: Tensor, rebase_every: int | None, name: str) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Trivialized(nn.Module):
         self.rebase_every = rebase_every
         self.name = name
         self.memo = Memo()
-        self.register_buffer("base", base)
+        self.register_buffer("base_point", base)
 
     def forward(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """move(base, coordinates(base, original)), shape and dtype of the weight. ValueError where that has no value,
@@ -128,8 +128,8 @@ class Trivialized(nn.Module):
     def evaluate(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """The weight before it is rounded to its dtype."""
         with exact_products(original.device.type):
-            c = original.to(torch.promote_types(original.dtype, self.base.dtype))
-            return self.manifold.move(self.base, self.manifold.coordinates(self.base, c))
+            c = original.to(torch.promote_types(original.dtype, self.base_point.dtype))
+            return self.manifold.move(self.base_point, self.manifold.coordinates(self.base_point, c))
 
     def compute(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """`exact`, rounded to the dtype of the weight."""
@@ -159,9 +159,9 @@ class Trivialized(nn.Module):
                 f"its derivative. Pass the coordinates to functional_call, under their name in named_parameters(), "
                 f"'...parametrizations.<name>.original'."
             )
-        base = admit(self.manifold, value, torch.empty_like(self.base, dtype=self.dtype), self.name)
+        base = admit(self.manifold, value, torch.empty_like(self.base_point, dtype=self.dtype), self.name)
         self.memo.close()
-        self.base = base
+        self.base_point = base
         return torch.zeros_like(base)
 
     def extra_repr(self) -> str:
@@ -201,7 +201,7 @@ class Coordinates(ParametrizationList):
     def set_point(self, point: Tensor) -> None:
         """Make a point of the manifold, in the dtype of the base, the base, and zero the coordinates in place."""
         held: Any = self[0]
-        held.base = point
+        held.base_point = point
         held.memo.close()
         self.original.zero_()
 
@@ -229,7 +229,7 @@ class Coordinates(ParametrizationList):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         held: Any = self[0]
-        held.dtype = fn(torch.empty(0, dtype=held.dtype, device=held.base.device)).dtype
+        held.dtype = fn(torch.empty(0, dtype=held.dtype, device=held.base_point.device)).dtype
         held.memo.close()
 
         def exact(t: Tensor) -> Tensor:

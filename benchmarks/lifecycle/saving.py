@@ -109,7 +109,7 @@ def _bad_checkpoint(entrant: Entrant, what: float, says: str) -> None:
     net, other = build(entrant), build(entrant, seed=1)
     state = net.state_dict()
     held = [key for key in state if key.startswith(("first.weight", "first.parametrizations"))]
-    key = next((key for key in held if key.endswith("base")), held[0])
+    key = next((key for key in held if key.endswith(("base", "base_point"))), held[0])
     state[key] = state[key] + what
     before = bits(other)
     try:

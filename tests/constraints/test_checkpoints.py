@@ -201,9 +201,9 @@ def test_a_bad_plain_checkpoint_changes_nothing(case: str, method: Method) -> No
 @pytest.mark.parametrize(
     ("key", "spoil", "words"),
     [
-        ("0.base", lambda w: 2 * w, "not on SpecialOrthogonal"),
-        ("0.base", lambda w: w * float("nan"), "NaN"),
-        ("0.base", None, "without"),
+        ("0.base_point", lambda w: 2 * w, "not on SpecialOrthogonal"),
+        ("0.base_point", lambda w: w * float("nan"), "NaN"),
+        ("0.base_point", None, "without"),
         ("original", None, "without"),
         ("original", lambda w: w * float("inf"), "infinite"),
         ("original", lambda w: w[:3], r"needs shape \(4, 4\); got \(3, 4\)"),
@@ -221,6 +221,61 @@ def test_a_bad_constrained_checkpoint_changes_nothing(key: str, spoil: Any, word
     with pytest.raises(ValueError, match=words):
         net.load_state_dict(state, strict=False)
     assert same(bits(net), before)
+
+
+def by_torch(shape: tuple[int, int]) -> nn.Module:
+    return nn.utils.parametrizations.orthogonal(nn.Linear(*shape))
+
+
+def by_torch_without_base(shape: tuple[int, int]) -> nn.Module:
+    return nn.utils.parametrizations.orthogonal(nn.Linear(*shape), use_trivialization=False)
+
+
+def by_geotorch(shape: tuple[int, int]) -> nn.Module:
+    linear = nn.Linear(*shape)
+    pytest.importorskip("geotorch").orthogonal(linear, "weight")
+    return linear
+
+
+def by_weight_norm(shape: tuple[int, int]) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Linear(*shape))
+
+
+@both
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("through", [dict, lambda state: state])
+@pytest.mark.parametrize("shape", [(8, 8), (4, 8), (8, 4)])
+@pytest.mark.parametrize("other", [by_torch, by_torch_without_base, by_geotorch, by_weight_norm])
+def test_the_checkpoint_of_another_parametrization_is_refused(
+    other: Any, shape: tuple[int, int], through: Any, strict: bool, method: Method
+) -> None:
+    """Its keys mean something else, with metadata or, as from safetensors, without."""
+    theirs = other(shape)
+    optimizer = torch.optim.Adam(theirs.parameters(), lr=1e-2)
+    for _ in range(2):
+        theirs(torch.randn(4, shape[0])).square().mean().backward()
+        optimizer.step()
+    mine = constrain(nn.Linear(*shape), "weight", Stiefel, method)
+    before = bits(mine)
+    with pytest.raises(ValueError, match=r"weight\.original.*remove_parametrizations\(module, 'weight'\)"):
+        mine.load_state_dict(through(theirs.state_dict()), strict=strict)
+    assert same(bits(mine), before)
+
+
+def test_no_key_of_a_trivialization_means_something_else_to_torch() -> None:
+    """A constrained checkpoint does not load silently into a model under torch's orthogonal either."""
+    mine = constrain(nn.Linear(8, 8), "weight", Stiefel)
+    with pytest.raises(RuntimeError, match=r"0\.base"):
+        nn.utils.parametrizations.orthogonal(nn.Linear(8, 8)).load_state_dict(mine.state_dict())
+
+
+def test_the_way_out_for_another_parametrization() -> None:
+    theirs = by_torch((8, 4))
+    weight = theirs.weight.detach().clone()
+    nn.utils.parametrize.remove_parametrizations(theirs, "weight")
+    mine = constrain(nn.Linear(8, 4), "weight", Stiefel)
+    mine.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(mine.weight, weight, rtol=0, atol=1e-5)
 
 
 TORN: dict[str, tuple[Any, type[Exception], str]] = {

@@ -48,15 +48,15 @@ def test_the_base_moves_and_the_weight_stays(manifold: Manifold) -> None:
     gru = network(manifold)
     train(gru, torch.optim.Adam(gru.parameters(), lr=0.1), 5)
     held = gru.parametrizations.weight_hh_l0
-    weight, base, original = gru.weight_hh_l0.detach().clone(), held[0].base.clone(), held.original
+    weight, base, original = gru.weight_hh_l0.detach().clone(), held[0].base_point.clone(), held.original
     assert (weight - base).abs().max() > 0.01
     assert rebase(gru) == [Rebased("weight_hh_l0", "no optimizer")]
     torch.testing.assert_close(gru.weight_hh_l0.detach(), weight, rtol=0, atol=1e-6)
-    torch.testing.assert_close(held[0].base, weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(held[0].base_point, weight, rtol=0, atol=1e-6)
     assert held.original is original
     assert original.count_nonzero() == 0
     assert original.grad is None
-    assert residual(gru, held[0].base) < 1e-6
+    assert residual(gru, held[0].base_point) < 1e-6
     gru(X)[0].sum().backward()
 
 
@@ -169,12 +169,12 @@ def test_rebase_every_counts_steps(name: str) -> None:
     gru = network(rebase_every=3)
     optimizer = OPTIMIZERS[name](gru.parameters())
     held = gru.parametrizations.weight_hh_l0
-    moved_at, base = [], held[0].base.clone()
+    moved_at, base = [], held[0].base_point.clone()
     for step in range(1, 8):
         train(gru, optimizer, 1)
-        if not torch.equal(held[0].base, base):
+        if not torch.equal(held[0].base_point, base):
             moved_at.append(step)
-            base = held[0].base.clone()
+            base = held[0].base_point.clone()
             assert held.original.count_nonzero() == 0
             assert held.original not in optimizer.state
     assert moved_at == [3, 6]
@@ -184,10 +184,10 @@ def test_copies_count_for_themselves() -> None:
     gru = network(rebase_every=2)
     other = copy.deepcopy(gru)
     optimizer = torch.optim.Adam(other.parameters(), lr=1e-2)
-    mine, theirs = (m.parametrizations.weight_hh_l0[0].base.clone() for m in (gru, other))
+    mine, theirs = (m.parametrizations.weight_hh_l0[0].base_point.clone() for m in (gru, other))
     train(other, optimizer, 2)
-    assert torch.equal(gru.parametrizations.weight_hh_l0[0].base, mine)
-    assert not torch.equal(other.parametrizations.weight_hh_l0[0].base, theirs)
+    assert torch.equal(gru.parametrizations.weight_hh_l0[0].base_point, mine)
+    assert not torch.equal(other.parametrizations.weight_hh_l0[0].base_point, theirs)
 
 
 @pytest.mark.parametrize("saved", [2, 3, 4])
@@ -220,13 +220,13 @@ def test_a_state_dict_without_the_count_loads() -> None:
 
 def test_an_optimizer_of_other_tensors_does_not_count() -> None:
     gru = network(rebase_every=1)
-    base = gru.parametrizations.weight_hh_l0[0].base
+    base = gru.parametrizations.weight_hh_l0[0].base_point
     linear = nn.Linear(2, 2)
     linear(torch.ones(2)).sum().backward()
     with torch.no_grad():
         gru.parametrizations.weight_hh_l0.original.normal_()
     torch.optim.SGD(linear.parameters(), lr=0.1).step()
-    assert gru.parametrizations.weight_hh_l0[0].base is base
+    assert gru.parametrizations.weight_hh_l0[0].base_point is base
 
 
 def test_a_run_with_rebasing_stays_on_the_manifold_and_learns() -> None:

@@ -67,7 +67,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 )
 def test_the_weight_is_the_retraction_of_its_coordinates(manifold: Manifold) -> None:
     linear: Any = moved(constrain(nn.Linear(4, 4), "weight", manifold))
-    base, original = linear.parametrizations.weight[0].base, linear.parametrizations.weight.original.detach()
+    base, original = linear.parametrizations.weight[0].base_point, linear.parametrizations.weight.original.detach()
     expected = manifold.move(base, manifold.coordinates(base, original))
     torch.testing.assert_close(linear.weight.detach(), expected, rtol=0, atol=0)
     assert manifold.residual(linear.weight.detach()).max() < 1e-6
@@ -100,7 +100,7 @@ def test_assignment_moves_the_base() -> None:
     original = linear.parametrizations.weight.original
     value = Orthogonal().random(4, 4)
     linear.weight = value
-    assert torch.equal(linear.parametrizations.weight[0].base, value)
+    assert torch.equal(linear.parametrizations.weight[0].base_point, value)
     assert linear.parametrizations.weight.original is original
     assert original.count_nonzero() == 0
     torch.testing.assert_close(linear.weight.detach(), value, rtol=0, atol=1e-6)
@@ -504,7 +504,7 @@ def test_half_precision_rounds_last(dtype: torch.dtype, late: bool) -> None:
         linear.to(dtype)
     moved(linear)
     held = linear.parametrizations.weight
-    assert held.original.dtype == held[0].base.dtype == torch.float32
+    assert held.original.dtype == held[0].base_point.dtype == torch.float32
     assert linear.weight.dtype == linear.bias.dtype == dtype
     exact = held[0].evaluate(held.original)
     assert error(exact) < 1e-5
@@ -523,7 +523,7 @@ def test_a_half_precision_weight_may_be_assigned_to_itself(dtype: torch.dtype) -
     for value in (linear.weight.detach(), linear.weight.detach().float()):
         linear.weight = value
         torch.testing.assert_close(linear.weight.detach(), value.to(dtype), rtol=0, atol=2 * torch.finfo(dtype).eps)
-        assert error(linear.parametrizations.weight[0].base) < 1e-5
+        assert error(linear.parametrizations.weight[0].base_point) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -30,7 +30,7 @@ def state_of(net: Any, plain: bool) -> State:
 def key_of(state: State, name: str) -> str:
     """The key under which the checkpoint has the point of this weight: the weight itself, or its base."""
     owner, _, attribute = name.rpartition(".")
-    return name if name in state else f"{owner}.parametrizations.{attribute}.0.base"
+    return name if name in state else f"{owner}.parametrizations.{attribute}.0.base_point"
 
 
 def missing(state: State, key: str) -> None:
@@ -168,7 +168,7 @@ def test_a_checkpoint_that_does_not_fit_loads_as_a_whole_or_not_at_all(
 def test_broken_coordinates(subject: Subject, load: Any, harm: Callable[[State, str], None]) -> None:
     net, other = subject.constrained(Trivialization()), subject.constrained(Trivialization(), seed=5)
     state = state_of(other, plain=False)
-    key = key_of(state, list(weights(net))[-1]).replace("0.base", "original")
+    key = key_of(state, list(weights(net))[-1]).replace("0.base_point", "original")
     harm(state, key)
     before = bits(net)
     with pytest.raises((ValueError, RuntimeError), match=r"original"):
