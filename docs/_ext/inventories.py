@@ -35,6 +35,7 @@ _OBJECTS = {
             "torch.nn.utils.parametrizations.orthogonal": "",
             "torch.nn.utils.parametrize.cached": "",
             "torch.nn.utils.parametrize.register_parametrization": "",
+            "torch.nn.utils.parametrize.remove_parametrizations": "",
         },
     },
     "jaxtyping": {
