@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import eye_like, skew
+from ._linalg import newton_schulz, skew
 from ._move import Move, differentiable
 from ._tiny import norms, product
 
@@ -49,13 +49,13 @@ def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, roots: Tensor) -> Ten
     w = skew(product(y.mH, grad))
     chain = roots.unbind(-3) if roots.numel() else ()
     for root in chain:
-        w = (w + root @ w @ root.mH) / 2
+        w = product(root @ w, root.mH, w).mul_(0.5)
     b = a / 2 ** len(chain)
     total, term = w.clone(), w
     for k in range(1, 1 + _terms(0.6 if chain else 2 * _norm(b, 1), a.dtype)):
         term = product(b, term)
-        term = (term - term.mH) / (k + 1)  # [B, W] = BW - (BW)^H where both are skew: one product
-        total += term
+        term = term - term.mH  # [B, W] = BW - (BW)^H where both are skew: one product
+        total.add_(term, alpha=1 / math.factorial(k + 1))
     return total
 
 
@@ -92,15 +92,19 @@ def _roots(a: Tensor) -> Tensor:
         powers.append(powers[-1] @ a)
     norm = _norm(powers[-1], power)
     count = max(1, math.ceil(math.log2(norm / reach))) if math.isfinite(norm) else 1
-    powers = [eye_like(a), *(p / 2 ** (count * (k + 1)) for k, p in enumerate(powers))]
     # Paterson & Stockmeyer: groups of `power` terms, Horner in the last power
-    e = powers[power] / math.factorial(degree)
+    factors = [1 / math.factorial(k) / 2 ** (count * k) for k in range(degree + 1)]
+    e = powers[-1] * factors[degree]
     for start in range(degree - power, -1, -power):
-        e = e + sum((p / math.factorial(start + k) for k, p in enumerate(powers[:power])), torch.zeros_like(a))
-        e = powers[power] @ e if start else e
+        e.diagonal(dim1=-2, dim2=-1).add_(factors[start])
+        for k, p in enumerate(powers[:-1], start + 1):
+            e.add_(p, alpha=factors[k])
+        e = powers[-1] @ e if start else e
     roots = [e]
-    for _ in range(count - 1):
-        roots.append(roots[-1] @ roots[-1])
+    for k in range(1, count):
+        e = e @ e
+        roots.append(newton_schulz(e) if k % 4 == 0 else e)  # squaring doubles what rounding has added
+        e = roots[-1]
     return torch.stack(roots[::-1], -3)
 
 

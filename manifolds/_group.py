@@ -73,8 +73,12 @@ def full_rank_svd(a: Inexact[Tensor, "*batch n p"]) -> tuple[Tensor, Tensor, Ten
             f"no nearest orthonormal matrix: the tensor of shape {tuple(a.shape)} has NaN or infinite entries."
         )
     w, s, vh = torch.linalg.svd(a, full_matrices=False)
-    floor = s[..., :1] * max(a.shape[-2:]) * torch.finfo(a.dtype).eps
-    deficient = (s <= floor).any(-1)
+    eps = torch.finfo(a.dtype).eps
+    deficient = (s <= s[..., :1] * max(a.shape[-2:]) * eps).any(-1)
+    if eps > 1e-10 and bool(deficient.any()):  # large random matrices come near that bound: look with more digits
+        w, s, vh = torch.linalg.svd(a.to(torch.promote_types(a.dtype, torch.float64)), full_matrices=False)
+        deficient = (s <= s[..., :1] * 4 * eps).any(-1)
+        w, s, vh = w.to(a.dtype), s.to(a.dtype.to_real()), vh.to(a.dtype)
     if bool(deficient.any()):
         raise ValueError(
             f"no nearest orthonormal matrix: {int(deficient.sum())} of {deficient.numel()} matrices of shape "

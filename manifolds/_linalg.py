@@ -76,6 +76,11 @@ def determinant(x: Square) -> Inexact[Tensor, "*batch"]:
     return torch.linalg.det(x)  # type: ignore[no-any-return]
 
 
+def is_traced() -> bool:
+    """Whether a graph is being recorded, or tensors without values pass: there is nothing to decide by."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward pass in the precision of its tensors, also where `loss.backward()` is called under autocast."""
 
@@ -179,7 +184,7 @@ class _Lyapunov(torch.autograd.Function):
 
 def _inverse_sqrt_series(s: Tensor) -> Tensor | None:
     """I - E/2 + 3 E^2/8 - ... with E = S - I, by Horner, where |E| is so small that 8 terms reach rounding."""
-    if s.device.type != "cpu" or torch.compiler.is_compiling() or not s.numel():
+    if s.device.type != "cpu" or is_traced() or not s.numel():
         return None
     e = s - eye_like(s)
     norm = torch.linalg.vector_norm(e, dim=(-2, -1)).max().item()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._linalg import without_autocast
+from ._linalg import is_traced, without_autocast
 from ._tiny import batch_last, in_order_of
 
 Move = Callable[[Tensor, Tensor], Tensor]
@@ -73,7 +73,7 @@ def differentiable(
             return outputs, (0, *(0 if t.numel() else None for t in outputs[1:]))
 
     def move(x: Tensor, a: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return plain(x, a)
         return Moved.apply(x, a)[0]  # type: ignore[no-any-return, no-untyped-call]
 

@@ -85,7 +85,8 @@ def exp(x: Point, v: Point, *, metric: Metric = "euclidean") -> Point:
     top, bottom = torch.cat([m * a, -s / scale], -1), torch.cat([scale * eye, torch.zeros_like(a)], -1)
     first = matrix_exp(torch.cat([top, bottom], -2))[..., : a.shape[-1]]
     y = torch.cat([x, k / scale], -1) @ first
-    return y @ matrix_exp(-a) if metric == "euclidean" else y
+    y = y @ matrix_exp(-a) if metric == "euclidean" else y
+    return y @ inverse_sqrt(sym(y.mH @ y))  # rounding of the exponentials grows with the length of v
 
 
 @_tall

@@ -15,6 +15,10 @@ MOVES = [
 ]
 
 
+# torch's own rules for forward derivatives are compiled by torch.jit.script when they are first used
+forward_mode = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+
 def points(shape, dtype, size, seed=0):
     """A point, a skew A of spectral norm about size, and a cotangent."""
     generator = torch.Generator().manual_seed(seed)
@@ -86,3 +90,46 @@ def test_a_value_that_is_not_finite_never_gives_a_finite_point(move, plain, bad)
         except RuntimeError:  # LU may refuse: as good an answer
             continue
         assert not torch.isfinite(y).all()
+
+
+@forward_mode
+@pytest.mark.parametrize(("move", "plain"), MOVES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("size", [0.0, 0.1, 3.0])
+@pytest.mark.parametrize("shape", [(2, 2), (2, 3, 3), (4, 4)])
+def test_forward_derivatives_are_the_adjoints_of_backward_ones(move, plain, dtype, size, shape):
+    """Re<g, dY> = Re<grad_x, dX> + Re<grad_a, dA>, also along one argument alone and as a batch of directions."""
+    x, a, g = points(shape, dtype, size)
+    dx, da, _ = points(shape, dtype, 1.0, seed=1)
+    y, moved = torch.func.jvp(move, (x, a), (dx, da))
+    torch.testing.assert_close(y, plain(x, a))
+    _, gx, ga = pulled(move, x, a, g)
+
+    def pair(u, v):
+        return (u.conj() * v).real.sum()
+
+    torch.testing.assert_close(pair(g, moved), pair(gx, dx) + pair(ga, da), rtol=1e-10, atol=1e-10)
+    along_x = torch.func.jvp(lambda x: move(x, a), (x,), (dx,))[1]
+    along_a = torch.func.jvp(lambda a: move(x, a), (a,), (da,))[1]
+    torch.testing.assert_close(along_x + along_a, moved)
+    if not dtype.is_complex:
+        jacobian = torch.func.jacfwd(lambda a: move(x, a))(a)
+        torch.testing.assert_close(jacobian, torch.func.jacrev(lambda a: move(x, a))(a), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("size", [100.0, 1e4, 1e6])
+@pytest.mark.parametrize("shape", [(5, 5), (40, 40), (2, 130, 130)])
+def test_long_exponentials_are_orthogonal(dtype, size, shape):
+    x, a, _ = points(shape, dtype, size)
+    y = _exponential.exp_move(x, a)
+    assert (y.mH @ y - torch.eye(shape[-1])).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(("move", "plain"), MOVES)
+def test_tensors_without_values_move(move, plain):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        y = move(torch.empty(4, 5, 5), torch.empty(4, 5, 5))
+    assert y.shape == (4, 5, 5)

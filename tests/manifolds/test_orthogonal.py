@@ -238,3 +238,17 @@ def test_options_of_stiefel_are_checked() -> None:
         Stiefel("flat")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=re.escape("the retraction of Stiefel is a function (x, v) -> y; got 'qr'")):
         Stiefel(retraction="qr")  # type: ignore[arg-type]
+
+
+def test_a_nearly_singular_matrix_has_a_nearest_one_in_float32() -> None:
+    """s_n / s_1 of a large random matrix may be below n eps; a matrix of deficient rank still has none."""
+    torch.manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(200, 200, dtype=torch.float64)).Q for _ in range(2))
+    s = torch.linspace(1, 0.1, 200, dtype=torch.float64)
+    s[-1] = 5e-6
+    y = Orthogonal().nearest(((u * s) @ v).float())
+    torch.testing.assert_close(y, (u @ v).float(), rtol=0, atol=2e-2)
+    assert Orthogonal().residual(y) < 1e-5
+    s[-1] = 0
+    with pytest.raises(ValueError, match="1 of 1 matrices"):
+        Orthogonal().nearest(((u * s) @ v).float())
