@@ -231,8 +231,6 @@ class Life(RuleBasedStateMachine):
     @rule(i=st.integers(0, 3))
     def through_meta(self, i: int) -> None:
         living = self.pick(i)
-        if isinstance(living.net.core, nn.RNNBase):
-            return
         state, output = bits(living.net), living.output()
         off = living.rounded and residual(living.net) > 1e-4 if living.held else False
         living.net.to("meta").to_empty(device="cpu")
@@ -284,7 +282,7 @@ class Life(RuleBasedStateMachine):
         state = torch.load(io.BytesIO(content), weights_only=True)
         name = next(iter(weights(living.net)))
         owner, _, attribute = name.rpartition(".")
-        key = name if name in state else f"{owner}.parametrizations.{attribute}.0.base"
+        key = name if name in state else f"{owner}.parametrizations.{attribute}.0.base_point"
         if harm == "key":
             del state[key]
         elif harm == "shape":
