@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-from .quality import Solved
+from .quality import Clock, Solved
 from .timing import why
 
 NAME = "pymanopt CG"
@@ -16,9 +15,11 @@ class _Reached(Exception):  # noqa: N818 - nothing went wrong
     """The goal is reached."""
 
 
-def solve(problem: str, start: Any, cost: Callable[[Any], float], slope: Callable[[Any], Any], goal: float) -> Solved:
+def solve(
+    problem: str, start: Any, cost: Callable[[Any], float], slope: Callable[[Any], Any], goal: float, clock: Clock
+) -> Solved:
     """Until cost <= goal; start is a numpy array n x p, slope the Euclidean gradient; steps are gradients taken."""
-    steps, begin = 0, time.perf_counter()
+    steps, begin = 0, clock()
     try:
         import pymanopt
         from pymanopt.manifolds import Stiefel
@@ -40,10 +41,10 @@ def solve(problem: str, start: Any, cost: Callable[[Any], float], slope: Callabl
             return slope(x)
 
         optimizer = ConjugateGradient(verbosity=0, max_iterations=1000, min_gradient_norm=0, min_step_size=0)
-        begin = time.perf_counter()
+        begin = clock()
         optimizer.run(pymanopt.Problem(manifold, watched, euclidean_gradient=counted), initial_point=start)
     except _Reached:
-        return Solved(problem, NAME, None, steps, time.perf_counter() - begin, None)
+        return Solved(problem, NAME, None, steps, clock() - begin, None)
     except Exception as error:
         return Solved(problem, NAME, None, None, None, None, why(error))
     return Solved(problem, NAME, None, None, None, None)

@@ -14,7 +14,7 @@ from manifolds import Stiefel, retractions
 
 from . import deterministic, engines, peers, recurrent
 from .engines import Engine, MakeEngine
-from .quality import QUICK_LIMIT, Problem, Solved
+from .quality import QUICK_LIMIT, Clock, Problem, Solved
 
 GAP = 1e-6
 
@@ -76,8 +76,8 @@ def _closed_form(
     def slope(x: Any) -> Any:
         return torch.func.grad(loss)(torch.from_numpy(x)).numpy()
 
-    def apart() -> list[Solved]:
-        return [deterministic.solve(name, start.numpy(), cost, slope, optimum + GAP * abs(optimum))]
+    def apart(clock: Clock) -> list[Solved]:
+        return [deterministic.solve(name, start.numpy(), cost, slope, optimum + GAP * abs(optimum), clock)]
 
     attempts = {name: attempt(make) for name, make in makers.items()}
     return Problem(name, title, GAP, QUICK_LIMIT if quick else 1000, 1, attempts, apart)

@@ -20,6 +20,9 @@ OURS = "ours, Riemannian"
 PEERS = ("geoopt", "POGO")
 
 
+Clock = Callable[[], float]
+
+
 class Attempt(Protocol):
     """One engine on one problem at one learning rate, at its start."""
 
@@ -57,7 +60,7 @@ class Problem:
     limit: int
     look_every: int
     attempts: Mapping[str, Callable[[float, int], Attempt]]
-    apart: Callable[[], list[Solved]] = list
+    apart: Callable[[Clock], list[Solved]] = lambda _: []
     seeds: int = 1
 
 
@@ -95,9 +98,7 @@ def _steps_to(problem: Problem, engine: str, lr: float, limit: int) -> tuple[int
     return round(total / problem.seeds), worst
 
 
-def solve(
-    problem: Problem, tick: Callable[[str], None], clock: Callable[[], float] = time.perf_counter
-) -> list[Solved]:
+def solve(problem: Problem, tick: Callable[[str], None], clock: Clock = time.perf_counter) -> list[Solved]:
     """Each engine tuned alone, then 50 steps of all at their best rates in turn: seconds are steps times the median."""
     found = []
     with warnings.catch_warnings():
@@ -105,7 +106,7 @@ def solve(
         for engine in problem.attempts:
             tick(f"quality: {problem.name}, {engine}")
             found.append(tune(problem, engine))
-        apart = problem.apart()
+        apart = problem.apart(clock)
     racing = {s.engine: s.lr for s in found if s.lr is not None}
     builders = {name: _racer(problem, name, lr) for name, lr in racing.items()}
     budget = Budget(rounds=3 if problem.limit <= QUICK_LIMIT else 50, seconds=0.0)

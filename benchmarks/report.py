@@ -206,7 +206,7 @@ def _ratio(verdict: Json) -> str:
     measured, ours = number(verdict["measured"]), str(verdict["what"]).partition(" / ")[0]
     who = f" ({ours.removeprefix('ours, ')})" if ours != "ours" else ""
     if "faster" in verdict["target"]:
-        return f"{measured}x faster than {_rival(verdict)}{who}"
+        return f"{measured}x as fast as {_rival(verdict)}{who}"
     return f"{measured}x the time of {_rival(verdict)}{who}"
 
 
