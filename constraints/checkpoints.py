@@ -135,4 +135,5 @@ def _entries(each: Held, where: str, state: dict[str, Any]) -> tuple[list[str], 
 def _point(each: Held, key: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{key} of the checkpoint is a {type(value).__name__}; a weight is a tensor.")
-    return admit(each.manifold, value, each.like, f"{key} of the checkpoint")
+    way = f"Load it before constrain, or project it: state[{key!r}] = {{nearest}}(state[{key!r}])."
+    return admit(each.manifold, value, each.like, f"{key} of the checkpoint", way)

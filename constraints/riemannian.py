@@ -21,7 +21,7 @@ from manifolds import Manifold
 
 from .method import Method, Site
 from .precision import exact_products
-from .values import at_least_float32, near
+from .values import at_least_float32, code, near
 
 KEY = "_riemannian_constraints"
 LOOK_EVERY = 100  # steps: what a Gram matrix costs then is nothing
@@ -281,6 +281,6 @@ def _check_point(records: Records, attribute: str, p: nn.Parameter) -> None:
     if not on:
         raise ValueError(
             f"{records.names[attribute]} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, "
-            f"where Riemannian() holds it. Write a point: module.{attribute}.copy_(manifold.nearest(value)) under "
-            f"torch.no_grad(), or unconstrain it and constrain it again with init=value."
+            f"where Riemannian() holds it. Write a point: module.{attribute}.copy_({code(manifold)}.nearest(value)) "
+            f"under torch.no_grad(), or unconstrain it and constrain it again with init=value."
         )

@@ -159,7 +159,8 @@ class Trivialized(nn.Module):
                 f"its derivative. Pass the coordinates to functional_call, under their name in named_parameters(), "
                 f"'...parametrizations.<name>.original'."
             )
-        base = admit(self.manifold, value, torch.empty_like(self.base_point, dtype=self.dtype), self.name)
+        like = torch.empty_like(self.base_point, dtype=self.dtype)
+        base = admit(self.manifold, value, like, self.name, "Assign {nearest}(value) to take the nearest point.")
         self.memo.close()
         self.base_point = base
         return torch.zeros_like(base)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from manifolds import Euclidean, Manifold, ProductManifold, SpecialOrthogonal, tolerance
+from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, tolerance
 
 from .precision import exact_products
 
@@ -26,33 +26,38 @@ def initial(manifold: Manifold, tensor: Tensor, init: Init, who: str) -> Tensor:
     None: the tensor itself if it is on the manifold, else the nearest point. "haar": a random point, uniform where the
     manifold is compact. "identity": ones on the diagonal. "torus": rotations by uniform angles in the planes (1, 2),
     (3, 4), ... A tensor, or a function of the present value that returns one, must lie within 1e-3 of the manifold.
-    Euclidean blocks keep their value under the named starts. Raises ValueError where no such point exists.
+    Euclidean blocks keep their value under the named starts. Raises ValueError where no such point exists, and
+    where None would turn a reflection into a rotation.
     """
     if init is None:
         x = at_least_float32(tensor.detach())
         check_finite(x, who)
         with exact_products(x.device.type):
-            return x.clone() if bool(manifold.contains(x).all()) else nearest(manifold, x, who)
+            if bool(manifold.contains(x).all()):
+                return x.clone()
+            _check_signs(manifold, x, who)
+        return nearest(manifold, x, who)
     if isinstance(init, str):
         if init not in get_args(Start):
             raise ValueError(f"init of {who} is one of {get_args(Start)}, a tensor or a function; got {init!r}.")
         return _start(manifold, at_least_float32(tensor.detach()), init, who)
     if isinstance(init, Tensor):
-        return admit(manifold, init, tensor, f"init of {who}")
+        return admit(manifold, init, tensor, f"init of {who}", "Pass init={nearest}(value) to take the nearest point.")
     result = init(tensor.detach().clone())
     if not isinstance(result, Tensor):
         raise ValueError(
             f"the init function of {who} must return a tensor of shape {tuple(tensor.shape)}; it returned a "
             f"{type(result).__name__}."
         )
-    return admit(manifold, result, tensor, f"init of {who}")
+    return admit(manifold, result, tensor, f"init of {who}", "Let the function return {nearest}(value).")
 
 
-def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str) -> Tensor:
+def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str, way: str) -> Tensor:
     """A given value as a point of the manifold, in float32 or better, on the device of like.
 
     A point is kept as it is; within 1e-3 of the manifold, or within rounding of its own half precision, the nearest
-    point is taken. Raises ValueError for anything else: another shape or kind of number, NaN, off the manifold.
+    point is taken. Raises ValueError for anything else: another shape or kind of number, NaN, off the manifold, with
+    the way out from there, in which {nearest} is the function that takes the nearest point, as code.
     """
     if value.shape != like.shape:
         raise ValueError(f"{who} needs shape {tuple(like.shape)}; got {tuple(value.shape)}.")
@@ -65,7 +70,7 @@ def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str) -> Tensor:
         if bool(manifold.contains(x).all()):
             return x.clone()
         if not bool((manifold.residual(x) <= max(near(value.dtype), near(like.dtype))).all()):
-            raise ValueError(_off(manifold, x, who))
+            raise ValueError(_off(manifold, x, who, way))
     return nearest(manifold, x, who)
 
 
@@ -87,6 +92,14 @@ def nearest(manifold: Manifold, x: Tensor, who: str) -> Tensor:
             f"Give another value: init='haar', or a tensor on the manifold."
         )
     return y
+
+
+def code(manifold: Manifold) -> str:
+    """The manifold as it is written before a method call."""
+    text = repr(manifold)
+    if isinstance(manifold, ProductManifold):
+        return text if len(manifold) == 1 or not manifold.stacked else f"({text})"
+    return text if text.endswith(")") else f"{text}()"
 
 
 def near(dtype: torch.dtype) -> float:
@@ -133,18 +146,39 @@ def determinant_signs(x: Tensor) -> list[float]:
     return [float(torch.linalg.slogdet(matrix.double())[0]) for matrix in x.reshape(-1, *x.shape[-2:])]
 
 
-def _off(manifold: Manifold, x: Tensor, who: str) -> str:
+def _off(manifold: Manifold, x: Tensor, who: str, way: str) -> str:
     worst = float(manifold.residual(x).max())
     text = (
         f"{who} is not on {manifold}: the value of shape {tuple(x.shape)} has residual {worst:.1e}, and at most "
-        f"{NEAR:.0e} is taken for rounding. Pass {manifold}.nearest(value) to take the nearest point."
+        f"{NEAR:.0e} is taken for rounding. {way.replace('{nearest}', f'{code(manifold)}.nearest')}"
     )
+    negative, count = _reflections(manifold, x)
+    if negative:
+        text += f" {negative} of {count} matrices have determinant -1: Orthogonal admits them."
+    return text
+
+
+def _reflections(manifold: Manifold, x: Tensor, within: float = math.inf) -> tuple[int, int]:
+    """How many matrices are to be real rotations but have determinant -1, orthogonal within this; and of how many."""
+    negative = count = 0
     for factor, points in manifold.split(x):
         if isinstance(factor, SpecialOrthogonal) and not points.is_complex():
+            on = (Orthogonal().residual(points) <= within).flatten().tolist()
             signs = determinant_signs(points)
-            if -1.0 in signs:
-                text += f" {signs.count(-1.0)} of {len(signs)} matrices have determinant -1: Orthogonal admits them."
-    return text
+            negative += sum(sign == -1.0 and orthogonal for sign, orthogonal in zip(signs, on, strict=True))
+            count += len(signs)
+    return negative, count
+
+
+def _check_signs(manifold: Manifold, x: Tensor, who: str) -> None:
+    """ValueError where x has reflections, whose nearest rotation is at a distance of 2: not what rounding means."""
+    negative, count = _reflections(manifold, x, NEAR)
+    if negative:
+        raise ValueError(
+            f"{who}, shape {tuple(x.shape)}, has {negative} of {count} orthogonal matrices with determinant -1, and "
+            f"every matrix of {manifold} is at a distance of 2 or more. Orthogonal admits them; pass "
+            f"init={code(manifold)}.nearest to take the nearest rotation, or init='haar'."
+        )
 
 
 def _culprit(manifold: Manifold, x: Tensor) -> tuple[str, str]:

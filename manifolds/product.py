@@ -45,12 +45,21 @@ class ProductManifold(Manifold):
     layout: Layout | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.factors, (tuple, list)):
+            raise TypeError(
+                f"the factors of ProductManifold are a tuple of manifolds; got {self.factors!r}. Write Stiefel * "
+                f"Sphere, or ProductManifold((Stiefel, Sphere), layout)."
+            )
         factors = tuple(f() if isinstance(f, type) else f for f in self.factors)
         if not factors or not all(isinstance(f, Manifold) for f in factors):
             raise TypeError(
                 f"a product needs one or more manifolds; got {factors}. Write Stiefel**3 or Stiefel * Sphere."
             )
         object.__setattr__(self, "factors", factors)
+        if not isinstance(self.layout, Layout | None):
+            raise TypeError(
+                f"the layout of ProductManifold is a BlockSpec or a BlockSpec.pattern(...); got {self.layout!r}."
+            )
         if self.layout is None:
             object.__setattr__(self, "layout", BlockSpec(rows=len(factors), axis=0))
 
@@ -58,17 +67,21 @@ class ProductManifold(Manifold):
         return len(self.factors)
 
     def __repr__(self) -> str:
+        """Python that makes an equal product, as far as the reprs of its factors do."""
         runs: list[tuple[Manifold, int]] = []
         for factor in self.factors:
             if runs and runs[-1][0] == factor:
                 runs[-1] = (factor, runs[-1][1] + 1)
             else:
                 runs.append((factor, 1))
-        names = [f"({f})" if isinstance(f, ProductManifold) else f"{f}" for f, _ in runs]
-        text = " * ".join(n if k == 1 else f"{n}**{k}" for n, (_, k) in zip(names, runs, strict=True))
-        if self.stacked:
-            return text if len(self) > 1 else f"ProductManifold(({text},))"
-        return f"ProductManifold({text if len(self) > 1 else f'({text},)'}, {self.layout!r})"
+        # an algebra of products would make one product of all their factors
+        if self.stacked and len(self) > 1 and not any(isinstance(f, ProductManifold) and f.stacked for f, _ in runs):
+            return " * ".join(f"{f}" if k == 1 else f"{f}**{k}" for f, k in runs)
+        if all(k == 1 for _, k in runs):
+            factors = f"({', '.join(map(str, self.factors))}{',' if len(self) == 1 else ''})"
+        else:
+            factors = " + ".join(f"({f},)" if k == 1 else f"({f},) * {k}" for f, k in runs)
+        return f"ProductManifold({factors}{'' if self.stacked else f', {self.layout!r}'})"
 
     def __hash__(self) -> int:
         return self._hash

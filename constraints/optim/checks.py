@@ -14,6 +14,7 @@ from manifolds import Manifold, tolerance
 
 from ..precision import exact_products
 from ..riemannian import manifold_of, name_of
+from ..values import code
 from .bucket import compute_dtype, state_parts
 
 Group = dict[str, Any]
@@ -106,7 +107,8 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
     if not feasible:
         raise ValueError(
             f"{name_in(groups, p)} of shape {tuple(p.shape)} is not on {manifold}. Use constrain(module, name, "
-            f"{manifold}, Riemannian()), which takes the nearest point, or copy {manifold}.nearest(weight) into it."
+            f"{manifold}, Riemannian()), which takes the nearest point, or copy "
+            f"{code(manifold)}.nearest(weight) into it."
         )
 
 

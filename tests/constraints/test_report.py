@@ -76,7 +76,7 @@ def test_a_factor_that_is_a_product_is_one_factor() -> None:
     assert row.ok
     assert len(row.residuals) == len(manifold) == 3
     assert row.determinants == ("", "", "")
-    assert "(Stiefel**2) * (Sphere**2 * Orthogonal) * Euclidean" in str(report(linear))
+    assert "ProductManifold((Stiefel**2, Sphere**2 * Orthogonal, Euclidean))" in str(report(linear))
     for place, factor in ((0, 0), (5, 0), (8, 1), (13, 1), (17, 1), (21, None)):
         broken = copy.deepcopy(linear)
         with torch.no_grad():

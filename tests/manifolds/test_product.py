@@ -241,15 +241,26 @@ def test_products_are_values() -> None:
             Stiefel(retraction=retractions.cayley) * Sphere,
             "Stiefel(retraction=cayley) * Sphere",
         ),
-        (ProductManifold((Stiefel**2, Sphere)), "(Stiefel**2) * Sphere"),
+        (ProductManifold((Stiefel**2, Sphere)), "ProductManifold((Stiefel**2, Sphere))"),
+        (ProductManifold((Stiefel**2,) * 2 + (Sphere,)), "ProductManifold((Stiefel**2,) * 2 + (Sphere,))"),
         (
             ProductManifold((Stiefel, Stiefel), BlockSpec(rows=2, axis=1)),
-            "ProductManifold(Stiefel**2, BlockSpec(rows=2, axis=1))",
+            "ProductManifold((Stiefel,) * 2, BlockSpec(rows=2, axis=1))",
+        ),
+        (
+            ProductManifold((Stiefel, Sphere), BlockSpec(rows=(2, 3))) ** 2,
+            "ProductManifold((Stiefel, Sphere), BlockSpec(rows=(2, 3), axis=0))**2",
+        ),
+        (
+            ProductManifold((Stiefel,), BlockSpec.pattern("(g o) i -> g o i", g=1)),
+            "ProductManifold((Stiefel,), BlockSpec.pattern('(g o) i -> g o i', g=1))",
         ),
     ],
 )
 def test_repr_is_what_one_writes(product: ProductManifold, text: str) -> None:
     assert repr(product) == text
+    names = [Stiefel, Euclidean, Sphere, ProductManifold, BlockSpec, retractions.cayley]
+    assert eval(text, {each.__name__: each for each in names}) == product
 
 
 def test_len_layout_pack_and_unpack() -> None:
@@ -303,6 +314,12 @@ ERRORS = {
         "has 2 axes of size 1 or more; got shape (9,)",
     ),
     "no factors": (lambda: ProductManifold(()), TypeError, "a product needs one or more manifolds; got ()."),
+    "factors without a tuple": (
+        lambda: ProductManifold(Stiefel, Euclidean),
+        TypeError,
+        "Write Stiefel * Sphere, or ProductManifold((Stiefel, Sphere), layout).",
+    ),
+    "a layout that is none": (lambda: ProductManifold((Stiefel, Sphere), Sphere), TypeError, "is a BlockSpec or a"),
     "a factor that is no manifold": (lambda: ProductManifold((Stiefel, 3)), TypeError, "one or more manifolds"),
     "a class that is no manifold": (lambda: ProductManifold((Stiefel, int)), TypeError, "one or more manifolds"),
     "times a number": (lambda: Stiefel * 3, TypeError, "Stiefel * 3: a product is taken with a manifold"),
