@@ -205,10 +205,6 @@ class Bucket:
         elif value is not self.state[key]:
             self.state[key].copy_(self._keep(value, self.state[key]))
 
-    def times(self, numbers: Numbers, points: Points) -> Points:
-        """Each point times its number."""
-        return points * self._per_point(numbers)
-
     # State, parameter by parameter -----------------------------------------------------------------------
 
     def load(self, parts: Sequence[dict[str, Tensor]], numbers: frozenset[str]) -> None:

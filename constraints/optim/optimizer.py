@@ -32,10 +32,11 @@ class RiemannianOptimizer(Optimizer, ABC):
     as it was and counted in `skipped`. Parameters in bfloat16 or float16 are moved in float32, in their state
     "master"; the weight is the rounded master.
 
-    No drift: a retraction that does not renormalize, such as Cayley, leaves a rounding error in X^H X at every step.
-    `Bucket.move` adds up bounds of these errors and before their sum is `DRIFT` eps calls `Manifold.polish`, for
-    orthonormal matrices X (3I - X^H X)/2, which takes an error e to 3/4 e^2, far below eps. So after any number of
-    steps the error is that of the last few, and it needs no singular value decomposition.
+    No drift: a retraction that renormalizes, such as polar for tall matrices, leaves a rounding error of one step. One
+    that does not, such as Cayley, leaves some in X^H X at every step: `Bucket.advance` adds up bounds of these errors,
+    the "drift" of the state, and before their sum is `DRIFT` eps calls `Manifold.polish`, for orthonormal matrices
+    X (3I - X^H X)/2, which takes an error e to 3/4 e^2, far below eps. So after any number of steps the error is that
+    of the last few, and it needs no singular value decomposition.
     """
 
     _numbers: ClassVar[frozenset[str]] = frozenset()
@@ -172,9 +173,10 @@ class RiemannianOptimizer(Optimizer, ABC):
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with the repr of each group's manifold in place of the manifold.
 
-        The state of a constrained parameter holds "step", tensors of the shape of the parameter, where its memory is
-        one stack of factors, or else of its stacks of equal factors, and tensors with one number per factor. Under
-        one key lies a tensor, or a tuple of tensors if the parameter has factors of several kinds.
+        The state of a constrained parameter holds "step" and "drift", one number each; tensors of the shape of the
+        parameter, where its memory is one stack of factors, or else of its stacks of equal factors; and tensors with
+        one number per factor. Under one key lies a tensor, or a tuple of tensors if the parameter has factors of
+        several kinds.
         """
         saved = super().state_dict()
         for group in saved["param_groups"]:
