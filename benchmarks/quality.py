@@ -66,18 +66,19 @@ class Problem:
 
 def tune(problem: Problem, engine: str) -> Solved:
     """The rate that needs the fewest steps, in the mean over the seeds; seconds are still missing."""
-    best = Solved(problem.name, engine, None, None, None, None)
+    best, failure = Solved(problem.name, engine, None, None, None, None), None
     for lr in RATES:
         limit = problem.limit * problem.seeds if best.steps is None else best.steps * problem.seeds
         try:
             steps, gap = _steps_to(problem, engine, lr, limit)
-        except Exception as error:
-            return best if best.steps is not None else replace(best, cannot=why(error))
+        except Exception as error:  # at this rate, such as a point that left for infinity; others may do
+            failure = why(error)
+            continue
         if gap <= problem.goal and (best.steps is None or steps < best.steps):
             best = replace(best, lr=lr, steps=steps, gap=gap)
         elif best.steps is None and (best.gap is None or not gap >= best.gap):
             best = replace(best, gap=gap)
-    return best
+    return replace(best, cannot=failure) if best.gap is None else best
 
 
 def _steps_to(problem: Problem, engine: str, lr: float, limit: int) -> tuple[int, float]:

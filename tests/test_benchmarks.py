@@ -369,6 +369,21 @@ def test_steps_are_the_mean_over_the_seeds() -> None:
     assert quality.tune(replace(twice, limit=6), "ours").steps is None
 
 
+def test_a_rate_that_raises_is_passed_over_and_an_engine_that_raises_at_all_of_them_cannot() -> None:
+    def make(lr: float, seed: int) -> Counting:
+        if lr != 0.01:
+            raise ValueError("too far")
+        return Counting(lr)
+
+    def never(lr: float, seed: int) -> Counting:
+        raise ValueError("too far")
+
+    counted = quality.Problem("count", "counting", 1e-9, 200, 1, {"once": make, "never": never})
+    assert quality.tune(counted, "once").steps == 100
+    assert quality.tune(counted, "once").cannot is None
+    assert quality.tune(counted, "never").cannot == "ValueError: too far"
+
+
 def test_who_is_never_done_is_not_reached() -> None:
     best = quality.tune(problem(ours=1e6), "ours")
     assert (best.lr, best.steps, best.cannot) == (None, None, None)
