@@ -140,9 +140,9 @@ def test_the_tangent_norm_itself_is_clipped_once_the_normal_part_is_dropped(subj
     """The recipe of the page: the step is the same, and the bound is met exactly."""
     net, x = subject.constrained(Riemannian(), dtype=torch.float64), batch().double()
     twin = copy.deepcopy(net)
-    optimizer, other = sgd(net, 0.1), sgd(twin, 0.1)
+    optimizer, other = sgd(net, 1e-5), sgd(twin, 1e-5)
     for model in (net, twin):
-        objective(model, x).backward()
+        (1e4 * objective(model, x)).backward()
     for group in optimizer.param_groups:
         if group["manifold"] is not None:
             for p in group["params"]:
