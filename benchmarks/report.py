@@ -50,7 +50,7 @@ def number(value: float | None) -> str:
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool) -> str:
     """Columns of equal width; as markdown with rules."""
-    cells = [list(header), *[list(line) for line in lines]]
+    cells = [[cell.replace("|", r"\|") if markdown else cell for cell in line] for line in (header, *lines)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in cells]
     if not markdown:

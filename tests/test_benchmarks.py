@@ -192,6 +192,13 @@ def results(*rows: Any) -> dict[str, Any]:
     }
 
 
+def test_a_bar_within_a_cell_is_no_column() -> None:
+    """max|Q^T Q - I| is one cell of markdown, and is as it is on the terminal."""
+    lines = report.table(("a", "max|x|"), [("1", "|2|")], markdown=True).splitlines()
+    assert [line.replace(r"\|", "").count("|") for line in lines] == [3, 3, 3]
+    assert "max|x|" in report.table(("a", "max|x|"), [], markdown=False)
+
+
 def test_a_busy_machine_is_said() -> None:
     """Where the main thread had a processor for less than nine tenths of the time; not where that time is measured."""
     found = results({**row(1, 3), "running": 0.8})
