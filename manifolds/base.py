@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 class ManifoldMeta(ABCMeta):
     """Lets the algebra be written on classes: `Stiefel**3` means `Stiefel()**3`."""
 
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        frozen = getattr(getattr(cls, "__dataclass_params__", None), "frozen", False)
+        if not frozen and not cls.__abstractmethods__:
+            raise TypeError(
+                f"{cls.__name__} is a manifold, and those are values: equal where their options are, and hashable. "
+                f"Write @dataclass(frozen=True) above class {cls.__name__}, with its options as fields."
+            )
+        return super().__call__(*args, **kwargs)
+
     def __mul__(cls, other: Manifold | type[Manifold]) -> ProductManifold:
         instance: Manifold = cls()
         return instance * other

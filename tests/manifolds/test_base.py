@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
@@ -132,3 +132,29 @@ def test_constant_norm_is_said_where_it_is_so() -> None:
     ]:
         x = manifold.random(*shape, dtype=torch.float64)
         assert (float(manifold.gradient(x, x).norm()) < 1e-14) == manifold.constant_norm, manifold
+
+
+class Undecorated(Manifold):
+    """A manifold whose author forgot the decorator."""
+
+    ndim = 1
+    project = Oblique.project
+    nearest = Oblique.nearest
+    dim = Oblique.dim
+
+
+@pytest.mark.parametrize(
+    "use",
+    [Undecorated, lambda: Undecorated**2, lambda: check_manifold(Undecorated, (5,)), lambda: dataclass(Undecorated)()],
+)
+def test_a_manifold_that_is_no_frozen_dataclass_says_so(use: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"Write @dataclass\(frozen=True\) above class Undecorated"):
+        use()
+
+
+def test_a_subclass_of_a_manifold_may_have_no_options_of_its_own() -> None:
+    class Named(Oblique):
+        pass
+
+    assert repr(Named()) == "Named"
+    assert Named() == Named()
