@@ -135,8 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
         (DOCS / "benchmarks.json").write_text(text + "\n")
         figure.draw(results, DOCS / "figures" / "benchmarks.png")
-        report.write_docs(DOCS / "benchmarks.md", results)
-        print("docs/benchmarks.md, docs/benchmarks.json, docs/figures/benchmarks.png")
+        report.write_between(DOCS / "benchmarks.md", report.docs(results))
+        report.write_between(DOCS.parent / "README.md", report.readme(results))
+        print("README.md, docs/benchmarks.md, docs/benchmarks.json, docs/figures/benchmarks.png")
     return 0
 
 

@@ -181,19 +181,16 @@ def _missed(results: Json) -> str:
 
 
 def readme(results: Json) -> str:
-    """A short markdown table, one line for each of `README_ROWS`: our time, ours against others, which targets hold."""
+    """A short markdown table, one line for each of `README_ROWS`: ours against others, and which targets hold."""
     lines = []
     for row in results["rows"]:
-        times = [
-            c["median_s"] for c in row["contestants"] if c["name"].startswith("ours") and c["median_s"] is not None
-        ]
-        if row["name"] not in README_ROWS or not times:
-            continue
         judged = [v for v in row["verdicts"] if v["measured"] is not None]
+        if row["name"] not in README_ROWS or not judged:
+            continue
         missed = [f"MISSED: {v['target']} ({_rival(v)})" for v in row["verdicts"] if v["met"] is False]
         ratios = ", ".join(_ratio(v) for v in judged)
-        lines.append([row["title"], seconds(min(times)), ratios, "; ".join(missed) or "met"])
-    return table(("float32", "ours", "against others", "targets"), lines, markdown=True)
+        lines.append([row["title"], ratios, "; ".join(missed) or "met"])
+    return table(("ours", "against others", "targets"), lines, markdown=True)
 
 
 def _rival(verdict: Json) -> str:
@@ -210,11 +207,11 @@ def _ratio(verdict: Json) -> str:
     return f"{measured}x the time of {_rival(verdict)}{who}"
 
 
-def write_docs(page: Path, results: Json) -> None:
-    """Replace what is between the markers. Raises ValueError if the page does not have them."""
+def write_between(page: Path, tables: str) -> None:
+    """Replace what is between the markers of a page. Raises ValueError if the page does not have them."""
     text = page.read_text()
     before, found, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not (found and closed):
         raise ValueError(f"{page.name} needs the lines {BEGIN} and {END}, between which the tables go.")
-    page.write_text(f"{before}{BEGIN}\n\n{docs(results)}\n\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")

@@ -471,17 +471,17 @@ def test_a_profile_names_the_operators() -> None:
 def test_the_docs_are_renewed_between_their_markers(tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.write_docs(page, results(row(1, 3)))
+    report.write_between(page, report.docs(results(row(1, 3))))
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
     assert "| A row" in text
-    report.write_docs(page, results(row(1, 3)))
+    report.write_between(page, report.docs(results(row(1, 3))))
     assert page.read_text() == text
     page.write_text("no markers")
     with pytest.raises(ValueError, match="needs the lines"):
-        report.write_docs(page, results(row(1, 3)))
+        report.write_between(page, report.docs(results(row(1, 3))))
     assert page.read_text() == "no markers"
 
 

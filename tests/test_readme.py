@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -114,3 +115,23 @@ def test_files_that_the_page_links_to_are_there() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
     assert links
     assert [link for link in links if not (README.parent / link).exists()] == []
+
+
+def cells(page: Path) -> dict[str, list[str]]:
+    """The first cell of each table row of the page, and the others up to a colon."""
+    rows = [line.strip("|").split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
+    return {first.strip(): [cell.partition(":")[0].strip() for cell in rest] for first, *rest in rows}
+
+
+def test_the_comparison_with_others_is_that_of_the_checks() -> None:
+    mine, measured = cells(README), cells(README.parent / "docs" / "lifecycle.md")
+    shared = [row for row in mine if row in measured and row]
+    assert len(shared) == 12
+    assert [row for row in shared if mine[row] != measured[row]] == []
+
+
+def test_the_speeds_are_those_of_the_last_run() -> None:
+    from benchmarks import report
+
+    found = json.loads((README.parent / "docs" / "benchmarks.json").read_text())
+    assert report.readme(found) in README.read_text()
