@@ -325,4 +325,4 @@ class LongLife(Life):
 TestLife = Life.TestCase
 TestLife.settings = settings(max_examples=60, stateful_step_count=20)
 TestLongLife = pytest.mark.slow(pytest.mark.timeout(1500)(LongLife.TestCase))
-TestLongLife.settings = settings(max_examples=400, stateful_step_count=40)
+TestLongLife.settings = settings(max_examples=1000, stateful_step_count=40)

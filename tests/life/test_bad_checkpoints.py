@@ -218,7 +218,7 @@ def test_a_small_error_is_projected_and_a_large_one_is_not(subject: Subject, met
     torch.testing.assert_close(weights(net)[name], weights(other)[name], rtol=0, atol=1e-5)
     state[name] *= 1.1
     before = bits(net)
-    with pytest.raises(ValueError, match=r"is not on .*nearest\(value\)"):
+    with pytest.raises(ValueError, match=r"is not on .*nearest\("):
         net.load_state_dict(state)
     assert same(bits(net), before)
 
@@ -228,7 +228,7 @@ def test_a_small_error_is_projected_and_a_large_one_is_not(subject: Subject, met
 def test_a_checkpoint_off_the_manifold_is_taken_once_it_is_projected(subject: Subject, method: Method) -> None:
     """The way out that the error names."""
     net, plain = subject.constrained(method), subject.plain(5)
-    with pytest.raises(ValueError, match=r"nearest\(value\)"):
+    with pytest.raises(ValueError, match=r"nearest\("):
         net.load_state_dict(plain.state_dict())
     state = plain.state_dict()
     for e in held(net):
