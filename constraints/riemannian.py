@@ -21,7 +21,7 @@ from manifolds import Manifold
 
 from .method import Method, Site
 from .precision import exact_products
-from .values import at_least_float32, code, near
+from .values import at_least_float32, code, is_near
 
 KEY = "_riemannian_constraints"
 LOOK_EVERY = 100  # steps: what a Gram matrix costs then is nothing
@@ -33,9 +33,9 @@ class Riemannian(Method):
 
     Name, state_dict key and forward pass are those of the plain module. `requires_grad_`, `.to`, deepcopy and pickle
     keep the constraint. A step of any other optimizer raises ValueError, for it would leave the manifold silently.
-    A step also raises ValueError where the Parameter was changed in place, as by torch.nn.init, to a value that is not
-    on the manifold. Torch does not count writes to `.data`: they are seen at the first step of an optimizer and at
-    every 100th after it. A half precision Parameter holds the point rounded; the optimizers keep it in float32.
+    So does a step where the Parameter or its `.data` was changed in place, as by torch.nn.init, to what is not on the
+    manifold; on accelerators `.data` is looked at by every 100th step only. A half precision Parameter holds the point
+    rounded; the optimizers keep it in float32.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
     >>> sorted(layer.state_dict())
@@ -277,10 +277,15 @@ def _check_point(records: Records, attribute: str, p: nn.Parameter) -> None:
     manifold = records.manifolds[attribute]
     x = at_least_float32(p)
     with exact_products(p.device.type):
-        on = bool(x.isfinite().all()) and bool((manifold.residual(x) <= near(p.dtype)).all())
+        on = is_near(manifold, x, p.dtype)
     if not on:
-        raise ValueError(
-            f"{records.names[attribute]} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, "
-            f"where Riemannian() holds it. Write a point: module.{attribute}.copy_({code(manifold)}.nearest(value)) "
-            f"under torch.no_grad(), or unconstrain it and constrain it again with init=value."
-        )
+        raise off(records.names[attribute], p, manifold)
+
+
+def off(name: str, p: Tensor, manifold: Manifold) -> ValueError:
+    """The error for a parameter whose value was changed to one that is not on its manifold."""
+    return ValueError(
+        f"{name} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, where it is held. Write "
+        f"a point into it, by .copy_({code(manifold)}.nearest(value)) under torch.no_grad(), or unconstrain it, set it "
+        f"and constrain it again."
+    )

@@ -107,6 +107,11 @@ def near(dtype: torch.dtype) -> float:
     return max(NEAR, 4 * torch.finfo(dtype).eps)
 
 
+def is_near(manifold: Manifold, x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether x, which was held in this dtype, has finite entries and is on the manifold to rounding."""
+    return bool(x.isfinite().all()) and bool((manifold.residual(x) <= near(dtype)).all())
+
+
 def check_finite(x: Tensor, who: str) -> None:
     """ValueError where x has NaN or infinite entries."""
     if not bool(torch.isfinite(x).all()):

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from manifolds import Manifold
+from manifolds import Euclidean, Manifold
 from manifolds._tiny import batch_last, in_order_of, is_many_tiny
+
+from ..values import is_near
 
 Points = Inexact[Tensor, "B *point"]
 Numbers = Float[Tensor, " B"]
@@ -103,6 +105,7 @@ class Bucket:
         self.state: dict[str, Tensor] = {}
         self.drift: Float[Tensor, ""] | None = None  # of x since it was last polished, in eps; None if none is kept
         self._drift = math.inf  # the same, without looking at a tensor; unknown at first
+        self._written: complex = math.nan  # the sum of x as it was written; NaN, which is equal to nothing, at first
         self._sources = [leaf.source for leaf in leaves]
         # the values of the parameters, in their own dtype
         self._held = Rows(home, leaves) if home is not None else Rows.new(self.shape, kind.dtype, self.device, leaves)
@@ -127,8 +130,8 @@ class Bucket:
         if held.dtype == self.dtype:
             self.x = held
         elif "master" in self.state:
-            self.x = self.state["master"]
-            self.x += held.to(self.dtype) - self.x.to(held.dtype).to(self.dtype)
+            master = self.state["master"]
+            self.x = master + (held.to(self.dtype) - master.to(held.dtype).to(self.dtype))
         else:
             self.x = self.state["master"] = self.factor.nearest(held.to(self.dtype))
 
@@ -137,9 +140,20 @@ class Bucket:
         self.x.copy_(self._keep(y, self.x))
         if self._held.rows is not self.x:
             self._held.rows.copy_(self.x)
+            if "master" in self.state:
+                self.state["master"].copy_(self.x)
         if not self._direct:
             self._held.scatter([cut[i] for i in self._sources])
+        if can_look(self.device):
+            self._written = _sum(self.x)
         del self.g, self.x
+
+    def off(self) -> Leaf | None:
+        """On CPU, a leaf with a point off its manifold; looked at only where x is not what was written last."""
+        if isinstance(self.factor, Euclidean) or not can_look(self.device) or _sum(self.x) == self._written:
+            return None
+        leaves = ((leaf, self.x[leaf.start : leaf.stop]) for leaf in self.leaves)
+        return next((leaf for leaf, x in leaves if not is_near(self.factor, x, self.kind.dtype)), None)
 
     def not_finite(self) -> Leaf | None:
         """A leaf with NaN or Inf in its gradient, on CPU."""
@@ -243,6 +257,12 @@ class Bucket:
 
     def _counter(self, steps: float) -> Float[Tensor, ""]:
         return torch.full((), steps, dtype=torch.float32, device=self.device if self.kind.capturable else "cpu")
+
+
+def _sum(points: Tensor) -> complex:
+    """A number that is another one, but for rare chance, when anything was written to the points."""
+    total: complex = points.sum().item()
+    return total
 
 
 def _flat(points: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..precision import exact_products
-from ..riemannian import look, param_groups
+from ..riemannian import look, off, param_groups
 from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
 from .plan import Member, Plan
@@ -69,7 +69,8 @@ class RiemannianOptimizer(Optimizer, ABC):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient, once; the loss of closure, which is called with gradients enabled.
 
-        Raises ValueError for a gradient of a constrained parameter that is sparse, or not finite; nothing is changed.
+        Raises ValueError for a gradient of a constrained parameter that is sparse, or not finite, and, looked at on CPU
+        only, for a value that was changed to one off its manifold; nothing is changed.
         """
         loss = None
         if closure is not None:
@@ -77,6 +78,13 @@ class RiemannianOptimizer(Optimizer, ABC):
                 loss = closure()
         free = self._free()
         plan = self._plan_step()
+        with exact_products(*{bucket.device.type for bucket in plan.buckets}):
+            plan.read_points()
+            for bucket in plan.buckets:
+                leaf = bucket.off()
+                if leaf is not None:
+                    member = plan.members[leaf.member]
+                    raise off(name_in(self.param_groups, member.parameter), member.parameter, member.manifold)
         for bucket in plan.buckets:
             leaf = bucket.not_finite()
             if leaf is not None:
@@ -84,7 +92,6 @@ class RiemannianOptimizer(Optimizer, ABC):
         for group, params in free:
             self._step_free(group, params, [p.grad for p in params if p.grad is not None])
         with exact_products(*{bucket.device.type for bucket in plan.buckets}):
-            plan.read_points()
             plan.write_points(self._move(bucket, self.param_groups[bucket.kind.group]) for bucket in plan.buckets)
         self._count_skipped(plan)
         plan.publish(self.state)

@@ -255,12 +255,13 @@ def test_a_write_to_data_is_seen_at_the_first_step() -> None:
         optimizer.step()
 
 
-def test_a_write_to_data_is_seen_within_a_hundred_steps() -> None:
+def test_a_write_to_data_of_a_weight_without_a_gradient_is_seen_within_a_hundred_steps() -> None:
     linear = constrain(nn.Linear(2, 2), "weight", Orthogonal, Riemannian())
     optimizer = RiemannianSGD(linear, lr=1e-2)
     linear.weight.grad = torch.zeros(2, 2)
     optimizer.step()
     linear.weight.data.zero_()
+    linear.weight.grad = None
     for _ in range(engine.LOOK_EVERY - 1):
         optimizer.step()
     with pytest.raises(ValueError, match=r"weight of shape \(2, 2\).*not on Orthogonal"):
@@ -385,3 +386,56 @@ def test_a_group_may_keep_a_tensor_that_no_module_holds() -> None:
         optimizer.step()
     for p in (linear.weight, free, left):
         assert bool(Stiefel().contains(p.detach()).all())
+
+
+def _set(p: nn.Parameter) -> None:
+    p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).to(p.dtype)
+
+
+WRITES: dict[str, Callable[[nn.Parameter], None]] = {
+    "another tensor": _set,
+    "scaled a little": lambda p: p.data.mul_(1.1),
+    "shrunk": lambda p: p.data.mul_(1e-6),
+    "a column of zeros": lambda p: p.data[..., 0].zero_(),
+    "NaN": lambda p: p.data.fill_(float("nan")),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("manifold", [Stiefel(), Sphere(), Stiefel() ** 2], ids=str)
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_to_data_is_an_error_at_the_next_step(write: str, manifold: Manifold, dtype: torch.dtype) -> None:
+    """On CPU; no step is made, also of free tensors, and a gradient that is not finite then is not blamed."""
+    layer = constrain(nn.Linear(3, 8), "weight", manifold, Riemannian()).to(dtype)
+    optimizer = RiemannianAdam(layer, lr=0.01)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for _ in range(4):
+        optimizer.zero_grad()
+        layer(x).square().mean().backward()
+        optimizer.step()
+    WRITES[write](layer.weight)
+    layer.zero_grad()
+    layer(x).square().mean().backward()
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match=r"weight of shape \(8, 3\) was changed to a value that is not on"):
+        optimizer.step()
+    torch.testing.assert_close(layer.bias, before["bias"], rtol=0, atol=0)
+    torch.testing.assert_close(layer.weight.data, before["weight"], rtol=0, atol=0, equal_nan=True)
+    with torch.no_grad():
+        layer.weight.copy_(manifold.random(8, 3))
+    layer.zero_grad()
+    layer(x).square().mean().backward()
+    optimizer.step()
+
+
+def test_a_point_written_to_data_is_taken() -> None:
+    layer = constrain(nn.Linear(4, 4), "weight", Stiefel, Riemannian())
+    optimizer = RiemannianSGD(layer, lr=0.0)
+    point = Stiefel().random(4, 4)
+    for _ in range(2):
+        layer(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        layer.weight.data.copy_(point)
+    layer(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), point, rtol=0, atol=1e-6)
