@@ -26,7 +26,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def constrain(
     module: M,
-    name: str,
+    name: str | Sequence[str],
     manifold: Manifold | type[Manifold],
     method: Method = Trivialization(),  # noqa: B008 (a frozen value)
     *,
@@ -35,7 +35,7 @@ def constrain(
 ) -> M:
     """Hold module.name on a manifold, from now to `unconstrain`. Returns the module.
 
-    name: dotted, or a glob over dotted names: "encoder.*.self_attn.in_proj_weight".
+    name: dotted, a glob over dotted names, "encoder.*.self_attn.in_proj_weight", or a list of those.
     manifold: its class or an instance. Axes before those of one point are batch axes: a stack (E, n, p) under Stiefel
     is E matrices.
     method: `Trivialization()`, which any optimizer trains, or `Riemannian()`, which leaves a plain Parameter. To change
@@ -82,10 +82,10 @@ def constrain(
     return module
 
 
-def unconstrain(module: M, name: str) -> M:
+def unconstrain(module: M, name: str | Sequence[str]) -> M:
     """Leave module.name a plain Parameter with its present value, bit for bit. Returns the module.
 
-    name: dotted or a glob, as for `constrain`; a glob may also match tensors that are not constrained. Under both
+    name: as for `constrain`; a glob may also match tensors that are not constrained. Under both
     engines the Parameter stays the same object; make a new optimizer, for the old one has the momentum of the
     constraint, and a Riemannian one its manifold.
     Raises ValueError where no constrained tensor matches, or where a tensor is shared under names that do not match.
@@ -108,8 +108,8 @@ def unconstrain(module: M, name: str) -> M:
         group = groups.get(each.identity, [each])
         if each not in group:
             raise ValueError(
-                f"{group[0].name} shares its tensor with {each.name}; give a glob that matches both, so that they "
-                f"stay tied."
+                f"{group[0].name} shares its tensor with {each.name}; give both names, "
+                f"{[group[0].name, each.name]}, so that they stay tied."
             )
     for group in groups.values():
         group[0].method.release([(each.owner, each.attribute) for each in group])
@@ -147,9 +147,9 @@ def _free_parameter(owner: nn.Module, attribute: str, method: Method) -> nn.Para
     return parameter
 
 
-def _among(name: str, site: Site, groups: Collection[Sequence[Site]]) -> str:
+def _among(name: str | Sequence[str], site: Site, groups: Collection[Sequence[Site]]) -> str:
     """What to do about one tensor of many that a glob matches."""
-    if site.name == name:
+    if site.name == name or (not isinstance(name, str) and site.name in name):
         return ""
     return (
         f" {name!r} matches {len(groups)} tensors, and {site.name} among them. If it was not meant, write a glob that "
@@ -164,10 +164,20 @@ def _check_ties(module: nn.Module, shared: dict[int, list[Site]], method: Method
     for full, (owner, attribute) in tensors(module).items():
         sites = shared.get(id(owner._parameters.get(attribute)))
         if sites is not None and all((site.owner, site.attribute) != (owner, attribute) for site in sites):
+            names = _names_of(module, sites[0].parameter)
             raise ValueError(
-                f"{sites[0]} is tied to {full}, and Trivialization would untie them. Give a glob that matches both "
-                f"names, or use Riemannian(), which leaves one Parameter."
+                f"{sites[0]} is tied to {full}, and Trivialization would untie them. Give all its names, {names}, "
+                f"or a glob that matches them, or use Riemannian(), which leaves one Parameter."
             )
+
+
+def _names_of(module: nn.Module, parameter: nn.Parameter) -> list[str]:
+    """One name for each place where a Parameter is."""
+    places: dict[tuple[nn.Module, str], str] = {}
+    for full, (owner, attribute) in tensors(module).items():
+        if owner._parameters.get(attribute) is parameter:
+            places.setdefault((owner, attribute), full)
+    return list(places.values())
 
 
 def _fit(manifold: Manifold, layout: Layout | None, site: Site) -> Manifold:
@@ -196,7 +206,10 @@ def _with_layout(manifold: Manifold, layout: Layout, shape: tuple[int, ...]) -> 
         return manifold
     ndim = layout.ndim(manifold.ndim)
     if len(shape) < ndim:
-        raise ValueError(f"{layout} cuts points of {ndim} axes.")
+        raise ValueError(
+            f"{layout} cuts points of {ndim} axes, and the tensor has {len(shape)}. Write a layout of axes that it "
+            f"has, or reshape the tensor in its module."
+        )
     return ProductManifold((manifold,) * len(layout.shapes(shape[len(shape) - ndim :])), layout)
 
 

@@ -7,11 +7,14 @@ share, so that removing a property from one takes it from all. Here a copy is re
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+
+from .names import describe
 
 
 def make_copyable(module: nn.Module) -> None:
@@ -20,6 +23,7 @@ def make_copyable(module: nn.Module) -> None:
     if "__deepcopy__" in vars(kind):  # torch's; one that the user wrote is inherited and stays
         del kind.__deepcopy__
     kind.__reduce_ex__ = _reduce
+    kind.register_parameter = _refusing(kind.__bases__[0].register_parameter)
     if isinstance(module, nn.RNNBase):
         kind._apply = _move
 
@@ -37,6 +41,20 @@ def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     forget_computed_weights(module)
     state = {key: value for key, value in module.__dict__.items() if key != "_flat_weight_refs"}
     return _blank, (parametrize.type_before_parametrizations(module),), state
+
+
+def _refusing(register: Callable[[nn.Module, str, nn.Parameter | None], None]) -> Callable[..., None]:
+    """`register_parameter`, which `module.weight = Parameter` calls, with an error of its own for computed tensors."""
+
+    def register_parameter(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if parametrize.is_parametrized(module, name):
+            raise ValueError(
+                f"{describe(module, name)} is computed by a parametrization, and no Parameter can take its place. "
+                f"Assign a tensor, module.{name} = value.detach(), which moves it there, or unconstrain it first."
+            )
+        register(module, name, param)
+
+    return register_parameter
 
 
 def _move(module: nn.RNNBase, fn: Any, recurse: bool = True) -> Any:

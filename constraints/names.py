@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -36,11 +36,21 @@ def tensors(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     return found
 
 
-def match(module: nn.Module, name: str) -> dict[str, tuple[nn.Module, str]]:
-    """The tensors that a dotted name or a glob over dotted names stands for.
+def match(module: nn.Module, name: str | Sequence[str]) -> dict[str, tuple[nn.Module, str]]:
+    """The tensors that a dotted name, a glob over dotted names, or a list of those stands for.
 
-    Raises ValueError where there is none, with the names that come near.
+    Raises ValueError where there is none, of any in a list, with the names that come near; TypeError for what is no
+    module or no name.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"a constraint is of a torch.nn.Module and the name of its tensor, as in constrain(model, 'layer.weight', "
+            f"Stiefel); got a {type(module).__name__} for the module."
+        )
+    if isinstance(name, (list, tuple)) and name:
+        return {full: place for each in name for full, place in match(module, each).items()}
+    if not isinstance(name, str):
+        raise TypeError(f"a name is 'layer.weight', a glob, or a list of those; got {name!r}.")
     found = tensors(module)
     if name in found:
         return {name: found[name]}

@@ -202,6 +202,12 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for records, attribute, p in looked.held:
         if attribute not in records.parameters:
             raise _lost(records, attribute)
+        if records.parameters[attribute] is not p:
+            raise ValueError(
+                f"{records.names[attribute]} of shape {tuple(p.shape)} is another Parameter now than the one that this "
+                f"{type(optimizer).__name__} holds, which nothing uses. Write into the Parameter instead, by "
+                f".copy_(value) under torch.no_grad(), or make a new optimizer."
+            )
         captured = p.device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # values cannot be looked at
         again = looked.steps % LOOK_EVERY == 0 and not captured  # a write to .data leaves the version as it is
         if again or records.versions.get(attribute) != p._version:
@@ -238,6 +244,12 @@ def look(optimizer: Optimizer) -> Looked:
                     gone.append((p, manifold, None))
             else:
                 records, attribute = constrained[id(p)]
+                if not blind and "manifold" in group and manifold is None:
+                    raise ValueError(
+                        f"{records.names[attribute]} of shape {tuple(p.shape)} is constrained to "
+                        f"{records.manifolds[attribute]}, but this {type(optimizer).__name__} was made before it was. "
+                        f"Make it again after constrain: {type(optimizer).__name__}(model, ...)."
+                    )
                 if blind or manifold is None:
                     raise ValueError(
                         f"{records.names[attribute]} of shape {tuple(p.shape)} is held on "
@@ -267,8 +279,8 @@ def _lost(records: Records, attribute: str) -> ValueError:
     return ValueError(
         f"{records.names[attribute]} was held on {records.manifolds[attribute]} by Riemannian(), but is no Parameter "
         f"any more: a parametrization, weight_norm or pruning computes it from another tensor, which is free. Undo "
-        f"that, and unconstrain it first; or constrain it with Trivialization(), which other parametrizations may "
-        f"follow."
+        f"that, and unconstrain it first; or constrain it with Trivialization(), on top of which torch composes "
+        f"parametrizations of one tensor, as spectral_norm."
     )
 
 

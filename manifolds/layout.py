@@ -263,7 +263,8 @@ class Pattern(Layout):
             if len(unknown) > 1:
                 raise ValueError(
                     f"{self}: the axis {text} of length {length} has unknown sizes {' and '.join(unknown)} with "
-                    f"{told}; got shape {shape}. Give all but one of them, or pass shape= of the packed tensor."
+                    f"{told}; got shape {shape}. Give all but one of them, as {unknown[0]}=..."
+                    + (", or pass shape= of the packed tensor." if side else ", after the pattern.")
                 )
             if length == 0 or length % product or (not unknown and length != product):
                 raise ValueError(f"{self}: {told} does not fit the axis {text} of length {length} of shape {shape}.")

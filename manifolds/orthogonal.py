@@ -197,9 +197,10 @@ class SpecialOrthogonal(Manifold):
 def _check_square(name: str, shape: Sequence[int]) -> None:
     _, (n, m) = check_ndim(name, shape, 2)
     if n != m:
+        such = f", such as {name}**{n // m}" if n % m == 0 and len(shape) == 2 else ""
         raise ValueError(
             f"{name} holds square matrices; got shape {tuple(shape)}. Use Stiefel for orthonormal columns (or rows), "
-            f"or a product with a layout that cuts the tensor into square blocks, such as {name}**{max(n // m, 2)}."
+            f"or a product with a layout that cuts the tensor into square blocks{such}."
         )
 
 

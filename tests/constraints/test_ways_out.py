@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from typing import Any
 
@@ -9,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from constraints import BlockSpec, Riemannian, Trivialization, constrain, report
+from constraints import BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.method import Method
-from constraints.optim import RiemannianSGD
-from manifolds import ProductManifold, SpecialOrthogonal, Sphere, Stiefel
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from manifolds import Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
 
 # Ways out that are code ---------------------------------------------------------------------------------------------
 
@@ -110,3 +112,122 @@ def test_an_ordinary_weight_of_negative_determinant_takes_the_nearest_rotation()
         layer.weight.copy_(2 * torch.diag(torch.tensor([1.0, 1, 1, -1])))
     constrain(layer, "weight", SpecialOrthogonal)
     assert report(layer)[0].determinants == ("+",)
+
+
+# Names --------------------------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """An embedding whose table is the last layer too, under names that no glob has in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(10, 6)
+        self.lm_head = nn.Linear(6, 10, bias=False)
+        self.lm_head.weight = self.wte.weight
+
+
+def test_tied_tensors_are_constrained_and_let_go_by_the_names_that_the_error_gives() -> None:
+    net = Tied()
+    with pytest.raises(ValueError, match=r"tied to wte\.weight") as caught:
+        constrain(net, "lm_head.weight", Sphere)
+    (code,) = re.findall(r"\[.*\]", str(caught.value))
+    assert eval(code) == ["wte.weight", "lm_head.weight"]
+    constrain(net, eval(code), Sphere)
+    assert [row.name for row in report(net)] == ["wte.weight"]
+    assert torch.equal(net.wte.weight, net.lm_head.weight)
+    with pytest.raises(ValueError, match="give both names") as caught:
+        unconstrain(net, "wte.weight")
+    (code,) = re.findall(r"\[.*\]", str(caught.value))
+    unconstrain(net, eval(code))
+    assert net.wte.weight is net.lm_head.weight
+
+
+def test_a_list_of_names_is_all_or_nothing() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"no parameter that matches '2\.weight'"):
+        constrain(net, ["0.weight", "2.weight"], Stiefel)
+    assert report(net) == []
+    with pytest.raises(ValueError, match=r"shape \(3,\)") as caught:
+        constrain(net, ["0.weight", "0.bias"], Stiefel)
+    assert "glob" not in str(caught.value)
+    assert report(net) == []
+    constrain(net, ["0.weight", "1.*ght"], Stiefel)
+    assert [row.name for row in report(net)] == ["0.weight", "1.weight"]
+
+
+@pytest.mark.parametrize("name", [3, None, [], ["weight", 3]])
+def test_what_is_no_name_is_a_type_error(name: Any) -> None:
+    with pytest.raises(TypeError, match=r"a name is 'layer\.weight', a glob, or a list"):
+        constrain(nn.Linear(3, 3), name, Stiefel)
+
+
+def test_a_tensor_is_no_module() -> None:
+    tensor: Any = torch.eye(3)
+    with pytest.raises(TypeError, match=r"constrain\(model, 'layer\.weight', Stiefel\); got a Tensor"):
+        constrain(tensor, "weight", Stiefel)
+
+
+# The order of things ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [RiemannianSGD, RiemannianAdam])
+def test_an_optimizer_that_was_made_before_constrain_is_to_be_made_again(kind: Any) -> None:
+    layer = nn.Linear(3, 3)
+    optimizer = kind(layer, lr=0.1)
+    constrain(layer, "weight", Stiefel, Riemannian())
+    layer(torch.ones(2, 3)).sum().backward()
+    with pytest.raises(ValueError, match=rf"made before it was\. Make it again.*{kind.__name__}\(model"):
+        optimizer.step()
+    kind(layer, lr=0.1).step()
+
+
+def test_a_parameter_for_a_trivialized_weight_is_refused_with_the_way_out() -> None:
+    layer = constrain(nn.Linear(3, 3), "weight", Stiefel)
+    for each in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        value = nn.Parameter(Stiefel().random(3, 3))
+        with pytest.raises(ValueError, match=r"weight of Linear.*module\.weight = value\.detach\(\)"):
+            each.weight = value
+        each.weight = value.detach()
+        torch.testing.assert_close(each.weight, value)
+        each.extra = nn.Parameter(torch.zeros(2))
+        unconstrain(each, "weight")
+        each.weight = value
+        assert each.weight is value
+
+
+def test_a_riemannian_parameter_that_was_replaced_is_not_trained_without_a_word() -> None:
+    layer = constrain(nn.Linear(3, 3), "weight", Stiefel, Riemannian())
+    optimizer = RiemannianSGD(layer, lr=0.1)
+    layer(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    layer.weight = nn.Parameter(Stiefel().random(3, 3))
+    layer(torch.ones(2, 3)).sum().backward()
+    with pytest.raises(ValueError, match=r"another Parameter now than the one that this RiemannianSGD holds"):
+        optimizer.step()
+    RiemannianSGD(layer, lr=0.1).step()
+    layer.weight = nn.Parameter(torch.randn(3, 3))
+    with pytest.raises(ValueError, match="is not on Stiefel"):
+        RiemannianSGD(layer, lr=0.1)
+
+
+# Layouts and gradients ----------------------------------------------------------------------------------------------
+
+
+def test_errors_about_layouts_say_what_to_write() -> None:
+    with pytest.raises(ValueError, match=r"3 axes, and the tensor has 2\. Write a layout of axes that it has"):
+        constrain(nn.Linear(3, 4), "weight", Stiefel, layout=BlockSpec.pattern("a b c -> a b c"))
+    with pytest.raises(ValueError, match=r"Give all but one of them, as g=\.\.\., after the pattern\.$"):
+        constrain(nn.Linear(3, 4), "weight", Stiefel, layout=BlockSpec.pattern("(g o) i -> g o i"))
+    with pytest.raises(ValueError, match=r"square blocks\.$"):
+        constrain(nn.GRU(5, 4), "weight_ih_l0", Orthogonal**3)
+    with pytest.raises(ValueError, match=r"such as Orthogonal\*\*4\.$"):
+        constrain(nn.Linear(4, 16), "weight", Orthogonal)
+
+
+def test_a_sparse_gradient_names_the_option_that_makes_it() -> None:
+    table = constrain(nn.Embedding(5, 3, sparse=True), "weight", Sphere, Riemannian())
+    optimizer = RiemannianSGD(table, lr=0.1)
+    table(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match=r"sparse layout\. Nothing was changed\. Make its layer with sparse=False\.$"):
+        optimizer.step()
