@@ -57,6 +57,7 @@ class Sphere(GeodesicManifold):
     def retract(self, x: Points, v: Points) -> Points:
         """(x + v) / |x + v|."""
         y = x + v
+        y = y / y.detach().abs().amax(-1, keepdim=True)  # the square of a huge step would overflow
         return y / inner(y, y, 1).sqrt().unsqueeze(-1)
 
     def exp(self, x: Points, v: Points) -> Points:

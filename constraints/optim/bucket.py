@@ -121,7 +121,7 @@ class Bucket:
         else:
             self.g = self._gathered.gather([cut[i] for i in self._sources])
         if not can_look(self.device):
-            self.ok = _flat(torch.isfinite(self.g)).all(1)
+            self.ok = torch.isfinite(_norms(self.g))
             self.g = torch.where(self._per_point(self.ok), self.g, 0)
 
     def read_points(self, cut: Sequence[Tensor]) -> None:
@@ -135,6 +135,15 @@ class Bucket:
         else:
             self.x = self.state["master"] = self.factor.nearest(held.to(self.dtype))
 
+    def lost(self, y: Points) -> bool:
+        """Whether y, which is to be written, has NaN or Inf; on CPU."""
+        if not can_look(self.device):
+            return False
+        total = _sum(y)
+        # sums of one order only are equal
+        self._written = total if y.stride() == self.x.stride() else math.nan
+        return not cmath.isfinite(total)
+
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""
         self.x.copy_(self._keep(y, self.x))
@@ -144,7 +153,7 @@ class Bucket:
                 self.state["master"].copy_(self.x)
         if not self._direct:
             self._held.scatter([cut[i] for i in self._sources])
-        if can_look(self.device):
+        if can_look(self.device) and cmath.isnan(self._written):
             self._written = _sum(self.x)
         del self.g, self.x
 
@@ -156,11 +165,11 @@ class Bucket:
         return next((leaf for leaf, x in leaves if not is_near(self.factor, x, self.kind.dtype)), None)
 
     def not_finite(self) -> Leaf | None:
-        """A leaf with NaN or Inf in its gradient, on CPU."""
-        # the sum of finite numbers may overflow, so it can only acquit
-        if self.ok is not None or cmath.isfinite(self.g.sum().item()):
+        """A leaf with a gradient whose norm is NaN or Inf, or overflows as the optimizer squares it; on CPU."""
+        # the norm of all of them may overflow where none of theirs does, so it can only acquit
+        if self.ok is not None or math.isfinite(torch.linalg.vector_norm(self.g).item()):
             return None
-        bad = (leaf for leaf in self.leaves if not bool(torch.isfinite(self.g[leaf.start : leaf.stop]).all()))
+        bad = (leaf for leaf in self.leaves if not bool(torch.isfinite(_norms(self.g[leaf.start : leaf.stop])).all()))
         return next(bad, None)
 
     # What an optimizer calls -----------------------------------------------------------------------------
@@ -263,6 +272,11 @@ def _sum(points: Tensor) -> complex:
     """A number that is another one, but for rare chance, when anything was written to the points."""
     total: complex = points.sum().item()
     return total
+
+
+def _norms(points: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(_flat(points), dim=1)
+    return norms
 
 
 def _flat(points: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
 from .plan import Member, Plan
 
+FIND = "Look for the cause in the loss, or skip this step"
+
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Group]
 
 
@@ -88,14 +90,31 @@ class RiemannianOptimizer(Optimizer, ABC):
         for bucket in plan.buckets:
             leaf = bucket.not_finite()
             if leaf is not None:
-                self._refuse_gradient(plan.members[leaf.member].parameter, "NaN or Inf")
+                self._refuse_gradient(
+                    plan.members[leaf.member].parameter, f"NaN or Inf, or a norm that overflows in {bucket.dtype}", FIND
+                )
         for group, params in free:
             self._step_free(group, params, [p.grad for p in params if p.grad is not None])
         with exact_products(*{bucket.device.type for bucket in plan.buckets}):
-            plan.write_points(self._move(bucket, self.param_groups[bucket.kind.group]) for bucket in plan.buckets)
+            plan.write_points([self._reach(bucket, plan) for bucket in plan.buckets])
         self._count_skipped(plan)
         plan.publish(self.state)
         return loss
+
+    def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
+        """`_move`. Raises ValueError where the step is too long to be computed; no point has moved then."""
+        try:
+            y = self._move(bucket, self.param_groups[bucket.kind.group])
+            if not bucket.lost(y):
+                return y
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            pass
+        member = plan.members[bucket.leaves[0].member]
+        raise ValueError(
+            f"the step of {name_in(self.param_groups, member.parameter)}, shape {tuple(member.parameter.shape)}, is so "
+            f"long that {member.manifold} has no point there in {bucket.dtype}. No constrained parameter was moved; "
+            f"lower lr, or clip the gradient."
+        )
 
     @property
     def skipped(self) -> int:
@@ -108,7 +127,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         free = [(group, [p for p in group["params"] if p.grad is not None]) for group in groups]
         if not self._takes_sparse:
             for p in (p for _, params in free for p in params if p.grad.is_sparse):
-                self._refuse_gradient(p, "a sparse layout")
+                self._refuse_gradient(p, "a sparse layout", "Make its layer with sparse=False")
         return [(group, params) for group, params in free if params]
 
     def _plan_step(self) -> Plan:
@@ -119,7 +138,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         grads = [p.grad for p in params]
         for p, grad in zip(params, grads, strict=True):
             if grad.is_sparse:
-                self._refuse_gradient(p, "a sparse layout")
+                self._refuse_gradient(p, "a sparse layout", "Make its layer with sparse=False")
         plan = self._plan
         if plan is None or not plan.fits(params, options, self.state):
             first = dict(zip((i for i, _ in groups), options, strict=True))
@@ -153,10 +172,10 @@ class RiemannianOptimizer(Optimizer, ABC):
                 count = self._skipped.setdefault(bucket.device, torch.zeros((), dtype=torch.long, device=bucket.device))
                 count += (~bucket.ok).sum()
 
-    def _refuse_gradient(self, p: Tensor, what: str) -> NoReturn:
+    def _refuse_gradient(self, p: Tensor, what: str, way: str) -> NoReturn:
         raise ValueError(
             f"the gradient of {name_in(self.param_groups, p)}, shape {tuple(p.shape)}, has {what}. Nothing was "
-            f"changed; look for the cause in the loss, or skip this step."
+            f"changed. {way}."
         )
 
     # Parameters ------------------------------------------------------------------------------------------

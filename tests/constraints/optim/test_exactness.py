@@ -232,11 +232,58 @@ def test_a_bad_gradient_is_an_error_before_anything_is_changed(
     assert not any(torch.equal(p.detach(), x) for p, x in zip(params, before[0], strict=True))
 
 
-def test_a_sum_that_overflows_is_no_bad_gradient() -> None:
-    """Finite gradients whose sum is not finite are taken."""
-    p = nn.Parameter(Sphere().random(4))
-    p.grad = torch.full((4,), 3e38)
+def test_a_norm_that_overflows_for_all_points_together_is_no_bad_gradient() -> None:
+    """Gradients are taken whose norms are finite and whose joint norm is not."""
+    p = nn.Parameter(Sphere().random(400, 4))
+    p.grad = torch.full((400, 4), 5e18)
+    assert not torch.isfinite(p.grad.norm())
     RiemannianSGD([{"params": [p], "manifold": Sphere()}], lr=0.0).step()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("manifold", "shape"),
+    [
+        (Sphere(), (4, 5)),
+        (Stiefel(), (6, 3)),
+        (Stiefel(), (3, 6)),
+        (Stiefel(), (40, 40)),
+        (Stiefel(), (600, 3, 3)),
+        (Stiefel(retraction=retractions.qr), (6, 3)),
+        (Stiefel(retraction=retractions.cayley), (6, 3)),
+        (Stiefel(retraction=retractions.exp), (6, 3)),
+        (Stiefel(retraction=retractions.exp), (6, 6)),
+    ],
+    ids=str,
+)
+def test_huge_gradients_are_refused_or_taken_and_never_leave_the_manifold(
+    kind: Any, manifold: Manifold, shape: tuple[int, ...]
+) -> None:
+    """Up to the largest number there is: after two steps the points are on the manifold, or where they were."""
+    for size in (1e5, 1e15, 1e18, 1e25, 3e38):
+        p = nn.Parameter(manifold.random(*shape))
+        optimizer = kind([{"params": [p], "manifold": manifold}], lr=0.1)
+        for _ in range(2):
+            p.grad = torch.randn(shape).clamp(-1, 1) * size
+            before = p.detach().clone()
+            try:
+                optimizer.step()
+            except ValueError as error:
+                assert "overflows" in str(error) or "so long" in str(error)  # noqa: PT017
+                assert torch.equal(p.detach(), before)
+            assert manifold.residual(p.detach()).max() < 2e-5
+
+
+def test_a_step_that_is_too_long_for_one_parameter_moves_none() -> None:
+    """The first of two moves; nothing is written until the second has been computed."""
+    factor = Stiefel(retraction=retractions.exp)
+    p, q = nn.Parameter(Stiefel().random(5, 5)), nn.Parameter(factor.random(6, 3))
+    p.grad, q.grad = torch.randn(5, 5), torch.randn(6, 3) * 1e15
+    before = [x.detach().clone() for x in (p, q)]
+    optimizer = RiemannianSGD([{"params": [p], "manifold": Stiefel()}, {"params": [q], "manifold": factor}], lr=0.1)
+    with pytest.raises(ValueError, match=r"parameter 0 of group 1, shape \(6, 3\), is so long"):
+        optimizer.step()
+    assert [torch.equal(x, y) for x, y in zip((p, q), before, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)
