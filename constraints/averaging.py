@@ -43,8 +43,20 @@ class AveragedModel(swa_utils.AveragedModel):
                 f"the average holds {_names(mine)}, the model {_names(theirs)}: they must be constrained alike, by "
                 f"the same engine. Make a new AveragedModel after constraining."
             )
+        if not mine:
+            super().update_parameters(model)
+            return
         points = self._averages(mine, theirs)
-        super().update_parameters(model)
+        free, new = _free(self.module, mine), _free(model, theirs)
+        if any(True for _ in free.parameters()) or (self.use_buffers and any(True for _ in free.buffers())):
+            # by torch's own, which never sees coordinates
+            rest = swa_utils.AveragedModel(nn.Module(), None, self.avg_fn, self.multi_avg_fn, self.use_buffers)
+            rest.module, rest.n_averaged = free, self.n_averaged
+            rest.update_parameters(new)
+        else:
+            for average, value in zip(free.buffers(), new.buffers(), strict=True):
+                average.copy_(value)
+            self.n_averaged += 1
         for each, point in zip(mine, points, strict=True):
             _assign(each, point)
 
@@ -66,6 +78,25 @@ def _names(constrained: Sequence[Held]) -> str:
 
 def _list(constrained: Sequence[Held]) -> nn.ParameterList:
     return nn.ParameterList(nn.Parameter(_point(each), requires_grad=False) for each in constrained)
+
+
+def _free(model: nn.Module, constrained: Sequence[Held]) -> nn.Module:
+    """The tensors of the model that are not constrained, in their order, shared."""
+    held = {id(tensor) for each in constrained for tensor in _kept(each)}
+    free = nn.Module()
+    for i, p in enumerate(p for p in model.parameters() if id(p) not in held):
+        free.register_parameter(f"p{i}", p)
+    for i, b in enumerate(b for b in model.buffers() if id(b) not in held):
+        free.register_buffer(f"b{i}", b)
+    return free
+
+
+def _kept(each: Held) -> Sequence[Tensor]:
+    """What the module keeps of a constrained tensor."""
+    if each.coordinates is None:
+        return [each.owner.get_parameter(each.attribute)]
+    held: Any = each.coordinates[0]
+    return [each.coordinates.original, held.base_point]
 
 
 def _point(each: Held) -> Tensor:

@@ -190,3 +190,60 @@ def test_a_class_derived_from_that_of_torch_is_refused() -> None:
     Mine(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"Mine would average.*constraints\.AveragedModel"):
         Mine(constrain(nn.Linear(2, 2), "weight", Stiefel))
+
+
+@both
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_an_average_of_ones_own_sees_each_weight_once_and_no_coordinates(method: Method, use_buffers: bool) -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    constrain(net, "0.weight", Stiefel, method)
+    seen: list[tuple[int, ...]] = []
+
+    def mean(average: Tensor, weight: Tensor, count: Tensor | int) -> Tensor:
+        seen.append(tuple(weight.shape))
+        if weight.shape == (4, 5):
+            assert bool(Stiefel().contains(weight).all())
+            assert bool(Stiefel().contains(average).all())
+        return average + (weight - average) / (count + 1)
+
+    average = AveragedModel(net, avg_fn=mean, use_buffers=use_buffers)
+    for count in range(1, 4):
+        with torch.no_grad():
+            if isinstance(method, Riemannian):
+                net[0].weight.copy_(Stiefel().random(4, 5))
+            else:
+                net[0].weight = Stiefel().random(4, 5)
+            net[2].bias.fill_(count)
+            net[1].running_mean.fill_(count)
+        average.update_parameters(net)
+        assert int(average.n_averaged) == count
+    free = [(4,), (4,), (4,), (3, 4), (3,)]
+    buffers = [(4,), (4,), ()] if use_buffers else []
+    assert sorted(seen) == sorted(2 * [(4, 5), *free, *buffers])
+    torch.testing.assert_close(average.module[2].bias.detach(), torch.full((3,), 2.0))
+    torch.testing.assert_close(average.module[1].running_mean, torch.full((4,), 2.0 if use_buffers else 3.0))
+    assert report(average)[0].ok
+
+
+@both
+def test_a_model_of_constrained_tensors_only_is_averaged(method: Method) -> None:
+    net = nn.Sequential(nn.Linear(5, 4, bias=False), nn.BatchNorm1d(4, affine=False))
+    constrain(net, "0.weight", Stiefel, method)
+    average = AveragedModel(net)
+    for count in (1, 2):
+        net[1].running_mean.fill_(count)
+        average.update_parameters(net)
+        assert int(average.n_averaged) == count
+        assert float(average.module[1].running_mean[0]) == count
+    torch.testing.assert_close(average.module[0].weight, net[0].weight)
+
+
+def test_a_model_without_constraints_is_averaged_as_by_torch() -> None:
+    net = nn.Linear(5, 4)
+    mine, torchs = AveragedModel(net), swa_utils.AveragedModel(net)
+    for _ in range(2):
+        with torch.no_grad():
+            net.weight.normal_()
+        mine.update_parameters(net)
+        torchs.update_parameters(net)
+    assert torch.equal(mine.module.weight, torchs.module.weight)
