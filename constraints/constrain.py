@@ -19,7 +19,7 @@ from .names import describe, match, tensors
 from .packing import check_packing, packing_of
 from .riemannian import manifold_of
 from .trivialization import Trivialization, trivialized
-from .values import Init, initial
+from .values import Init, check_whole, initial
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -136,6 +136,7 @@ def _free_parameter(owner: nn.Module, attribute: str, method: Method) -> nn.Para
         )
     if isinstance(parameter, UninitializedParameter) or parameter.is_meta:
         raise ValueError(f"{who} has no value yet. Run the lazy module once, or load its weights, and constrain then.")
+    check_whole(parameter, who)
     if parameter.layout != torch.strided:
         raise ValueError(f"{who} is a tensor of layout {parameter.layout}; a constraint needs a dense one.")
     if parameter.dtype not in method.dtypes():

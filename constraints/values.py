@@ -122,6 +122,15 @@ def check_finite(x: Tensor, who: str) -> None:
         )
 
 
+def check_whole(p: Tensor, who: str) -> None:
+    """ValueError where p is sharded over processes: what is a constraint on a tensor says nothing about its shards."""
+    if hasattr(p, "placements") and hasattr(p, "to_local"):  # DTensor, which takes a second to import
+        raise ValueError(
+            f"{who}, shape {tuple(p.shape)}, is sharded over processes, as by fully_shard; a constraint is on the "
+            f"whole tensor. Leave it out of the sharding, as by ignored_params=, or use DistributedDataParallel."
+        )
+
+
 def is_finite(x: Tensor) -> bool:
     """Whether x has neither NaN nor infinite entries."""
     # the sum of finite numbers may overflow, so it can only acquit

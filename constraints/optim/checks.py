@@ -14,7 +14,7 @@ from manifolds import Manifold, tolerance
 
 from ..precision import exact_products
 from ..riemannian import manifold_of, name_of
-from ..values import code
+from ..values import check_whole, code
 from .bucket import compute_dtype, state_parts
 
 Group = dict[str, Any]
@@ -40,6 +40,8 @@ def check_group(optimizer: str, group: Group, groups: Sequence[Group]) -> None:
         raise TypeError(f'the "manifold" of a parameter group is a Manifold or None; got {manifold!r}.')
     for p in group["params"]:
         held = manifold_of(p)
+        if held is not None or manifold is not None:
+            check_whole(p, name_in(groups, p))
         if held is not None and held != manifold:
             raise ValueError(
                 f"{name_in(groups, p)} of shape {tuple(p.shape)} is constrained to {held}, but came "

@@ -12,9 +12,11 @@ import torch.multiprocessing
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from constraints import Riemannian
+from constraints import Riemannian, constrain
 from constraints.method import Method
+from constraints.optim import RiemannianAdam
 from constraints.trivialization import trivialized
+from manifolds import Stiefel
 
 from .subjects import ENGINES, SUBJECTS, Subject, adam, batch, each, engine, objective, residual, sgd, train, weights
 
@@ -128,5 +130,26 @@ def test_a_wrapped_riemannian_model_gives_its_groups() -> None:
         state = wrapped.state_dict()
         assert list(state) == [f"module.{key}" for key in net.state_dict()]
         assert objective(wrapped, batch()).isfinite()
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_a_sharded_weight_is_refused_with_the_way_out() -> None:
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import init_device_mesh
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        net = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        fully_shard(net, mesh=mesh)
+        for method in ENGINES:
+            with pytest.raises(ValueError, match=r"sharded over processes.*DistributedDataParallel"):
+                constrain(net, "0.weight", Stiefel, method)
+        net = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        constrain(net, "0.weight", Stiefel, Riemannian())
+        fully_shard(net, mesh=mesh)
+        with pytest.raises(ValueError, match=r"0\.weight, shape \(4, 4\), is sharded"):
+            RiemannianAdam(net)
     finally:
         distributed.destroy_process_group()
