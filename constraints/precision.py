@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
+EXACT = ("none", "ieee")
+"""Values of fp32_precision."""
 
-@contextmanager
-def exact_products(*devices: str) -> Iterator[None]:
+
+def exact_products(*devices: str) -> AbstractContextManager[None]:
     """Matrix products on these types of device in the full precision of their factors.
 
     Without autocast, and without the TF32 or bfloat16 that `torch.set_float32_matmul_precision` allows inside of
     float32: an orthogonality error of 1e-6 would become one of 1e-3 to 1e-1, and nothing would say so.
     """
-    if torch.compiler.is_compiling():  # these are settings of the process, not of the graph
-        yield
-        return
+    # settings of the process are not of the graph
+    if torch.compiler.is_compiling() or all(_is_exact(device) for device in devices):
+        return nullcontext()
+    return _exact(devices)
+
+
+def _is_exact(device: str) -> bool:
+    backend = _backend(device)
+    return backend is not None and backend.fp32_precision in EXACT and not _is_autocast(device)
+
+
+@contextmanager
+def _exact(devices: tuple[str, ...]) -> Iterator[None]:
     with ExitStack() as stack:
         for device in devices:
-            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            if _is_autocast(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(_full_float32(device))
         yield
@@ -28,8 +41,8 @@ def exact_products(*devices: str) -> Iterator[None]:
 
 @contextmanager
 def _full_float32(device: str) -> Iterator[None]:
-    backend = getattr({"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(device), "matmul", None)
-    if backend is None or not hasattr(backend, "fp32_precision"):  # torch before 2.9
+    backend = _backend(device)
+    if backend is None:
         allowed = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
@@ -38,7 +51,7 @@ def _full_float32(device: str) -> Iterator[None]:
             torch.set_float32_matmul_precision(allowed)
         return
     kept = backend.fp32_precision
-    if kept in ("none", "ieee"):
+    if kept in EXACT:
         yield
         return
     backend.fp32_precision = "ieee"
@@ -46,3 +59,13 @@ def _full_float32(device: str) -> Iterator[None]:
         yield
     finally:
         backend.fp32_precision = kept
+
+
+def _is_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _backend(device: str) -> Any:
+    """The settings of products on this device; None where there are none of its own, as before torch 2.9."""
+    backend = getattr({"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(device), "matmul", None)
+    return backend if hasattr(backend, "fp32_precision") else None

@@ -82,24 +82,24 @@ class RiemannianOptimizer(Optimizer, ABC):
         plan = self._plan_step()
         with exact_products(*{bucket.device.type for bucket in plan.buckets}):
             plan.read_points()
-            for bucket in plan.buckets:
-                leaf = bucket.off()
-                if leaf is not None:
-                    member = plan.members[leaf.member]
-                    raise off(name_in(self.param_groups, member.parameter), member.parameter, member.manifold)
-        for bucket in plan.buckets:
-            leaf = bucket.not_finite()
-            if leaf is not None:
-                self._refuse_gradient(
-                    plan.members[leaf.member].parameter, f"NaN or Inf, or a norm that overflows in {bucket.dtype}", FIND
-                )
-        for group, params in free:
-            self._step_free(group, params, [p.grad for p in params if p.grad is not None])
-        with exact_products(*{bucket.device.type for bucket in plan.buckets}):
+            self._check_before(plan)
+            for group, params in free:
+                self._step_free(group, params, [p.grad for p in params if p.grad is not None])
             plan.write_points([self._reach(bucket, plan) for bucket in plan.buckets])
         self._count_skipped(plan)
         plan.publish(self.state)
         return loss
+
+    def _check_before(self, plan: Plan) -> None:
+        """Refuse points that were moved off their manifold, and gradients that are not finite."""
+        for bucket in plan.buckets:
+            if (leaf := bucket.off()) is not None:
+                member = plan.members[leaf.member]
+                raise off(name_in(self.param_groups, member.parameter), member.parameter, member.manifold)
+        for bucket in plan.buckets:
+            if (leaf := bucket.not_finite()) is not None:
+                what = f"NaN or Inf, or a norm that overflows in {bucket.dtype}"
+                self._refuse_gradient(plan.members[leaf.member].parameter, what, FIND)
 
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
         """`_move`. Raises ValueError where the step is too long to be computed; no point has moved then."""
