@@ -35,14 +35,25 @@ class Row(NamedTuple):
 
 
 def rows(text: str) -> list[Row]:
-    """The rows of all tables, under the first word of their heading; code of a cell one statement a line."""
-    found = []
+    """The rows of all tables, under the first word of their heading; code of a cell one statement a line.
+
+    A table headed "then, to" goes on from the first row of its section.
+    """
+    found: list[Row] = []
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         peer = re.split(r"\W", section)[0]
+        first: Row | None = None
+        goes_on = False
         for line in section.splitlines():
             cells = [cell.strip() for cell in line.strip("|").split(" | ")]
             if line.startswith("|") and len(cells) == 3 and "`" in cells[2]:
-                found.append(Row(peer, cells[0], *("\n".join(CODE.findall(cell)) for cell in cells[1:])))
+                row = Row(peer, cells[0], *("\n".join(CODE.findall(cell)) for cell in cells[1:]))
+                first = first or row
+                if goes_on:
+                    row = row._replace(theirs=f"{first.theirs}\n{row.theirs}", ours=f"{first.ours}\n{row.ours}")
+                found.append(row)
+            elif line.startswith("|") and len(cells) == 3:
+                goes_on = cells[0] == "then, to"
     return found
 
 
@@ -88,7 +99,9 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def held(given: dict[str, Any]) -> list[tuple[str, str, Manifold]]:
-    """(module, name, manifold) of what the modules of the row hold."""
+    """(module, name, manifold) of what the modules of the row hold, or its optimizer on its own."""
+    if "p" in given:
+        return [("layer", "weight", group["manifold"]) for group in given["optimizer"].param_groups]
     return [(holder, record.name, record.manifold) for holder in HOLDERS for record in report(given[holder])]
 
 
@@ -120,6 +133,7 @@ def test_a_row_does_the_same_on_both_sides(row: Row) -> None:
                 step(side, holder, name)
                 point = weight(side, holder, name).detach()
                 assert manifold.residual(point.reshape(getattr(ours[holder], name).shape)).max() < allowed
+                assert weight(side, holder, name).requires_grad != ("requires_grad_" in row.ours)
     if constrained:
         return
     if "unconstrain" in row.ours:
@@ -137,7 +151,33 @@ def test_every_library_of_the_page_has_rows() -> None:
     assert {row.peer for row in ROWS} == {"torch", "geotorch", "geoopt", "pymanopt", "POGO"}
     # nothing that looks like a row is left out: three columns, less a head and a rule for each table
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(ROWS) == len(lines) - 2 * len({row.peer for row in ROWS})
+    assert len(ROWS) == len(lines) - 2 * sum(line.startswith("|---") for line in lines)
+
+
+def test_a_learning_rate_of_geoopt_carries_over() -> None:
+    """From one start, at one rate, the losses of 50 steps of RiemannianAdam here and there stay together."""
+    geoopt = importlib.import_module("geoopt")
+    generator = torch.Generator().manual_seed(0)
+    x = Stiefel().random(20, 4, dtype=torch.float64, generator=generator)
+    factor = torch.randn(20, 20, dtype=torch.float64, generator=generator)
+    matrix = factor @ factor.T / 100
+    mine, other = nn.Parameter(x.clone()), geoopt.ManifoldParameter(x.clone(), manifold=geoopt.EuclideanStiefel())
+    sides = [
+        (mine, constraints.optim.RiemannianAdam([{"params": [mine], "manifold": Stiefel}], lr=0.05)),
+        (other, geoopt.optim.RiemannianAdam([other], lr=0.05)),
+    ]
+    for _ in range(50):
+        losses = []
+        for p, optimizer in sides:
+            optimizer.zero_grad()
+            loss = -torch.trace(p.T @ matrix @ p)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        torch.testing.assert_close(losses[0], losses[1], rtol=5e-4, atol=0)
+    # as far as such a step goes: half of this rate is seen
+    start = -torch.trace(x.T @ matrix @ x).item()
+    assert abs(losses[0] - start) > 0.5
 
 
 @pytest.mark.parametrize(
