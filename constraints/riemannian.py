@@ -21,6 +21,7 @@ from manifolds import Manifold
 
 from .method import Method, Site
 from .precision import exact_products
+from .trivialization import coordinates_of
 from .values import at_least_float32, code, is_near
 
 KEY = "_riemannian_constraints"
@@ -101,10 +102,11 @@ def name_of(p: Tensor) -> str | None:
 def param_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Every Parameter of the module, one group for each manifold: what the optimizers of `constraints.optim` take.
 
-    A group is {"params": [(dotted name, Parameter), ...], "manifold": M}, with M None for unconstrained parameters,
-    the coordinates of a `Trivialization` among them. A tied Parameter comes once. Add options to a group as for any
-    torch optimizer: `groups[0]["lr"] = 1e-4`. Raises ValueError where a constrained Parameter is none any more, as
-    after torch.nn.utils.parametrize or pruning.
+    A group is {"params": [(dotted name, Parameter), ...], "manifold": M}, with M None for unconstrained parameters. The
+    coordinates of a `Trivialization` are a group of their own, with M None and "weight_decay": 0, for decay would pull
+    the weight towards its base; torch's optimizers take these groups too. A tied Parameter comes once. Add options to a
+    group as for any torch optimizer: `groups[0]["lr"] = 1e-4`. Raises ValueError where a constrained Parameter is none
+    any more, as after torch.nn.utils.parametrize or pruning.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
     >>> [group["manifold"] for group in param_groups(layer)]
@@ -113,10 +115,14 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
     for each in module.modules():
         recorded(each)
     held = {id(p): manifold for records in _live for _, p, manifold in records}
-    groups: dict[Manifold | None, list[tuple[str, nn.Parameter]]] = {}
+    computed = {id(coordinates.original) for each in module.modules() for _, coordinates in coordinates_of(each)}
+    groups: dict[tuple[Manifold | None, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, p in module.named_parameters():
-        groups.setdefault(held.get(id(p)), []).append((name, p))
-    return [{"params": named, "manifold": manifold} for manifold, named in groups.items()]
+        groups.setdefault((held.get(id(p)), id(p) in computed), []).append((name, p))
+    return [
+        {"params": named, "manifold": manifold, **({"weight_decay": 0.0} if is_computed else {})}
+        for (manifold, is_computed), named in groups.items()
+    ]
 
 
 def record(module: nn.Module, attribute: str, manifold: Manifold, name: str) -> None:

@@ -37,7 +37,7 @@ class Trivialization(Method):
     `torch.func.functional_call` takes the coordinates, by their name in named_parameters(). The name of the weight
     would be an assignment, through which no gradient flows; in a transform of torch.func it is a ValueError.
 
-    Weight decay on `original` pulls the weight towards its base, and nowhere else.
+    Weight decay on `original` pulls the weight towards its base, and nowhere else; `param_groups` leaves it out.
 
     rebase_every: after so many optimizer steps the base moves to the present weight, see `rebase`; None for never. The
     count is in the metadata of the state dict, so that a run goes on from a checkpoint as it would have.

@@ -130,17 +130,21 @@ def test_a_tensor_that_was_never_constrained() -> None:
 
 
 def test_groups_hold_every_parameter_once() -> None:
-    """One group a manifold, one for the rest, coordinates of trivializations among them; ties once; dotted names."""
+    """One group a manifold, one for coordinates of trivializations, one for the rest; ties once; dotted names."""
     model = nn.ModuleDict({k: nn.Linear(4, 4) for k in "abcde"})
     model["e"].weight = model["a"].weight
     constrain(model, "[ab].weight", Orthogonal, Riemannian())
     constrain(model, "c.weight", SpecialOrthogonal, Riemannian())
     constrain(model, "d.weight", Orthogonal, Trivialization())
-    groups = {group["manifold"]: [name for name, _ in group["params"]] for group in param_groups(model)}
+    groups = {
+        (group["manifold"], group.get("weight_decay")): [name for name, _ in group["params"]]
+        for group in param_groups(model)
+    }
     assert groups == {
-        Orthogonal(): ["a.weight", "b.weight"],
-        SpecialOrthogonal(): ["c.weight"],
-        None: [f"{k}.bias" for k in "abc"] + ["d.bias", "d.parametrizations.weight.original", "e.bias"],
+        (Orthogonal(), None): ["a.weight", "b.weight"],
+        (SpecialOrthogonal(), None): ["c.weight"],
+        (None, 0.0): ["d.parametrizations.weight.original"],
+        (None, None): [f"{k}.bias" for k in "abcde"],
     }
     every = [p for group in param_groups(model) for _, p in group["params"]]
     assert sorted(id(p) for p in model.parameters()) == sorted(id(p) for p in every)
@@ -439,3 +443,21 @@ def test_a_point_written_to_data_is_taken() -> None:
     layer(torch.ones(2, 4)).sum().backward()
     optimizer.step()
     torch.testing.assert_close(layer.weight.detach(), point, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, RiemannianAdam])
+def test_coordinates_do_not_decay_in_groups_that_were_made_of_a_model(kind: Any) -> None:
+    """Decay would pull the weight towards its base; without it, and without a gradient, the weight stays."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    constrain(net, "0.weight", Stiefel)
+    coordinates = net[0].parametrizations.weight.original
+    with torch.no_grad():
+        coordinates.normal_()
+    before, free = net[0].weight.detach().clone(), net[1].weight.detach().clone()
+    optimizer = kind(param_groups(net), lr=0.1, weight_decay=0.1)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [3, 1]
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(net[0].weight, before)
+    assert not torch.equal(net[1].weight, free)
