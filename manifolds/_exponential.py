@@ -1,14 +1,18 @@
 """X -> X exp(A) for skew A: n x n products only there and back, where torch exponentiates a 2n x 2n block.
 
-`plain` is the definition; the rest computes the same numbers. Forward: Taylor at A / 2^s, then s squarings. Backward:
-with Y = X exp(A), dA gets phi(ad_A) skew(Y^H G), phi(z) = (e^z - 1)/z, where phi(2z) = (e^z + 1)/2 phi(z) walks the
-squarings back and a short series ends it. Source: Higham, Functions of Matrices (2008), sections 10.3 and 10.6;
-Najfeld & Havel, Derivatives of the matrix exponential and their computation (1995).
+`plain` is the definition; the rest computes the same numbers. Forward: a polynomial at A / 2^s, then s squarings.
+Backward: with Y = X exp(A), dA gets phi(ad_A) skew(Y^H G), phi(z) = (e^z - 1)/z. There phi(2z) = (e^z + 1)/2 phi(z)
+walks the squarings back, and phi(z) = e^(z/2) sinhc(z/2) ends it with a polynomial that is even, and short.
+Source: Higham, Functions of Matrices (2008), sections 10.3 and 10.6; Najfeld & Havel, Derivatives of the matrix
+exponential and their computation (1995); Lanczos, Applied Analysis (1956), section 7.3, on telescoping.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Inexact
@@ -17,6 +21,8 @@ from torch import Tensor
 from ._linalg import newton_schulz, skew
 from ._move import Move, differentiable
 from ._tiny import norms, product
+
+REACH = 1.16  # a bound of |A / 2^s|: float32 then takes degree 8 for exp, and 8 for sinhc
 
 Square = Inexact[Tensor, "*batch n n"]
 
@@ -33,30 +39,41 @@ def matrix_exp(a: Square) -> Square:
     return torch.matrix_exp(a.expand(2, *a.shape))[0] if alone else torch.matrix_exp(a)
 
 
-def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    """The move, and `_roots` of A."""
-    roots = _roots(a)
-    return _apply(x, a, roots), roots
+def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, ...]:
+    """The move; exp(A/2), exp(A/4), ..., exp(A/2^s), the move by the first, and a bound of |A/2^s|; empty for small A.
+
+    The roots are on a new axis before the last two.
+    """
+    if _terms(_norm(a), a.dtype) <= 4:
+        none = a.new_empty(0)
+        return _short(x, a), none, none, none
+    roots, bound = _roots(a)
+    half = x @ roots[0]
+    stacked = torch.stack(roots, -3) if len(roots) > 1 else roots[0].unsqueeze(-3)
+    return half @ roots[0], stacked, half, torch.full(a.shape[:-2], bound, device=a.device)
 
 
-def _pull_x(a: Tensor, grad: Tensor, roots: Tensor) -> Tensor:
+def _pull_x(a: Tensor, grad: Tensor, roots: Tensor, *_: Tensor) -> Tensor:
     """G exp(-A)."""
-    return _apply(grad, -a, roots.mH if roots.numel() else roots)
+    return grad @ roots[..., 0, :, :].mH @ roots[..., 0, :, :].mH if roots.numel() else _short(grad, -a)
 
 
-def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, roots: Tensor) -> Tensor:
+def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, roots: Tensor, half: Tensor, bound: Tensor) -> Tensor:
     """phi(ad_A) W with W = skew(Y^H G): the integral of exp(sA) W exp(-sA) over 0 <= s <= 1."""
-    w = skew(product(y.mH, grad))
-    chain = roots.unbind(-3) if roots.numel() else ()
-    for root in chain:
-        w = product(root @ w, root.mH, w).mul_(0.5)
-    b = a / 2 ** len(chain)
-    total, term = w.clone(), w
-    for k in range(1, 1 + _terms(0.6 if chain else 2 * _norm(b, 1), a.dtype)):
-        term = product(b, term)
-        term = term - term.mH  # [B, W] = BW - (BW)^H where both are skew: one product
-        total.add_(term, alpha=1 / math.factorial(k + 1))
-    return total
+    if not roots.numel():
+        w = skew(product(y.mH, grad))
+        return _commuted(a, w, [1 / math.factorial(k + 1) for k in range(1 + _terms(2 * _norm(a), a.dtype))])
+    *chain, last = roots.unbind(-3)
+    if chain:
+        w = skew(y.mH @ grad)
+        for root in chain:
+            w = product(root @ w, root.mH, w).mul_(0.5)
+        w = last @ w @ last.mH
+    else:  # the same with one product less: last Y^H = (X last)^H
+        w = skew(half.mH @ (grad @ last.mH))
+    # z/2 = ad_A / 2^(s + 1) <= 2 |A / 2^s|
+    factors = _polynomial("sinhc", 2 * _rounded(float(bound.max())), 2 * torch.finfo(a.dtype).eps)
+    return _commuted(a, w, [f / 2 ** (k * roots.shape[-3]) for k, f in enumerate(factors)])
 
 
 def _push_a(move: Move, x: Tensor, a: Tensor, da: Tensor) -> Tensor:
@@ -71,46 +88,82 @@ exp_move = differentiable(plain, _forward, _pull_x, _pull_a, _push_a)
 """X exp(A) for skew A: orthogonal if X is."""
 
 
-def _apply(x: Tensor, a: Tensor, roots: Tensor) -> Tensor:
-    """X exp(A), given `_roots` of A: two products, or X (I + A (I + A/2 (I + ...))) where A is small."""
-    if roots.numel():
-        return x @ roots[..., 0, :, :] @ roots[..., 0, :, :]
+def _short(x: Tensor, a: Tensor) -> Tensor:
+    """X (I + A (I + A/2 (I + ...))) for small A."""
     y = x
-    for k in range(_terms(_norm(a, 1), a.dtype), 0, -1):
+    for k in range(_terms(_norm(a), a.dtype), 0, -1):
         y = product(y, a, x, 1 / k)
     return x.clone() if y is x else y
 
 
-def _roots(a: Tensor) -> Tensor:
-    """exp(A/2), exp(A/4), ..., exp(A/2^s), on a new axis before the last two; empty where |A| is small."""
-    double = torch.finfo(a.dtype).eps < 1e-10
-    reach, power, degree = (0.3, 4, 12) if double else (0.25, 3, 6)
-    if _terms(_norm(a, 1), a.dtype) <= 4:
-        return a.new_empty(0)
-    powers = [a, a @ a]
-    while len(powers) < power:
-        powers.append(powers[-1] @ a)
-    norm = _norm(powers[-1], power)
-    count = max(1, math.ceil(math.log2(norm / reach))) if math.isfinite(norm) else 1
-    # Paterson & Stockmeyer: groups of `power` terms, Horner in the last power
-    factors = [1 / math.factorial(k) / 2 ** (count * k) for k in range(degree + 1)]
-    e = powers[-1] * factors[degree]
-    for start in range(degree - power, -1, -power):
+def _roots(a: Tensor) -> tuple[list[Tensor], float]:
+    """exp(A/2), exp(A/4), ..., exp(A/2^s), and a bound of |A/2^s|."""
+    early = max(0, math.frexp(_norm(a))[1] - 8) if math.isfinite(_norm(a)) else 0
+    powers = [a / 2**early if early else a]  # the fourth power of a long A would overflow
+    while len(powers) < 4:
+        powers.append(powers[-1] @ powers[0])
+    # for skew B, |B|^4 = |B^4|, and the singular values of real skew matrices come in pairs
+    norm = (_norm(powers[3]) / (1 if a.is_complex() else math.sqrt(2))) ** (1 / 4)
+    count = max(1 - early, math.ceil(math.log2(norm / REACH))) if math.isfinite(norm) and norm else 1 - early
+    bound = norm / 2**count
+    factors = [
+        f / 2 ** (count * k) for k, f in enumerate(_polynomial("exp", _rounded(bound), torch.finfo(a.dtype).eps / 2))
+    ]
+    # Paterson & Stockmeyer: groups of four terms, Horner in the fourth power
+    top = (len(factors) - 2) // 4 * 4
+    e = powers[3] * (factors[top + 4] if len(factors) > top + 4 else 0)
+    for start in range(top, -1, -4):
+        e = e if start == top else powers[3] @ e
         e.diagonal(dim1=-2, dim2=-1).add_(factors[start])
-        for k, p in enumerate(powers[:-1], start + 1):
-            e.add_(p, alpha=factors[k])
-        e = powers[-1] @ e if start else e
+        for p, f in zip(powers[:3], factors[start + 1 : start + 4], strict=False):
+            e.add_(p, alpha=f)
     roots = [e]
-    for k in range(1, count):
-        e = e @ e
-        roots.append(newton_schulz(e) if k % 4 == 0 else e)  # squaring doubles what rounding has added
-        e = roots[-1]
-    return torch.stack(roots[::-1], -3)
+    for k in range(1, early + count):
+        e = roots[-1] @ roots[-1]
+        roots.append(newton_schulz(e) if k % 3 == 2 else e)  # squaring doubles what rounding has added
+    return roots[::-1], bound
 
 
-def _norm(p: Tensor, power: int) -> float:
-    """A bound of |A| from P = A^power: for skew A, |A|^k = |A^k| <= |A^k|_F."""
-    return float(norms(p).max().item() ** (1 / power)) if p.numel() else 0.0
+def _commuted(a: Tensor, w: Tensor, factors: Sequence[float]) -> Tensor:
+    """sum_k f_k ad_A^k W for skew W."""
+    total, term = w * factors[0], w
+    for f in factors[1:]:
+        term = product(a, term)
+        term = term - term.mH  # [A, W] = AW - (AW)^H where both are skew: one product
+        if f:
+            total.add_(term, alpha=f)
+    return total
+
+
+@functools.cache
+def _polynomial(name: Literal["exp", "sinhc"], reach: float, error: float) -> tuple[float, ...]:
+    """The coefficients of the shortest polynomial within `error` of exp(z), or sinh(z)/z, on [-i reach, i reach].
+
+    Telescoping: from the Taylor series, multiples of the Chebyshev polynomials z^k + ... of that interval, of size
+    2 (reach/2)^k there, are taken from the top as long as their sizes add up to less than the error.
+    """
+    if name == "exp":
+        factors = [1 / math.factorial(k) for k in range(41)]
+    else:
+        factors = [0.0 if k % 2 else 1 / math.factorial(k + 1) for k in range(41)]
+    chebyshev = [[2.0], [0.0, 1.0]]
+    while len(chebyshev) < len(factors):
+        before, last = chebyshev[-2:]
+        chebyshev.append([s + reach**2 / 4 * t for s, t in zip([0.0, *last], [*before, 0.0, 0.0], strict=True)])
+    while (error := error - abs(factors[-1]) * 2 * (reach / 2) ** (len(factors) - 1)) > 0 and len(factors) > 1:
+        top = factors[-1]
+        factors = [f - top * t for f, t in zip(factors, chebyshev[len(factors) - 1], strict=True)][:-1]
+    return tuple(factors)
+
+
+def _rounded(bound: float) -> float:
+    """The next multiple of 1/16, of which there are few; REACH if the bound is not finite."""
+    return math.ceil(16 * bound) / 16 if math.isfinite(bound) else REACH
+
+
+def _norm(a: Tensor) -> float:
+    """The largest Frobenius norm of the matrices; 0 for none."""
+    return float(norms(a).max().item()) if a.numel() else 0.0
 
 
 def _terms(norm: float, dtype: torch.dtype) -> int:

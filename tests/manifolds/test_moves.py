@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -77,6 +79,33 @@ def test_exp_is_that_of_scipy(size):
     x, a, _ = points((40, 40), torch.float64, size)
     expected = x.numpy() @ scipy.linalg.expm(a.numpy())
     assert np.abs(_exponential.exp_move(x, a).numpy() - expected).max() <= 1e-12 * max(1, size)
+
+
+@pytest.mark.parametrize("size", [0.05, 0.5, 2.0, 20.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_exp_and_its_gradient_in_single_precision(dtype, size):
+    """To a few roundings of the numbers they are made of: those of the definition, in double precision."""
+    x, a, g = points((2, 60, 60), dtype, size)
+    wide = torch.promote_types(dtype, torch.float64)
+    x = torch.linalg.qr(x.to(wide))[0].to(dtype)
+    single = pulled(_exponential.exp_move, x, a, g)
+    double = pulled(_exponential.plain, x.to(wide), a.to(wide), g.to(wide))
+    for one, other in zip(single, double, strict=True):
+        assert (one - other).abs().max() <= 3e-6 * other.abs().max()
+    assert (single[0].mH.to(wide) @ single[0].to(wide) - torch.eye(60)).abs().max() <= 4e-6
+
+
+@pytest.mark.parametrize("reach", [1 / 16, 0.5, 1.1875, 2.375])
+@pytest.mark.parametrize("error", [1e-3, 6e-8, 4e-16])
+@pytest.mark.parametrize(("name", "function"), [("exp", np.exp), ("sinhc", lambda z: np.sinc(z.imag / np.pi))])
+def test_the_polynomials_are_within_their_error(name, function, reach, error):
+    z = 1j * np.linspace(-reach, reach, 1001)
+    factors = _exponential._polynomial(name, reach, error)
+    assert np.abs(np.polyval(factors[::-1], z) - function(z)).max() <= error + 1e-15
+    if len(factors) > 1 + (name == "sinhc"):  # that of Taylor has no fewer terms
+        taylor = [1 / math.factorial(k) if name == "exp" else (k % 2 == 0) / math.factorial(k + 1) for k in range(41)]
+        shorter = taylor[: len(factors) - 1]
+        assert np.abs(np.polyval(shorter[::-1], z) - function(z)).max() > error / 2
 
 
 @pytest.mark.parametrize(("move", "plain"), MOVES)
