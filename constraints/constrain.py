@@ -63,7 +63,7 @@ def constrain(
         raise TypeError(f"constrain needs a manifold, as in Stiefel or Stiefel**3; got {manifold!r}.")
     shared: dict[int, list[Site]] = {}
     for full, (owner, attribute) in match(module, name).items():
-        parameter = _free_parameter(owner, attribute, method)
+        parameter = _free_parameter(full, owner, attribute, method)
         sites = shared.setdefault(id(parameter), [])
         if all((site.owner, site.attribute) != (owner, attribute) for site in sites):  # a module may have two names
             sites.append(Site(full, owner, attribute, parameter))
@@ -117,9 +117,9 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     return module
 
 
-def _free_parameter(owner: nn.Module, attribute: str, method: Method) -> nn.Parameter:
-    """The Parameter at owner.attribute, if it can be constrained."""
-    who = describe(owner, attribute)
+def _free_parameter(full: str, owner: nn.Module, attribute: str, method: Method) -> nn.Parameter:
+    """The Parameter at owner.attribute, of this dotted name, if it can be constrained."""
+    who = describe(owner, full)
     if attribute in dict(trivialized(owner)):
         raise ValueError(f"{who} is constrained already, by Trivialization(). Call unconstrain first.")
     if parametrize.is_parametrized(owner, attribute):

@@ -23,7 +23,7 @@ class Site(NamedTuple):
     parameter: nn.Parameter
 
     def __str__(self) -> str:
-        return describe(self.owner, self.attribute)
+        return describe(self.owner, self.name)
 
 
 class Method(ABC):

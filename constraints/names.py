@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 
 def describe(owner: nn.Module, attribute: str) -> str:
-    """How messages call a tensor: `weight_hh_l0 of GRU(128, 256)`."""
+    """How messages call a tensor, by its attribute or dotted name: `weight_hh_l0 of GRU(128, 256)`."""
     kind = parametrize.type_before_parametrizations(owner)
     return f"{attribute} of {kind.__name__}({owner.extra_repr()})"
 

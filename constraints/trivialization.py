@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -153,6 +154,8 @@ class Trivialized(nn.Module):
 
     def right_inverse(self, value: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """Zero coordinates, after moving the base to value. Raises ValueError if value is not on the manifold."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{self.name} takes a tensor; got a {type(value).__name__}. To free it, call unconstrain.")
         if torch._C._functorch.is_functorch_wrapped_tensor(value):
             raise ValueError(
                 f"{self.name} is held by Trivialization(): in a transform of torch.func a value for it has no way to "
@@ -189,6 +192,23 @@ class Coordinates(ParametrizationList):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         schedule(self)
+
+    @torch.no_grad()
+    def append(self, module: nn.Module) -> Any:
+        """What torch does for a parametrization on top of this one. ValueError where it does not map the weight to a
+        tensor of its shape, as weight_norm, which would be found at the next forward pass."""
+        held: Any = self[0]
+        weight, failure = held.compute(self.original), None
+        try:
+            # a copy, for spectral_norm makes a step of its iteration
+            if copy.deepcopy(module)(weight).shape == weight.shape:
+                return super().append(module)
+        except (TypeError, RuntimeError, ValueError, AttributeError) as error:
+            failure = error
+        raise ValueError(
+            f"{held.name} is held by Trivialization(), on top of which torch composes parametrizations that map the "
+            f"weight to a tensor of its shape; {type(module).__name__} does not. Call unconstrain first."
+        ) from failure
 
     @torch.no_grad()
     def target(self) -> Tensor:

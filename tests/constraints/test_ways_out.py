@@ -231,3 +231,52 @@ def test_a_sparse_gradient_names_the_option_that_makes_it() -> None:
     table(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(ValueError, match=r"sparse layout\. Nothing was changed\. Make its layer with sparse=False\.$"):
         optimizer.step()
+
+
+# On top of a trivialization -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["weight_norm", "orthogonal"])
+def test_what_does_not_compose_is_refused_and_changes_nothing(other: str) -> None:
+    layer = constrain(nn.Linear(4, 4), "weight", Stiefel)
+    before, keys = layer.weight.detach().clone(), list(layer.state_dict())
+    with pytest.raises(ValueError, match=r"weight of Linear.*does not\. Call unconstrain first"):
+        getattr(nn.utils.parametrizations, other)(layer)
+    assert torch.equal(layer.weight, before)
+    assert list(layer.state_dict()) == keys
+    unconstrain(layer, "weight")
+    getattr(nn.utils.parametrizations, other)(layer)(torch.eye(4))
+
+
+def test_spectral_norm_composes_and_the_report_measures_what_comes_out() -> None:
+    layer = constrain(nn.Linear(4, 4), "weight", Stiefel)
+    nn.utils.parametrizations.spectral_norm(layer)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(torch.eye(4)).square().sum().backward()
+        optimizer.step()
+    (row,) = report(layer)
+    assert row.residuals[0] == float(Stiefel().residual(layer.weight.detach()))
+    nn.utils.parametrize.register_parametrization(layer, "weight", Halved(), unsafe=True)
+    assert not report(layer)[0].ok
+
+
+class Halved(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2
+
+
+def test_nothing_is_no_value_of_a_trivialized_weight() -> None:
+    layer: Any = constrain(nn.Linear(4, 4), "weight", Stiefel)
+    with pytest.raises(TypeError, match=r"takes a tensor; got a NoneType\. To free it, call unconstrain"):
+        layer.weight = None
+
+
+def test_messages_of_both_engines_have_the_dotted_name() -> None:
+    net = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"^init of 0\.weight of Linear"):
+        constrain(net, "0.weight", Stiefel, init=torch.ones(4, 4))
+    constrain(net, "0.weight", Stiefel)
+    with pytest.raises(ValueError, match=r"^0\.weight of Linear"):
+        net[0].weight = torch.ones(4, 4)
