@@ -7,6 +7,7 @@ shape of their point, and v is what is added to x, so R_x(tv) = x + tv + O(t^2) 
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Sequence
@@ -32,6 +33,12 @@ class ManifoldMeta(ABCMeta):
                 f"Write @dataclass(frozen=True) above class {cls.__name__}, with its options as fields."
             )
         return super().__call__(*args, **kwargs)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of the options, for help() and editors, which else show that of `__call__`."""
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __mul__(cls, other: Manifold | type[Manifold]) -> ProductManifold:
         instance: Manifold = cls()

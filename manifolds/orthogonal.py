@@ -117,7 +117,7 @@ class SpecialOrthogonal(Manifold):
     T_X = {X Omega : Omega skew(-Hermitian), tr Omega = 0}; metric Re tr(U^H V).
     retraction: a function (x, v) -> y that moves along a path on O(n), as all of `retractions` do; on SU(n) the
     result is multiplied by the phase that makes its determinant 1.
-    Raises ValueError for matrices that are not square; a matrix with det < 0 has an infinite `residual`.
+    Raises ValueError for matrices that are not square. The `residual` of a reflection is 2.
     Source: as for `Orthogonal`.
 
     >>> SpecialOrthogonal().random(10, 3, 3).det().round().unique()

@@ -141,6 +141,14 @@ def test_the_site_is_built_without_a_warning_and_whole() -> None:
     assert not any(re.search(r"<p>\|[^<]*\|[-\u2014]{3}", text) for text in pages)  # a table that is none
     assert any("<math" in text for text in pages)
     assert not any("\\(" in text or "MathJax" in text for text in pages if "<math" in text)
+    reference = (site / "api" / "manifolds.html").read_text()
+    assert "kwargs" not in reference  # options have their names
+    assert '<span class="pre">metric</span>' in reference
+
+
+def test_help_shows_the_options_of_a_manifold() -> None:
+    assert list(inspect.signature(manifolds.Stiefel).parameters) == ["metric", "retraction"]
+    assert list(inspect.signature(manifolds.Sphere).parameters) == []
 
 
 def test_a_broken_link_is_seen(tmp_path: Path) -> None:

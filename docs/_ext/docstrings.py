@@ -13,6 +13,9 @@ import re
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.util import inspect as sphinx_inspect
+
+from manifolds.base import ManifoldMeta
 
 MODULES = ("manifolds", "manifolds.retractions", "manifolds.testing", "constraints", "constraints.optim")
 OPTION = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): (.*)")
@@ -116,7 +119,11 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
 def plain_defaults(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """retraction=polar, not retraction=<function polar>."""
+    """The options of a manifold, with their types; and retraction=polar, not retraction=<function polar>."""
+    if isinstance(obj, ManifoldMeta):
+        evaluated = sphinx_inspect.signature(obj.__init__, bound_method=True)  # type: ignore[misc]
+        contract = inspect.isabstract(obj)  # has no options
+        signature = "" if contract else sphinx_inspect.stringify_signature(evaluated, show_return_annotation=False)
     return None if signature is None else (re.sub(r"<function (\w+)>", r"\1", signature), returns)
 
 
