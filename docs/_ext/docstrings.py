@@ -117,13 +117,13 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
 
 
 def plain_defaults(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+    app: Sphinx, what: str, name: str, obj: Any, settings: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
     """The options of a manifold, with their types; and retraction=polar, not retraction=<function polar>."""
     if isinstance(obj, ManifoldMeta):
-        evaluated = sphinx_inspect.signature(obj.__init__, bound_method=True)  # type: ignore[misc]
-        contract = inspect.isabstract(obj)  # has no options
-        signature = "" if contract else sphinx_inspect.stringify_signature(evaluated, show_return_annotation=False)
+        options = sphinx_inspect.signature(obj.__init__, bound_method=True)  # type: ignore[misc]
+        shown = sphinx_inspect.stringify_signature(options, show_return_annotation=False, unqualified_typehints=True)
+        signature = "" if inspect.isabstract(obj) else shown
     return None if signature is None else (re.sub(r"<function (\w+)>", r"\1", signature), returns)
 
 
