@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import LU_BATCH, eye_like, resolvent
+from ._linalg import LU_BATCH, eye_like, on_accelerator, resolvent
 from ._move import Move, differentiable
 from ._tiny import batch_last, in_order_of, is_batch_last, norms, product, turned
 
@@ -35,7 +35,7 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         step = product(a, a, a, 0.5)
         scale = 1 - step.diagonal(dim1=-2, dim2=-1).sum(-1) / 4
         return product(x, step.mul_(scale.reciprocal_()[..., None, None]), x), none, none
-    if a.device.type != "cpu":
+    if on_accelerator(a):
         return 2 * x @ resolvent(a) - x, none, none
     norm = float(norms(a).max().item()) / 2 if a.numel() else 0.0
     terms = _terms(norm, a.dtype)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from ._iterations import inverse_sqrt_by_products, lyapunov_by_products
 from ._tiny import batch_last, in_order_of, product
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
@@ -58,14 +59,17 @@ def resolvent(a: Square) -> Square:
 def inverse_sqrt(s: Square) -> Square:
     """S^(-1/2) for Hermitian positive definite S; its derivative is a Lyapunov solve, finite at S = I.
 
-    By its series where S is near I, else by eigh.
+    By its series where S is near I, else by eigh; on accelerators, which would have to be waited for, by products only.
     """
     return _InverseSqrt.apply(s)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
 def lyapunov(y: Square, c: Square) -> Square:
-    """The Hermitian Z with Y Z + Z Y = C, for Hermitian positive definite Y and Hermitian C, by eigh."""
-    values, q = torch.linalg.eigh(y.detach())
+    """The Hermitian Z with Y Z + Z Y = C, for Hermitian positive definite Y and Hermitian C.
+
+    By eigh; on accelerators by products only.
+    """
+    values, q = (y.new_empty(0), y.new_empty(0)) if on_accelerator(y) else torch.linalg.eigh(y.detach())
     return _Lyapunov.apply(y, c, values, q)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -74,6 +78,11 @@ def determinant(x: Square) -> Inexact[Tensor, "*batch"]:
     if x.device.type == "cpu" and x.dim() > 2 and x.shape[-1] >= LU_BATCH:
         return torch.stack([torch.linalg.det(m) for m in x.flatten(0, -3)]).reshape(x.shape[:-2])
     return torch.linalg.det(x)  # type: ignore[no-any-return]
+
+
+def on_accelerator(x: Tensor) -> bool:
+    """Whether to look at a value is to wait for it, and to factorize is slow."""
+    return x.device.type != "cpu"
 
 
 def is_traced() -> bool:
@@ -99,10 +108,8 @@ class _Resolvent(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor) -> Tensor:
         eye = eye_like(a)
-        if (
-            a.device.type != "cpu"
-        ):  # no LU on accelerators: (I - A/2)^-1 = (I + A/2)(I + A^H A/4)^-1, then one Newton step
-            p = (eye + a / 2) @ torch.cholesky_inverse(torch.linalg.cholesky(eye + a.mH @ a / 4))
+        if on_accelerator(a):  # no LU: (I - A/2)^-1 = (I + A/2)(I + A^H A/4)^-1, then one Newton step
+            p = (eye + a / 2) @ torch.cholesky_inverse(torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L)
             return 2 * p - p @ (p - a @ p / 2)
         if a.dim() > 2 and a.shape[-1] >= LU_BATCH:
             flat = [torch.linalg.inv(eye - m / 2) for m in a.reshape(-1, *a.shape[-2:])]
@@ -127,6 +134,8 @@ class _Resolvent(torch.autograd.Function):
 class _InverseSqrt(torch.autograd.Function):
     @staticmethod
     def forward(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if on_accelerator(s):
+            return inverse_sqrt_by_products(s), s.new_empty(0), s.new_empty(0)
         r = _inverse_sqrt_series(s)
         if r is not None:
             return r, r.new_empty(0), r.new_empty(0)
@@ -155,10 +164,12 @@ class _InverseSqrt(torch.autograd.Function):
 
 
 class _Lyapunov(torch.autograd.Function):
-    """Y Z + Z Y = C, given the eigenvalues and eigenvectors of Y, which are hints and have no derivative."""
+    """Y Z + Z Y = C, given eigenvalues and eigenvectors of Y: hints without derivatives, empty on accelerators."""
 
     @staticmethod
     def forward(y: Tensor, c: Tensor, values: Tensor, q: Tensor) -> Tensor:
+        if not values.numel():
+            return lyapunov_by_products(y, c)
         return q @ ((q.mH @ c @ q) / (values.unsqueeze(-1) + values.unsqueeze(-2))) @ q.mH
 
     @staticmethod
@@ -184,7 +195,7 @@ class _Lyapunov(torch.autograd.Function):
 
 def _inverse_sqrt_series(s: Tensor) -> Tensor | None:
     """I - E/2 + 3 E^2/8 - ... with E = S - I, by Horner, where |E| is so small that 8 terms reach rounding."""
-    if s.device.type != "cpu" or is_traced() or not s.numel():
+    if is_traced() or not s.numel():
         return None
     e = s - eye_like(s)
     norm = torch.linalg.vector_norm(e, dim=(-2, -1)).max().item()

@@ -1,0 +1,68 @@
+"""S^(-1/2) and Lyapunov equations by products alone, in a number known beforehand: nothing is factorized or looked at.
+
+Both are a sign function, of [[0, S], [I, 0]] and of [[Y, C], [0, -Y]], by the cubic Newton-Schulz iteration
+X -> r X (3I - r^2 X^2) / 2. Scales r > 1 double its pace while eigenvalues are small, but it is not monotone then, and
+rounding errors grow: for S^(-1/2) a last step mends them, and the Lyapunov equation is left at r = 1.
+Source: Higham, Functions of Matrices (2008), sections 5.3 and 6.7; Chen & Chow, A stable scaling of Newton-Schulz for
+improving the sign function computation of a Hermitian matrix (2014).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+Square = Inexact[Tensor, "*batch p p"]
+
+
+def inverse_sqrt_by_products(s: Square) -> Square:
+    """S^(-1/2) for Hermitian positive definite S of condition below 1 / eps; NaN where S is not that."""
+    eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
+    bound = _bound(s)
+    y, z = s / bound, eye
+    for scale in SCALES[s.dtype]:  # Y stays Z S / bound, and Z Y comes to I
+        t = (3 * eye - scale**2 * (z @ y)) * (scale / 2)
+        y, z = y @ t, t @ z
+    z = z * bound.rsqrt()
+    z = (z + z.mH) / 2
+    near = z @ (s @ z)
+    found = torch.linalg.vector_norm(near - eye, dim=(-2, -1)) < 0.5
+    return torch.where(found[..., None, None], (3 * z - near @ z) / 2, torch.nan)
+
+
+def lyapunov_by_products(y: Square, c: Square) -> Square:
+    """The Hermitian Z with Y Z + Z Y = C, for Hermitian C and positive definite Y of condition up to eps^(-1/2)."""
+    bound = _bound(y)
+    a, q = y / bound, c / bound
+    for scale in (1.0,) * COUNTS[y.dtype]:
+        square, aq = a @ a, a @ q
+        q = 1.5 * scale * q + scale**3 * (0.5 * (aq @ a) - aq.mH @ a)
+        q = (q + q.mH) / 2  # what is skew in it would double in every step
+        a = 1.5 * scale * a - 0.5 * scale**3 * (a @ square)
+    return q / 2
+
+
+def _bound(s: Square) -> Float[Tensor, "*batch 1 1"]:
+    """The smaller of two bounds of |S|: that of Frobenius and the largest row."""
+    rows = s.abs().sum(-1).amax(-1) if s.shape[-1] else s.abs().sum((-2, -1))
+    norm: Tensor = torch.minimum(torch.linalg.vector_norm(s, dim=(-2, -1)), rows)
+    return norm[..., None, None]
+
+
+def _scales(eps: float, largest: float) -> tuple[float, ...]:
+    """The scales, of at most this size, that bring all numbers in [sqrt(eps), 1] to within sqrt(eps) of 1.
+
+    Each raises the lower end as far as the image of the upper allows.
+    """
+    low, scales = eps**0.5, []
+    while 1 - low > eps**0.5:
+        scale = min(largest, (3 / (1 + low + low**2)) ** 0.5)
+        low = min(scale * x * (3 - (scale * x) ** 2) / 2 for x in (low, 1.0))
+        scales.append(scale)
+    return tuple(scales)
+
+
+_EPS = {d: torch.finfo(d).eps for d in (torch.float32, torch.float64, torch.complex64, torch.complex128)}
+SCALES = {dtype: _scales(eps, 1.6977) for dtype, eps in _EPS.items()}  # at sqrt(3) the upper end would go to 0
+COUNTS = {dtype: len(_scales(eps, 1.0)) + 1 for dtype, eps in _EPS.items()}

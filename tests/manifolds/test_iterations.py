@@ -1,0 +1,150 @@
+"""What accelerators run in place of factorizations: as exact, and nothing else decomposes or reads a value there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel, _cayley, _linalg, _steps
+from manifolds._iterations import inverse_sqrt_by_products, lyapunov_by_products
+from manifolds._linalg import inverse_sqrt, lyapunov, sym
+
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+
+
+def problem(dtype: torch.dtype, p: int, condition: float) -> tuple[Tensor, Tensor]:
+    """Positive definite matrices of this condition, and Hermitian ones; sizes of their own."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.promote_types(dtype, torch.float64)
+    q = torch.linalg.qr(torch.randn(3, p, p, dtype=wide, generator=generator)).Q
+    values = torch.tensor([1e-3, 1.0, 50.0], dtype=torch.float64)[:, None] * condition ** torch.linspace(0, 1, p)
+    c = torch.randn(3, p, p, dtype=wide, generator=generator)
+    return sym((q * values.unsqueeze(-2)) @ q.mH).to(dtype), sym(c).to(dtype)
+
+
+def off(a: Tensor, b: Tensor) -> float:
+    """The largest error of a matrix, relative to its size, in roundings."""
+    wide = torch.promote_types(a.dtype, torch.float64)
+    error = (a.to(wide) - b).abs().amax((-2, -1)) / b.abs().amax((-2, -1))
+    return float(error.max()) / torch.finfo(a.dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [1, 2, 5, 40])
+@pytest.mark.parametrize("condition", [1.0, 1.01, 10.0, 1e4])
+def test_inverse_sqrt_by_products(dtype: torch.dtype, p: int, condition: float) -> None:
+    """Within a few roundings times the condition, which S itself is only known to."""
+    s, _ = problem(dtype, p, condition)
+    values, q = torch.linalg.eigh(s.to(torch.promote_types(dtype, torch.float64)))
+    assert off(inverse_sqrt_by_products(s), (q * values.rsqrt().unsqueeze(-2)) @ q.mH) <= 20 + condition
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("p", [1, 2, 5, 40])
+@pytest.mark.parametrize("condition", [1.0, 1.01, 10.0, 1e2])
+def test_lyapunov_by_products(dtype: torch.dtype, p: int, condition: float) -> None:
+    """For Y = S^(1/2) with S as above."""
+    y, c = problem(dtype, p, condition)
+    wide = torch.promote_types(dtype, torch.float64)
+    values, q = torch.linalg.eigh(y.to(wide))
+    expected = q @ ((q.mH @ c.to(wide) @ q) / (values.unsqueeze(-1) + values.unsqueeze(-2))) @ q.mH
+    assert off(lyapunov_by_products(y, c), expected) <= 40 + condition
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+@pytest.mark.parametrize("bad", [-1.0, 0.0, -1e-3, torch.inf, torch.nan])
+def test_what_has_no_inverse_sqrt_shows(dtype: torch.dtype, bad: float) -> None:
+    """As NaN, and only in the matrix concerned."""
+    s, _ = problem(dtype, 5, 10.0)
+    q = torch.linalg.qr(torch.randn(5, 5, dtype=dtype, generator=torch.Generator().manual_seed(1))).Q
+    values = torch.tensor([bad, 1.0, 1.0, 2.0, 3.0])
+    s[1] = sym((q * values) @ q.mH) if -2 < bad < 2 else bad
+    assert inverse_sqrt_by_products(s).isfinite().all((-2, -1)).tolist() == [True, False, True]
+
+
+def test_batches_may_be_empty() -> None:
+    for shape in ((0, 3, 3), (2, 0, 0)):
+        s = torch.empty(shape)
+        assert inverse_sqrt_by_products(s).shape == lyapunov_by_products(s, s).shape == shape
+
+
+@pytest.fixture
+def pretended(monkeypatch: Any) -> None:
+    """The paths of an accelerator, on CPU."""
+    for module in (_linalg, _cayley):
+        monkeypatch.setattr(module, "on_accelerator", lambda x: True)
+    monkeypatch.setattr(_steps, "can_look", lambda x: False)
+
+
+@pytest.mark.usefixtures("pretended")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_both_derivatives_by_products(dtype: torch.dtype, size: float) -> None:
+    m, c = (size * torch.randn(2, 3, 3, dtype=dtype, generator=torch.Generator().manual_seed(k)) / 3 for k in (0, 1))
+
+    def shifted(m: Tensor) -> Tensor:
+        return sym(m) + 2 * torch.eye(3, dtype=dtype)
+
+    for kernel, inputs in (
+        (lambda m: inverse_sqrt(shifted(m)), (m,)),
+        (lambda m, c: lyapunov(shifted(m), sym(c)), (m, c)),
+    ):
+        inputs = tuple(t.clone().requires_grad_() for t in inputs)
+        assert torch.autograd.gradcheck(kernel, inputs)
+        assert torch.autograd.gradgradcheck(kernel, inputs, atol=1e-4)
+        mapped = torch.func.vmap(torch.func.grad(lambda *i, kernel=kernel: kernel(*i).abs().square().sum()))
+        alone = [
+            torch.func.grad(lambda *i, kernel=kernel: kernel(*i).abs().square().sum())(*i)
+            for i in zip(*inputs, strict=False)
+        ]
+        torch.testing.assert_close(mapped(*inputs), torch.stack(alone), rtol=0, atol=1e-12)
+
+
+FORBIDDEN = ("lu", "qr", "svd", "eigh", "inv_ex", "solve_ex", "check_errors", "local_scalar_dense")
+
+
+class Products(TorchDispatchMode):
+    """Refuses what decomposes a matrix, but for Cholesky, or waits for a value."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).removeprefix("aten.").removeprefix("_").removeprefix("linalg_")
+        assert not name.startswith(FORBIDDEN), func
+        return func(*args, **(kwargs or {}))
+
+
+CASES: list[tuple[Manifold, tuple[int, ...]]] = [
+    (Stiefel(), (2, 9, 4)),
+    (Stiefel("canonical"), (2, 4, 9)),
+    (Stiefel(), (2, 5, 5)),
+    (Stiefel(), (2, 3, 3)),
+    (Orthogonal(), (2, 5, 5)),
+    (SpecialOrthogonal(), (2, 5, 5)),
+]
+
+
+@pytest.mark.usefixtures("pretended")
+@pytest.mark.parametrize(("manifold", "shape"), CASES, ids=str)
+@pytest.mark.parametrize("size", [1e-3, 0.7])
+def test_steps_and_trivializations_are_products(
+    manifold: Manifold, shape: tuple[int, ...], size: float, monkeypatch: Any
+) -> None:
+    """A step and a weight with its gradient, as an accelerator would run them, are those of the CPU."""
+    x, g = manifold.random(*shape, dtype=torch.float64), torch.randn(*shape, dtype=torch.float64)
+
+    def run() -> list[Tensor]:
+        mixed, square = manifold.mix(x, manifold.coordinates(x, g.flip(-1)), g, 0.9, 0.1)
+        free = (size * g).requires_grad_()
+        weight = manifold.move(x, manifold.coordinates(x, free))
+        (grad,) = torch.autograd.grad((weight * g.flip(-2)).sum(), free)
+        return [mixed, square, manifold.polish(manifold.advance(x, mixed, -size)), weight.detach(), grad]
+
+    with Products():
+        found = run()
+    monkeypatch.undo()
+    for one, other in zip(found, run(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+    assert bool(manifold.contains(found[2]).all())
