@@ -193,6 +193,17 @@ class SpecialOrthogonal(Manifold):
         """X (3I - X^H X) / 2."""
         return newton_schulz(x)
 
+    def mix(self, x: Square, stored: Square, g: Square, keep: float, add: float) -> tuple[Square, Tensor]:
+        """As defined; for real matrices, whose lifts have no trace, with fewer passes over memory."""
+        if x.is_complex():
+            return super().mix(x, stored, g, keep, add)
+        return _steps.mix_square(x, stored, g, keep, add, canonical=False)
+
+    def advance(self, x: Square, c: Square, size: float | Tensor) -> Square:
+        """As defined; for short steps by series, where engines use Cayley."""
+        y = _steps.cayley_step(x, c, size) if self.retraction in (cayley, polar) else None
+        return super().advance(x, c, size) if y is None else _unit_determinant(y)
+
 
 def _check_square(name: str, shape: Sequence[int]) -> None:
     _, (n, m) = check_ndim(name, shape, 2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manifolds import Euclidean, Manifold, Orthogonal, Sphere, Stiefel, _steps, retractions
+from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, _steps, retractions
 
 SHAPES = {
     "square": (3, 20, 20),
@@ -103,6 +103,19 @@ def test_advance_is_its_definition(
     assert torch.equal(c, before[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("manifold", [Orthogonal(), SpecialOrthogonal(), SpecialOrthogonal(retractions.exp)], ids=str)
+@pytest.mark.parametrize("length", [0.0, 1e-3, 0.3, 4.0])
+def test_the_groups_step_as_defined(manifold: Manifold, dtype: torch.dtype, length: float) -> None:
+    x, y, c, g = instance(manifold, (3, 20, 20), dtype)
+    expected = plain_mix(manifold, y, c, g, 0.9, 0.1)
+    torch.testing.assert_close(manifold.mix(y, c.clone(), g, 0.9, 0.1), expected, rtol=1e-10, atol=1e-10)
+    c = c / torch.linalg.vector_norm(c, dim=(1, 2), keepdim=True)
+    moved = manifold.advance(x, c, length)
+    torch.testing.assert_close(moved, manifold.move(x, length * c), rtol=0, atol=1e-10)
+    assert bool(manifold.contains(moved).all())
+
+
 @pytest.mark.parametrize("length", [1e-6, 1e-4, 1e-2, 0.2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(2, 300, 40), (2, 40, 300)])
@@ -120,12 +133,16 @@ def test_a_polar_step_forgets_the_errors_before_it(shape: tuple[int, ...], dtype
 def test_the_fused_steps_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above compare something: short steps on tall and square matrices go through every fused kernel."""
     kernel, results = getattr(_steps, name), []
-    monkeypatch.setattr(_steps, name, lambda *a: results.append(kernel(*a)) or results[-1])
+    monkeypatch.setattr(_steps, name, lambda *a, **k: results.append(kernel(*a, **k)) or results[-1])
     for shape in ((2, 24, 6), (2, 20, 20)):
         x, _, c, g = instance(Stiefel(), shape, torch.float64)
         Stiefel().mix(x, c.clone(), g, 0.9, 0.1)
         Stiefel().advance(x, c, 1e-3)
-    assert results
+    for group in (Orthogonal(), SpecialOrthogonal()):
+        x, _, c, g = instance(group, (2, 20, 20), torch.float64)
+        group.mix(x, c.clone(), g, 0.9, 0.1)
+        group.advance(x, c, 1e-3)
+    assert len(results) == (1 if name in ("mix_tall", "polar_step") else 3)
     assert None not in results
 
 
