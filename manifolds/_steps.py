@@ -41,8 +41,8 @@ def mix_tall(
     """(keep P(M) + add grad, |grad|^2) with P(M) = M - X sym(X^H M), grad = G - X S (canonical: G - X A^H).
 
     The projection is linear: three products in place of four, B - X N with B = keep M + add G and N the p x p sum
-    of the normal parts. |grad|^2 is |G|^2 - |S|^2 (canonical: |G|^2 - Re tr A^2), or that of grad itself, one more
-    product, where that difference has lost digits: near an optimum. M is overwritten.
+    of the normal parts. |grad|^2 is |G|^2 - |S|^2 (canonical: |G|^2 - Re tr A^2), or that of grad itself, where
+    that difference has lost digits, near an optimum: one more product, two for the canonical metric. M is overwritten.
     """
     if not can_look(x):
         return None
@@ -52,7 +52,7 @@ def mix_tall(
     square = total - ((a * a.mT).sum((-2, -1)).real if canonical else _squares(twice_s) / 4)
     if bool((square < FEW_DIGITS * total).any()):
         grad = minus(g.clone(), x, a.mH, 1.0, 1.0) if canonical else minus(g.clone(), x, twice_s, 1.0, 0.5)
-        square = _squares(grad) - (_squares(a - a.mH) / 2 if canonical else 0)
+        square = _squares(grad) - (_squares(gram(x, grad)) / 2 if canonical else 0)  # of one rounding: never negative
     twice_n = (b + b.mH).mul_(keep).add_(a.mH if canonical else twice_s, alpha=2 * add if canonical else add)
     return minus(stored, x, twice_n, keep, 0.5).add_(g, alpha=add), square
 
@@ -61,7 +61,7 @@ def polar_step(x: Points, c: Points, size: Size) -> Points | None:
     """The polar factor of Y = X + size C, where Y^H Y is so near I that a few terms of (I + E)^(-1/2) are exact."""
     if not can_look(x):
         return None
-    y = torch.add(x, c, alpha=size) if isinstance(size, float) else torch.addcmul(x, c, size)
+    y = torch.addcmul(x, c, size) if isinstance(size, Tensor) else torch.add(x, c, alpha=float(size))
     e = gram(y, y)
     e.diagonal(dim1=-2, dim2=-1).sub_(1)
     terms = _terms(float(torch.linalg.vector_norm(e, dim=(-2, -1)).max()), x.dtype)
