@@ -5,17 +5,16 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold
-from manifolds._tiny import batch_last, in_order_of, is_many_tiny
+from manifolds._tiny import batch_last, in_order_of
 
 from ..values import is_near
+from .rows import Kind, Leaf, Rows, is_batch_last
 
 Points = Inexact[Tensor, "B *point"]
 Numbers = Float[Tensor, " B"]
@@ -25,60 +24,6 @@ DRIFT = 24.0
 
 COUNTS = frozenset({"step", "drift"})
 """The keys of the state that hold one number for all points of a stack; the others hold numbers for each point."""
-
-
-class Kind(NamedTuple):
-    """What the factors of one bucket have in common."""
-
-    factor: Manifold
-    point: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    group: int
-    capturable: bool
-    steps: float | None  # None where they are not counted
-    keys: frozenset[str]  # of the state that is there already
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One stack of equal factors of one parameter, and its rows in a bucket."""
-
-    member: int  # its number in the plan
-    part: int  # its number in manifold.split(parameter)
-    source: int  # its number in plan.cut(parameters)
-    shape: tuple[int, ...]  # of plan.cut(parameters)[source]
-    batch: tuple[int, ...]  # of one number per point
-    start: int
-    stop: int
-
-
-class Rows:
-    """One tensor of (B, *point), and its views in the shapes of the leaves, into and out of which they are copied."""
-
-    def __init__(self, rows: Tensor, leaves: Sequence[Leaf]) -> None:
-        self.rows = rows
-        self._slots = [rows[leaf.start : leaf.stop].view(leaf.shape) for leaf in leaves]
-        # one kernel for all, where they can be stacked
-        self._stack = rows.view(len(leaves), *leaves[0].shape) if len({leaf.shape for leaf in leaves}) == 1 else None
-
-    @staticmethod
-    def new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, leaves: Sequence[Leaf]) -> Rows:
-        """Rows with memory of their own."""
-        rows = torch.empty(shape, dtype=dtype, device=device)
-        return Rows(batch_last(rows) if is_batch_last(leaves, shape, device) else rows, leaves)
-
-    def gather(self, sources: list[Tensor]) -> Tensor:
-        """The rows, with a copy of every leaf in them."""
-        if self._stack is not None and len(sources) > 1:
-            torch.stack(sources, out=self._stack)
-        else:
-            torch._foreach_copy_(self._slots, sources)
-        return self.rows
-
-    def scatter(self, targets: list[Tensor]) -> None:
-        """Copy the rows of every leaf out."""
-        torch._foreach_copy_(targets, self._slots)
 
 
 class Bucket:
@@ -105,7 +50,8 @@ class Bucket:
         self.state: dict[str, Tensor] = {}
         self.drift: Float[Tensor, ""] | None = None  # of x since it was last polished, in eps; None if none is kept
         self._drift = math.inf  # the same, without looking at a tensor; unknown at first
-        self._written: complex = math.nan  # the sum of x as it was written; NaN, which is equal to nothing, at first
+        self._written: tuple[complex, int] | None = None  # the sum of x as it was written; None where it is not known
+        self._foreign = False  # whether somebody else wrote to x since
         self._sources = [leaf.source for leaf in leaves]
         # the values of the parameters, in their own dtype
         self._held = Rows(home, leaves) if home is not None else Rows.new(self.shape, kind.dtype, self.device, leaves)
@@ -121,7 +67,7 @@ class Bucket:
         else:
             self.g = self._gathered.gather([cut[i] for i in self._sources])
         if not can_look(self.device):
-            self.ok = torch.isfinite(_norms(self.g))
+            self.ok = _is_fit(self.g)
             self.g = torch.where(self._per_point(self.ok), self.g, 0)
 
     def read_points(self, cut: Sequence[Tensor]) -> None:
@@ -141,8 +87,8 @@ class Bucket:
             return False
         total = _sum(y)
         # sums of one order only are equal
-        self._written = total if y.stride() == self.x.stride() else math.nan
-        return not cmath.isfinite(total)
+        self._written = total if y.stride() == self.x.stride() else None
+        return not cmath.isfinite(total[0])
 
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""
@@ -153,24 +99,27 @@ class Bucket:
                 self.state["master"].copy_(self.x)
         if not self._direct:
             self._held.scatter([cut[i] for i in self._sources])
-        if can_look(self.device) and cmath.isnan(self._written):
+        if can_look(self.device) and self._written is None:
             self._written = _sum(self.x)
         del self.g, self.x
 
     def off(self) -> Leaf | None:
         """On CPU, a leaf with a point off its manifold; looked at only where x is not what was written last."""
-        if isinstance(self.factor, Euclidean) or not can_look(self.device) or _sum(self.x) == self._written:
+        if isinstance(self.factor, Euclidean) or not can_look(self.device):
             return None
+        found, written = _sum(self.x), self._written
+        if found == written:
+            return None
+        self._foreign = written is not None and found[1] == written[1]
         leaves = ((leaf, self.x[leaf.start : leaf.stop]) for leaf in self.leaves)
         return next((leaf for leaf, x in leaves if not is_near(self.factor, x, self.kind.dtype)), None)
 
     def not_finite(self) -> Leaf | None:
         """A leaf with a gradient whose norm is NaN or Inf, or overflows as the optimizer squares it; on CPU."""
         # the norm of all of them may overflow where none of theirs does, so it can only acquit
-        if self.ok is not None or math.isfinite(torch.linalg.vector_norm(self.g).item()):
+        if self.ok is not None or torch.linalg.vector_norm(self.g).item() <= limit(self.dtype):
             return None
-        bad = (leaf for leaf in self.leaves if not bool(torch.isfinite(_norms(self.g[leaf.start : leaf.stop])).all()))
-        return next(bad, None)
+        return next((leaf for leaf in self.leaves if not bool(_is_fit(self.g[leaf.start : leaf.stop]).all())), None)
 
     # What an optimizer calls -----------------------------------------------------------------------------
 
@@ -199,6 +148,9 @@ class Bucket:
         y = factor.advance(x, c, size)
         if type(factor).polish is Manifold.polish:
             return y
+        if self._foreign:  # near the manifold, but not to rounding: 4e-3, as of bfloat16, takes two
+            self._foreign, self._drift = False, 0.0
+            y = factor.polish(factor.polish(y))
         renews = factor.renormalizes(x)
         if (self.kind.capturable and not renews) or (longest is None and not can_look(self.device)):
             longest = math.inf
@@ -268,24 +220,25 @@ class Bucket:
         return torch.full((), steps, dtype=torch.float32, device=self.device if self.kind.capturable else "cpu")
 
 
-def _sum(points: Tensor) -> complex:
-    """A number that is another one, but for rare chance, when anything was written to the points."""
-    total: complex = points.sum().item()
-    return total
+def _sum(points: Tensor) -> tuple[complex, int]:
+    """A number that is another one, but for rare chance, when anything was written to the points, and the number of
+    threads, on which its rounding depends."""
+    return points.sum().item(), torch.get_num_threads()
 
 
-def _norms(points: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(_flat(points), dim=1)
-    return norms
+def _is_fit(gradients: Tensor) -> Bool[Tensor, " B"]:
+    """Which gradients are finite, and small enough to be squared."""
+    norms: Tensor = torch.linalg.vector_norm(_flat(gradients), dim=1)
+    return norms <= limit(gradients.dtype)
+
+
+def limit(dtype: torch.dtype) -> float:
+    """The norm of a gradient from which on optimizers refuse it: X^H G - G^H X may be four times as long as it is."""
+    return math.sqrt(torch.finfo(dtype).max) / 4
 
 
 def _flat(points: Tensor) -> Tensor:
     return points.reshape(len(points), -1)
-
-
-def is_batch_last(leaves: Sequence[Leaf], shape: tuple[int, ...], device: torch.device) -> bool:
-    """Whether rows of this shape are kept batch last: where they are many and tiny, and leaves are views of them."""
-    return is_many_tiny(shape, device) and all(leaf.shape[-2:] == shape[-2:] for leaf in leaves)
 
 
 def can_look(device: torch.device) -> bool:

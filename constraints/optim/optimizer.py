@@ -83,9 +83,10 @@ class RiemannianOptimizer(Optimizer, ABC):
         with exact_products(*{bucket.device.type for bucket in plan.buckets}):
             plan.read_points()
             self._check_before(plan)
+            reached = [self._reach(bucket, plan) for bucket in plan.buckets]
             for group, params in free:
                 self._step_free(group, params, [p.grad for p in params if p.grad is not None])
-            plan.write_points([self._reach(bucket, plan) for bucket in plan.buckets])
+            plan.write_points(reached)
         self._count_skipped(plan)
         plan.publish(self.state)
         return loss
@@ -98,11 +99,11 @@ class RiemannianOptimizer(Optimizer, ABC):
                 raise off(name_in(self.param_groups, member.parameter), member.parameter, member.manifold)
         for bucket in plan.buckets:
             if (leaf := bucket.not_finite()) is not None:
-                what = f"NaN or Inf, or a norm that overflows in {bucket.dtype}"
+                what = f"NaN or Inf, or a norm whose square overflows in {bucket.dtype}"
                 self._refuse_gradient(plan.members[leaf.member].parameter, what, FIND)
 
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
-        """`_move`. Raises ValueError where the step is too long to be computed; no point has moved then."""
+        """`_move`. Raises ValueError where the step is too long to be computed; no parameter has moved then."""
         try:
             y = self._move(bucket, self.param_groups[bucket.kind.group])
             if not bucket.lost(y):
@@ -112,8 +113,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         member = plan.members[bucket.leaves[0].member]
         raise ValueError(
             f"the step of {name_in(self.param_groups, member.parameter)}, shape {tuple(member.parameter.shape)}, is so "
-            f"long that {member.manifold} has no point there in {bucket.dtype}. No constrained parameter was moved; "
-            f"lower lr, or clip the gradient."
+            f"long that {member.manifold} has no point there in {bucket.dtype}. No parameter was moved, but "
+            f"the moments hold this gradient; lower lr, or clip the gradient."
         )
 
     @property
@@ -133,7 +134,7 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _plan_step(self) -> Plan:
         """The plan for the parameters that have a gradient, with the gradients gathered."""
         groups = [(i, group) for i, group in enumerate(self.param_groups) if group["manifold"] is not None]
-        options = self._same_options(groups)
+        options = self._same_options(groups), tuple(group["manifold"] for _, group in groups)
         params = [p for _, group in groups for p in group["params"] if p.grad is not None]
         grads = [p.grad for p in params]
         for p, grad in zip(params, grads, strict=True):
@@ -141,7 +142,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                 self._refuse_gradient(p, "a sparse layout", "Make its layer with sparse=False")
         plan = self._plan
         if plan is None or not plan.fits(params, options, self.state):
-            first = dict(zip((i for i, _ in groups), options, strict=True))
+            first = dict(zip((i for i, _ in groups), options[0], strict=True))
             members = [
                 Member(p, group["manifold"], first[i], group.get("capturable", False))
                 for i, group in groups

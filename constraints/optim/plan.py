@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, MutableMapping, Sequence
+from itertools import chain
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from manifolds import Manifold
 
-from .bucket import COUNTS, Bucket, Kind, Leaf, Points, is_batch_last, state_parts
+from .bucket import COUNTS, Bucket, Points, state_parts
+from .rows import Kind, Leaf, is_batch_last
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -43,7 +46,7 @@ class Plan:
         self._packed = [i for i, is_whole in enumerate(whole) if not is_whole]
         self._copied = [i for i in self._packed if not all(_shares(part, self._homes[i]) for _, part in splits[i])]
         self._places = self.cut(self._homes)
-        self._entries: list[dict[str, Any]] | None = None
+        self._published: list[Any] | None = None  # the objects that the state consisted of after `publish`
         self._keys = 0
         self._lasts = True
         self._leaves: list[dict[int, tuple[Bucket, Leaf]]] = [{} for _ in members]
@@ -54,8 +57,8 @@ class Plan:
         return (
             self._lasts
             and self._options == options
-            and self._entries is not None
-            and list(map(id, state.values())) == list(map(id, self._entries))
+            and self._published is not None
+            and _same(_objects(state), self._published)
             and [p.data_ptr() for p in parameters] == self._pointers
             and all(map(Tensor.is_set_to, parameters, self._homes))
         )
@@ -89,7 +92,7 @@ class Plan:
     def publish(self, state: State) -> None:
         """Make the state of each parameter views of the buckets: a tensor a key, a tuple if it has several stacks."""
         keys = sum(len(bucket.state) for bucket in self.buckets)
-        if self._entries is not None and keys == self._keys:
+        if self._published is not None and keys == self._keys:
             return
         for i, member in enumerate(self.members):
             leaves = self._in_order(i)
@@ -103,7 +106,7 @@ class Plan:
                 drifts = tuple(none if bucket.drift is None else bucket.drift for bucket, _ in leaves)
                 entry["drift"] = drifts if len(drifts) > 1 else drifts[0]
             state[member.parameter] = entry
-        self._keys, self._entries = keys, list(state.values())
+        self._keys, self._published = keys, _objects(state)
         # buckets that differ in what state they had may now be one: the plan is that of the state, as after loading it
         self._lasts = len(self.buckets) == 1 or all(b.state.keys() == b.kind.keys for b in self.buckets)
 
@@ -141,6 +144,15 @@ class Plan:
         for leaf in leaves:
             self._leaves[leaf.member][leaf.part] = bucket, leaf
         return bucket
+
+
+def _objects(state: State) -> list[Any]:
+    """The entries of the state and what is in them."""
+    return [*state.values(), *chain.from_iterable(map(dict.values, state.values()))]
+
+
+def _same(these: list[Any], those: list[Any]) -> bool:
+    return len(these) == len(those) and all(map(is_, these, those))
 
 
 def _same_memory(whole: Tensor, stack: Tensor) -> bool:
