@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .values import may_look
+from .values import Checksum, checksum, may_look
 
 
 class Memo:
@@ -66,13 +66,13 @@ class Handed:
         if self._weight._version != self._version:
             return True
         first, now = self._sum, self._look()
-        if first is None or now is None:
+        if first is None or now is None or first.order != now.order:
             return False
         self._sum = None
-        return first != now
+        return first.total != now.total
 
-    def _look(self) -> float | complex | None:
-        return self._weight.sum().item() if may_look(self._weight) else None
+    def _look(self) -> Checksum | None:
+        return checksum(self._weight) if may_look(self._weight) else None
 
 
 class Pass:

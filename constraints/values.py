@@ -5,7 +5,7 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -144,6 +144,20 @@ def may_look(x: Tensor) -> bool:
     return plain and x.device.type == "cpu" and not traced
 
 
+class Checksum(NamedTuple):
+    """A sum, and what the order that it was taken in depends on: of one order, another sum means another value."""
+
+    total: complex
+    order: tuple[int, ...]
+
+
+def checksum(x: Tensor) -> Checksum:
+    """What is equal only if, but for rare chance, nothing was written to x. It waits for an accelerator."""
+    x = x.detach()
+    # integers would add up alike in any order, but so would they after many a change of signs or powers of 2
+    return Checksum(x.sum().item(), (torch.get_num_threads(), *x.stride()))
+
+
 def master_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precision, else the dtype itself: geometry needs its digits."""
     return dtype if dtype.is_complex else torch.promote_types(dtype, torch.float32)
@@ -242,7 +256,7 @@ def _torus(x: Tensor) -> Tensor:
     planes = min((p + 1) // 2, n // 2)
     angles = (2 * torch.rand(*x.shape[:-2], planes, dtype=x.dtype, device=x.device) - 1) * math.pi
     tall = torch.eye(n, p, dtype=x.dtype, device=x.device).expand(*x.shape[:-2], n, p).clone()
-    even = 2 * torch.arange(planes)
+    even = 2 * torch.arange(planes, device=x.device)
     odd = even + 1
     tall[..., even, even] = angles.cos()
     tall[..., odd, even] = angles.sin()

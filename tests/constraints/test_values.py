@@ -1,0 +1,67 @@
+"""Checksums of tensors, and starts on another device than the default one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from constraints import Riemannian, Trivialization, constrain
+from constraints.method import Method
+from constraints.values import checksum
+from manifolds import Orthogonal, SpecialOrthogonal, Stiefel
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_checksum_sees_writes(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    before = checksum(x)
+    assert checksum(x.clone()) == before
+    assert checksum(-x) != before
+    assert checksum(x / 2) != before
+    assert checksum(0 * x) != before
+
+
+def test_a_checksum_tells_the_order_of_its_sum(threads: Callable[[int], None]) -> None:
+    """Sums of one value differ by rounding where the order does, and then nothing follows."""
+    x = torch.randn(700, 700, generator=torch.Generator().manual_seed(0))
+    threads(2)
+    one = checksum(x)
+    assert checksum(x) == one
+    assert checksum(x.mT).order != one.order
+    threads(1)
+    assert checksum(x).order != one.order
+
+
+def test_a_trivialized_weight_is_read_under_any_number_of_threads(threads: Callable[[int], None]) -> None:
+    torch.manual_seed(0)
+    layer = constrain(nn.Linear(700, 700), "weight", Stiefel, init="haar")
+    for count in (4, 1, 3, 2, 1):
+        threads(count)
+        assert layer.weight.shape == (700, 700)
+    layer.weight.data.neg_()
+    with pytest.raises(ValueError, match="changed in place"):
+        layer(torch.ones(700))
+
+
+@pytest.mark.parametrize("method", [Trivialization(), Riemannian()], ids=repr)
+@pytest.mark.parametrize("init", ["haar", "identity", "torus", None])
+@pytest.mark.parametrize("manifold", [Stiefel(), Orthogonal(), SpecialOrthogonal()], ids=repr)
+def test_a_start_is_on_the_device_of_the_tensor(manifold: Stiefel, init: object, method: Method) -> None:
+    layer = nn.Linear(5, 5)
+    nn.init.eye_(layer.weight)
+    with torch.device("meta"):  # as torch.set_default_device does
+        constrain(layer, "weight", manifold, method, init=init)  # type: ignore[arg-type]
+    assert layer.weight.device.type == "cpu"
+    assert bool(manifold.contains(layer.weight).all())
