@@ -14,7 +14,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from ._linalg import LU_BATCH, eye_like, on_accelerator, resolvent
-from ._move import Move, differentiable
+from ._move import differentiable
 from ._tiny import batch_last, in_order_of, is_batch_last, norms, product, turned
 
 Square = Inexact[Tensor, "*batch n n"]
@@ -58,17 +58,11 @@ def _pull_x(a: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
 
 def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
     """dY = (Y + X)/2 dA (I - A/2)^-1, so dA gets W (I + A/2)^-1 with W = ((Y + X)/2)^H G: half of W + W moved."""
-    w = product(torch.lerp(x.expand_as(y), y, 0.5).mH, grad)
+    w = product(torch.lerp(x, y, 0.5).mH, grad)
     return _solve(w, lu, pivots, adjoint=True) if lu.numel() else torch.lerp(w, _forward(w, -a)[0], 0.5)
 
 
-def _push_a(move: Move, x: Tensor, a: Tensor, da: Tensor) -> Tensor:
-    """dY = (Y + X)/2 dA (I - A/2)^-1."""
-    w = (x + move(x, a)) @ da
-    return (w + move(w, a)) / 4
-
-
-cayley_move = differentiable(plain, _forward, _pull_x, _pull_a, _push_a)
+cayley_move = differentiable(plain, _forward, _pull_x, _pull_a)
 """X (I - A/2)^-1 (I + A/2) for skew A: orthogonal if X is."""
 
 
@@ -93,7 +87,7 @@ def _factor(a: Tensor) -> tuple[Tensor, Tensor]:
         lu, pivots = torch.linalg.lu_factor(m)
         return lu, pivots
     lu = a.new_empty(a.shape).mT
-    pivots = torch.empty(a.shape[:-1], dtype=torch.int32)
+    pivots = torch.empty(a.shape[:-1], dtype=torch.int32, device=a.device)
     for one, f, p in zip(*(_each(t, k) for t, k in ((m, 2), (lu, 2), (pivots, 1))), strict=True):
         torch.linalg.lu_factor(one, out=(f, p))
     return lu, pivots

@@ -19,7 +19,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from ._linalg import newton_schulz, skew
-from ._move import Move, differentiable
+from ._move import differentiable
 from ._tiny import norms, product
 
 REACH = 1.16  # a bound of |A / 2^s|: float32 then takes degree 8 for exp, and 8 for sinhc
@@ -76,15 +76,7 @@ def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, roots: Tensor, half: 
     return _commuted(a, w, [f / 2 ** (k * roots.shape[-3]) for k, f in enumerate(factors)])
 
 
-def _push_a(move: Move, x: Tensor, a: Tensor, da: Tensor) -> Tensor:
-    """X D, where exp([[A, dA], [0, A]]) = [[exp(A), D], [0, exp(A)]]."""
-    n = a.shape[-1]
-    a, da = torch.broadcast_tensors(a, da)
-    block = torch.cat([torch.cat([a, da], -1), torch.cat([torch.zeros_like(a), a], -1)], -2)
-    return x @ matrix_exp(block)[..., :n, n:]
-
-
-exp_move = differentiable(plain, _forward, _pull_x, _pull_a, _push_a)
+exp_move = differentiable(plain, _forward, _pull_x, _pull_a)
 """X exp(A) for skew A: orthogonal if X is."""
 
 

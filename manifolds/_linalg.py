@@ -53,7 +53,7 @@ def newton_schulz(x: Inexact[Tensor, "*batch n p"]) -> Inexact[Tensor, "*batch n
 
 def resolvent(a: Square) -> Square:
     """(I - A/2)^-1 for skew A. One factorization in all: dP = P dA P / 2, so the backward is two products."""
-    return _Resolvent.apply(a)  # type: ignore[no-any-return, no-untyped-call]
+    return _inverse(a) if in_forward_mode() else _Resolvent.apply(a)  # type: ignore[no-untyped-call]
 
 
 def inverse_sqrt(s: Square) -> Square:
@@ -90,6 +90,12 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def in_forward_mode() -> bool:
+    """Whether forward derivatives are taken. torch loses the derivatives of what a Function gives as its `jvp`, and
+    says nothing, so none here has one: torch derives the formulas themselves."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward pass in the precision of its tensors, also where `loss.backward()` is called under autocast."""
 
@@ -104,17 +110,22 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     return exact
 
 
+def _inverse(a: Tensor) -> Tensor:
+    """(I - A/2)^-1 for skew A, as torch derives it."""
+    eye = eye_like(a)
+    if on_accelerator(a):  # no LU: (I - A/2)^-1 = (I + A/2)(I + A^H A/4)^-1, then one Newton step
+        p = (eye + a / 2) @ torch.cholesky_inverse(torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L)
+        return 2 * p - p @ (p - a @ p / 2)
+    if a.dim() > 2 and a.shape[-1] >= LU_BATCH:
+        flat = [torch.linalg.inv(eye - m / 2) for m in a.reshape(-1, *a.shape[-2:])]
+        return torch.stack(flat).reshape(a.shape)
+    return torch.linalg.inv(eye - a / 2)  # type: ignore[no-any-return]
+
+
 class _Resolvent(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor) -> Tensor:
-        eye = eye_like(a)
-        if on_accelerator(a):  # no LU: (I - A/2)^-1 = (I + A/2)(I + A^H A/4)^-1, then one Newton step
-            p = (eye + a / 2) @ torch.cholesky_inverse(torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L)
-            return 2 * p - p @ (p - a @ p / 2)
-        if a.dim() > 2 and a.shape[-1] >= LU_BATCH:
-            flat = [torch.linalg.inv(eye - m / 2) for m in a.reshape(-1, *a.shape[-2:])]
-            return torch.stack(flat).reshape(a.shape)
-        return torch.linalg.inv(eye - a / 2)  # type: ignore[no-any-return]
+        return _inverse(a)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from manifolds import _cayley, _exponential
+from manifolds import _cayley, _exponential, retractions
 
 MOVES = [
     pytest.param(_cayley.cayley_move, _cayley.plain, id="cayley"),
@@ -162,3 +163,71 @@ def test_tensors_without_values_move(move, plain):
     with FakeTensorMode():
         y = move(torch.empty(4, 5, 5), torch.empty(4, 5, 5))
     assert y.shape == (4, 5, 5)
+
+
+@forward_mode
+@pytest.mark.parametrize("retraction", [retractions.cayley, retractions.exp], ids=["cayley", "exp"])
+@pytest.mark.parametrize("size", [0.0, 0.1, 3.0])
+@pytest.mark.parametrize("n", [3, 4])
+def test_second_derivatives_agree_whichever_way_they_are_taken(retraction, size, n):
+    """Forward over forward, forward over reverse, reverse over forward, and reverse over reverse."""
+    x, a, g = points((n, n), torch.float64, size)
+
+    def value(b):
+        return (retraction(x, x @ (b - b.mT)) * g).sum()
+
+    expected = torch.func.jacrev(torch.func.jacrev(value))(a)
+    assert expected.abs().max() > 1e-2
+    for outer, inner in itertools.product((torch.func.jacfwd, torch.func.jacrev), repeat=2):
+        torch.testing.assert_close(outer(inner(value))(a), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(torch.func.hessian(value)(a), expected, rtol=0, atol=1e-9)
+    _, along, _ = points((n, n), torch.float64, 1.0, seed=1)
+
+    def velocity(b):
+        return torch.func.jvp(value, (b,), (along,))[1]
+
+    found = torch.func.jvp(velocity, (a,), (along,))[1]
+    torch.testing.assert_close(found, torch.einsum("ijkl,ij,kl", expected, along, along), rtol=1e-9, atol=1e-9)
+
+
+@forward_mode
+@pytest.mark.parametrize(("move", "plain"), MOVES)
+def test_a_tangent_passes_a_graph_that_was_recorded_before(move, plain):
+    """The derivative of a gradient along a dual cotangent, to which the gradient is linear."""
+    x, a, g = points((2, 130, 130), torch.float64, 3.0)
+    a.requires_grad_()
+    y = move(x, a)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.zeros_like(g), g)
+        (gradient,) = torch.autograd.grad(y, a, dual, retain_graph=True)
+        tangent = torch.autograd.forward_ad.unpack_dual(gradient).tangent
+    expected = torch.autograd.grad(y, a, g)[0]
+    torch.testing.assert_close(tangent - tangent.mH, expected - expected.mH, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("move", "plain"), MOVES)
+@pytest.mark.parametrize("size", [0.0, 1e-3, 3.0])
+@pytest.mark.parametrize(
+    ("n", "batches"),
+    [
+        *itertools.product([2, 5, 16, 130], [((4,), ()), ((), (4,)), ((2, 1), (3,))]),
+        *itertools.product([2, 5], [((1,), (600,)), ((600,), ())]),
+    ],
+    ids=str,
+)
+def test_arguments_are_broadcast(move, plain, size, n, batches):
+    """One point moved along many vectors, or many along one: gradients have the shapes of what was given."""
+    x, _, _ = points((*batches[0], n, n), torch.float64, size)
+    _, a, _ = points((*batches[1], n, n), torch.float64, size)
+    g = torch.randn(plain(x, a).shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+    for fast, slow in zip(pulled(move, x, a, g), pulled(plain, x, a, g), strict=True):
+        assert fast.shape == slow.shape
+        assert (fast - slow).abs().max() <= 1e-10 * max(1.0, float(slow.abs().max()))
+
+
+@pytest.mark.parametrize(("move", "plain"), MOVES)
+def test_vmap_broadcasts_what_is_within(move, plain):
+    x, _, _ = points((3, 4, 5, 5), torch.float64, 0.1)
+    _, a, _ = points((3, 5, 5), torch.float64, 0.1)
+    torch.testing.assert_close(torch.vmap(move)(x, a), plain(x, a[:, None]))
+    torch.testing.assert_close(torch.vmap(move)(a, x), plain(a[:, None], x))
