@@ -17,7 +17,7 @@ from .held import Held, held
 from .method import Method, Site
 from .names import describe, match, tensors
 from .packing import check_packing, packing_of
-from .riemannian import manifold_of
+from .riemannian import Records, constrained
 from .trivialization import Trivialization, trivialized
 from .values import Init, check_whole, initial
 
@@ -62,8 +62,9 @@ def constrain(
     if not isinstance(manifold, Manifold):
         raise TypeError(f"constrain needs a manifold, as in Stiefel or Stiefel**3; got {manifold!r}.")
     shared: dict[int, list[Site]] = {}
+    known = constrained()
     for full, (owner, attribute) in match(module, name).items():
-        parameter = _free_parameter(full, owner, attribute, method)
+        parameter = _free_parameter(full, owner, attribute, method, known)
         sites = shared.setdefault(id(parameter), [])
         if all((site.owner, site.attribute) != (owner, attribute) for site in sites):  # a module may have two names
             sites.append(Site(full, owner, attribute, parameter))
@@ -117,8 +118,10 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     return module
 
 
-def _free_parameter(full: str, owner: nn.Module, attribute: str, method: Method) -> nn.Parameter:
-    """The Parameter at owner.attribute, of this dotted name, if it can be constrained."""
+def _free_parameter(
+    full: str, owner: nn.Module, attribute: str, method: Method, known: dict[int, tuple[Records, str]]
+) -> nn.Parameter:
+    """The Parameter at owner.attribute, of this dotted name, if it can be constrained; known are those that are."""
     who = describe(owner, full)
     if attribute in dict(trivialized(owner)):
         raise ValueError(f"{who} is constrained already, by Trivialization(). Call unconstrain first.")
@@ -130,9 +133,10 @@ def _free_parameter(full: str, owner: nn.Module, attribute: str, method: Method)
         )
     parameter = owner._parameters[attribute]
     assert parameter is not None
-    if manifold_of(parameter) is not None:
+    if id(parameter) in known:
+        records, place = known[id(parameter)]
         raise ValueError(
-            f"{who} is constrained already, to {manifold_of(parameter)} by Riemannian(). Call unconstrain first."
+            f"{who} is constrained already, to {records.manifolds[place]} by Riemannian(). Call unconstrain first."
         )
     if isinstance(parameter, UninitializedParameter) or parameter.is_meta:
         raise ValueError(f"{who} has no value yet. Run the lazy module once, or load its weights, and constrain then.")
@@ -140,10 +144,10 @@ def _free_parameter(full: str, owner: nn.Module, attribute: str, method: Method)
     if parameter.layout != torch.strided:
         raise ValueError(f"{who} is a tensor of layout {parameter.layout}; a constraint needs a dense one.")
     if parameter.dtype not in method.dtypes():
-        known = ", ".join(str(d).removeprefix("torch.") for d in method.dtypes())
+        dtypes = ", ".join(str(d).removeprefix("torch.") for d in method.dtypes())
         raise ValueError(
             f"{who} has dtype {str(parameter.dtype).removeprefix('torch.')}, shape {tuple(parameter.shape)}; "
-            f"{method} holds {known}. Convert the module with .float()."
+            f"{method} holds {dtypes}. Convert the module with .float()."
         )
     return parameter
 

@@ -6,6 +6,7 @@ its attributes in deepcopy and in `.to`.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Records:
 
     def __iter__(self) -> Iterator[tuple[str, nn.Parameter, Manifold]]:
         """(attribute, parameter, manifold), for each parameter that is still there."""
-        for attribute, manifold in self.manifolds.items():
+        for attribute, manifold in list(self.manifolds.items()):  # another thread may constrain
             parameter = self.parameters.get(attribute)
             if parameter is not None:
                 yield attribute, parameter, manifold
@@ -89,14 +90,20 @@ class Records:
 
 def manifold_of(p: Tensor) -> Manifold | None:
     """The manifold that p is held on by `Riemannian`, None if it is free."""
-    found = _find(p)
+    found = constrained().get(id(p))
     return None if found is None else found[0].manifolds[found[1]]
 
 
 def name_of(p: Tensor) -> str | None:
     """The dotted name under which p was constrained, None if it is free."""
-    found = _find(p)
+    found = constrained().get(id(p))
     return None if found is None else found[0].names[found[1]]
+
+
+def constrained() -> dict[int, tuple[Records, str]]:
+    """(record, attribute) of every Parameter that `Riemannian` holds, by its id; made anew, for many look-ups."""
+    alive = (reference() for reference in _live.valuerefs())
+    return {id(p): (records, attribute) for records in alive if records is not None for attribute, p, _ in records}
 
 
 def param_groups(module: nn.Module) -> list[dict[str, Any]]:
@@ -114,7 +121,7 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
     """
     for each in module.modules():
         recorded(each)
-    held = {id(p): manifold for records in _live for _, p, manifold in records}
+    held = {key: records.manifolds[attribute] for key, (records, attribute) in constrained().items()}
     computed = {id(coordinates.original) for each in module.modules() for _, coordinates in coordinates_of(each)}
     groups: dict[tuple[Manifold | None, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, p in module.named_parameters():
@@ -142,7 +149,7 @@ def forget(module: nn.Module, attribute: str) -> None:
     records: Records = module.__dict__[KEY]
     del records.manifolds[attribute], records.names[attribute]
     records.versions.pop(attribute, None)
-    _generation += 1  # what optimizers were found to hold is out of date
+    _generation = next(_generations)
     if not records.manifolds:
         del module.__dict__[KEY]
 
@@ -162,8 +169,10 @@ def recorded(module: nn.Module) -> dict[str, Manifold]:
     return {attribute: manifold for attribute, _, manifold in records}
 
 
-_live: weakref.WeakSet[Records] = weakref.WeakSet()
-_generation = 0  # grows whenever a constrained parameter appears, so that optimizers are looked at again
+# other threads may constrain in the meantime: a WeakSet would change under the loop over it
+_live: weakref.WeakValueDictionary[int, Records] = weakref.WeakValueDictionary()
+_generations = itertools.count(1)
+_generation = 0  # another number whenever a constrained parameter comes or goes, so that optimizers are looked at again
 
 
 @dataclass
@@ -181,19 +190,12 @@ _looked: weakref.WeakKeyDictionary[Optimizer, Looked] = weakref.WeakKeyDictionar
 
 def _enlist(records: Records) -> None:
     global _generation
-    if not _generation:
+    _live[id(records)] = records  # before the number, or a look in between would miss it
+    number = next(_generations)
+    if number == 1:
         register_optimizer_step_pre_hook(_before_step)
         register_optimizer_step_post_hook(_after_step)
-    _generation += 1
-    _live.add(records)
-
-
-def _find(p: Tensor) -> tuple[Records, str] | None:
-    for records in _live:
-        for attribute, parameter, _ in records:
-            if parameter is p:
-                return records, attribute
-    return None
+    _generation = number
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -238,18 +240,18 @@ def look(optimizer: Optimizer) -> Looked:
         return looked
     # torch's optimizers keep a "manifold" in their groups and never look at it
     blind = type(optimizer).__module__.startswith("torch.optim")
-    constrained = {id(p): (records, attribute) for records in _live for attribute, p, _ in records}
+    known = constrained()
     before = set() if looked is None else {id(p) for _, _, p in looked.held} | {id(p) for p, _, _ in looked.gone}
     held: list[tuple[Records, str, nn.Parameter]] = []
     gone: list[tuple[Tensor, Manifold, Manifold | None]] = []
     for group in optimizer.param_groups:
         manifold = group.get("manifold")
         for p in group["params"]:
-            if id(p) not in constrained:
+            if id(p) not in known:
                 if manifold is not None and id(p) in before:
                     gone.append((p, manifold, None))
             else:
-                records, attribute = constrained[id(p)]
+                records, attribute = known[id(p)]
                 if not blind and "manifold" in group and manifold is None:
                     raise ValueError(
                         f"{records.names[attribute]} of shape {tuple(p.shape)} is constrained to "

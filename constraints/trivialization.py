@@ -122,7 +122,7 @@ class Trivialized(nn.Module):
             raise ValueError(
                 f"{self.name} was changed in place, which does nothing to a weight that is computed by "
                 f"Trivialization(). Assign a point of {self.manifold} instead, module.weight = value, or constrain it "
-                f"with init=."
+                f"with init=; to work on a copy, take one by .detach().clone()."
             )
         return self.memo.read(original, self.compute)
 

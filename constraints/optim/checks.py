@@ -13,7 +13,7 @@ from torch import Tensor
 from manifolds import Manifold, tolerance
 
 from ..precision import exact_products
-from ..riemannian import manifold_of, name_of
+from ..riemannian import constrained, name_of
 from ..values import check_whole, code
 from .bucket import compute_dtype, state_parts
 
@@ -38,8 +38,10 @@ def check_group(optimizer: str, group: Group, groups: Sequence[Group]) -> None:
         manifold = group["manifold"] = manifold()
     if manifold is not None and not isinstance(manifold, Manifold):
         raise TypeError(f'the "manifold" of a parameter group is a Manifold or None; got {manifold!r}.')
+    known = constrained()
     for p in group["params"]:
-        held = manifold_of(p)
+        records, attribute = known.get(id(p), (None, ""))
+        held = None if records is None else records.manifolds[attribute]
         if held is not None or manifold is not None:
             check_whole(p, name_in(groups, p))
         if held is not None and held != manifold:

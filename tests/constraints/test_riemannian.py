@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +120,38 @@ def test_a_record_dies_with_its_module() -> None:
     del module
     gc.collect()
     assert len(engine._live) == before
+
+
+def test_threads_constrain_and_look_at_once() -> None:
+    """Each sees its own constraints, whatever others add in the meantime."""
+    interval = sys.getswitchinterval()
+    failures: list[BaseException] = []
+    alive: list[nn.Module] = []
+
+    def work() -> None:
+        try:
+            for _ in range(40):
+                alive.append(constrain(nn.Linear(2, 2), "weight", Stiefel, Riemannian(), init="identity"))
+                net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+                constrain(net, "*.weight", Stiefel, Riemannian(), init="identity")
+                assert len(param_groups(net)) == 2
+                assert manifold_of(net[0].weight) == Stiefel()
+                net(torch.ones(2)).sum().backward()
+                with pytest.raises(ValueError, match="would leave the manifold"):
+                    torch.optim.SGD(net.parameters(), lr=0.1).step()
+        except BaseException as error:
+            failures.append(error)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failures
 
 
 def test_a_tensor_that_was_never_constrained() -> None:

@@ -150,6 +150,14 @@ def test_a_write_to_data_is_never_silently_nothing(write: Any, method: str) -> N
         linear(torch.randn(2, 4))
 
 
+def test_scratch_work_on_the_weight_is_told_to_take_a_copy() -> None:
+    linear = constrain(nn.Linear(4, 4), "weight", Stiefel)
+    scratch = linear.weight.detach()
+    scratch -= scratch.mean()
+    with pytest.raises(ValueError, match=r"changed in place.*take one by \.detach\(\)\.clone\(\)"):
+        linear(torch.randn(2, 4))
+
+
 def test_where_values_cannot_be_looked_at_nothing_is_said_of_them() -> None:
     """As while operations are counted: the write is seen afterwards."""
     linear = constrain(nn.Linear(4, 4), "weight", Stiefel)
