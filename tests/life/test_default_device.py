@@ -17,7 +17,7 @@ ALL = (retractions.polar, retractions.cayley, retractions.qr, retractions.exp)
 SIDES = [(8, 4), (4, 8), (2, 130, 130), (520, 3, 3), (520, 5, 5)]
 SQUARE: list[Manifold] = [group(r) for group in (Orthogonal, SpecialOrthogonal) for r in ALL]
 ANY: list[Manifold] = [
-    *(Stiefel(metric, r) for metric in ("euclidean", "canonical") for r in ALL),  # type: ignore[arg-type]
+    *(Stiefel(metric, r) for metric in ("euclidean", "canonical") for r in ALL),
     Sphere(),
     Euclidean(),
     Stiefel() ** 2,
