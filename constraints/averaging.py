@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from torch.optim import swa_utils
+
+from manifolds import ProductManifold
 
 from .held import Held, held_once
 from .precision import exact_products
@@ -18,8 +19,8 @@ from .values import NEAR, at_least_float32, check_finite, nearest
 class AveragedModel(swa_utils.AveragedModel):
     """A copy of a model whose constrained weights are nearest(avg_fn(average, weight, number averaged)).
 
-    Arguments, and what happens to free tensors, are those of `torch.optim.swa_utils.AveragedModel`; one that is made
-    of a constrained model becomes one of these by itself. Under both engines the weights are averaged, never the
+    Arguments, and what happens to free tensors, are those of `torch.optim.swa_utils.AveragedModel`, which does the same
+    for constrained models once `constraints` is imported. Under both engines the weights are averaged, never the
     coordinates, which mean something only near their base. The model is constrained first, and averaged then.
 
     Averages that others take of parameters, one by one, are not looked at: those of a Riemannian weight leave the
@@ -34,38 +35,58 @@ class AveragedModel(swa_utils.AveragedModel):
     True
     """
 
-    @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of the model into the averages. Raises ValueError as the class says."""
-        mine, theirs = held_once(self.module), held_once(model)
-        if _kinds(mine) != _kinds(theirs):
-            raise ValueError(
-                f"the average holds {_names(mine)}, the model {_names(theirs)}: they must be constrained alike, by "
-                f"the same engine. Make a new AveragedModel after constraining."
-            )
-        if not mine:
-            super().update_parameters(model)
-            return
-        points = self._averages(mine, theirs)
-        free, new = _free(self.module, mine), _free(model, theirs)
-        if any(True for _ in free.parameters()) or (self.use_buffers and any(True for _ in free.buffers())):
-            # by torch's own, which never sees coordinates
-            rest = swa_utils.AveragedModel(nn.Module(), None, self.avg_fn, self.multi_avg_fn, self.use_buffers)
-            rest.module, rest.n_averaged = free, self.n_averaged
-            rest.update_parameters(new)
-        else:
-            for average, value in zip(free.buffers(), new.buffers(), strict=True):
-                average.copy_(value)
-            self.n_averaged += 1
-        for each, point in zip(mine, points, strict=True):
-            _assign(each, point)
+        _update(self, model)
 
-    def _averages(self, mine: Sequence[Held], theirs: Sequence[Held]) -> list[Tensor]:
-        """The averaged points, by an AveragedModel of torch's own."""
-        averages = swa_utils.AveragedModel(_list(mine), avg_fn=self.avg_fn, multi_avg_fn=self.multi_avg_fn)
-        averages.n_averaged.copy_(self.n_averaged)
-        averages.update_parameters(_list(theirs))
-        return [_settle(each, p.detach()) for each, p in zip(mine, averages.module.parameters(), strict=True)]
+
+_torchs: Callable[[Any, nn.Module], None] = swa_utils.AveragedModel.update_parameters
+
+
+@torch.no_grad()
+def _update(average: swa_utils.AveragedModel, model: nn.Module) -> None:
+    """`AveragedModel.update_parameters`, that of torch where nothing is constrained."""
+    mine, theirs = held_once(average.module), held_once(model)
+    if not mine and not theirs:
+        _torchs(average, model)
+        return
+    if _kinds(mine) != _kinds(theirs):
+        raise ValueError(
+            f"the average holds {_names(mine)}, the model {_names(theirs)}: they must be constrained alike, by "
+            f"the same engine. Make a new AveragedModel after constraining."
+        )
+    points = [_point(each).clone() for each in mine]
+    _average(average, points, [_point(each).to(x) for each, x in zip(theirs, points, strict=True)])
+    points = _settle(mine, points)
+    (parameters, buffers), (new_parameters, new_buffers) = _free(average.module, mine), _free(model, theirs)
+    if average.use_buffers:
+        _average(average, parameters + buffers, new_parameters + new_buffers)
+    else:
+        _average(average, parameters, new_parameters)
+        for x, y in zip(buffers, new_buffers, strict=True):
+            x.copy_(y)
+    for each, point in zip(mine, points, strict=True):
+        _assign(each, point)
+    average.n_averaged += 1
+
+
+def _average(average: swa_utils.AveragedModel, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    """Take the new tensors into the old ones, in place, by the function of the average."""
+    pairs = [(x.detach(), y.detach().to(x.device)) for x, y in zip(old, new, strict=True)]
+    n = average.n_averaged
+    if not n:
+        for x, y in pairs:
+            x.copy_(y)
+    elif average.multi_avg_fn is not None:
+        groups: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+        for x, y in pairs:
+            groups.setdefault((x.device, x.dtype), []).append((x, y))
+        for (device, _), group in groups.items():
+            average.multi_avg_fn([x for x, _ in group], [y for _, y in group], n.to(device))
+    else:
+        function = average.avg_fn or swa_utils.get_swa_avg_fn()
+        for x, y in pairs:
+            x.copy_(function(x, y, n.to(x.device)))
 
 
 def _kinds(constrained: Sequence[Held]) -> list[Any]:
@@ -76,19 +97,11 @@ def _names(constrained: Sequence[Held]) -> str:
     return ", ".join(f"{each.name} on {each.manifold} by {each.method}" for each in constrained) or "nothing"
 
 
-def _list(constrained: Sequence[Held]) -> nn.ParameterList:
-    return nn.ParameterList(nn.Parameter(_point(each), requires_grad=False) for each in constrained)
-
-
-def _free(model: nn.Module, constrained: Sequence[Held]) -> nn.Module:
-    """The tensors of the model that are not constrained, in their order, shared."""
+def _free(model: nn.Module, constrained: Sequence[Held]) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters and buffers of the model that are not constrained."""
     held = {id(tensor) for each in constrained for tensor in _kept(each)}
-    free = nn.Module()
-    for i, p in enumerate(p for p in model.parameters() if id(p) not in held):
-        free.register_parameter(f"p{i}", p)
-    for i, b in enumerate(b for b in model.buffers() if id(b) not in held):
-        free.register_buffer(f"b{i}", b)
-    return free
+    parameters: list[Tensor] = [p for p in model.parameters() if id(p) not in held]
+    return parameters, [b for b in model.buffers() if id(b) not in held]
 
 
 def _kept(each: Held) -> Sequence[Tensor]:
@@ -105,18 +118,30 @@ def _point(each: Held) -> Tensor:
         point = at_least_float32(each.weight)
     else:
         held: Any = each.coordinates[0]
-        point = held.exact(each.coordinates.original).detach()
+        moved = bool(each.coordinates.original.any())
+        point = held.exact(each.coordinates.original).detach() if moved else held.base_point
     check_finite(point, each.name)
     return point
 
 
-def _settle(each: Held, x: Tensor) -> Tensor:
-    """The nearest point: where x is near, as after a step of training, by `polish`, which is products only."""
-    with exact_products(x.device.type):
-        if bool((each.manifold.residual(x) <= NEAR).all()):
-            x = each.manifold.polish(x)
-        on = bool(each.manifold.contains(x).all())
-    return x if on else nearest(each.manifold, x, f"the average of {each.name}")
+def _settle(constrained: Sequence[Held], averages: Sequence[Tensor]) -> list[Tensor]:
+    """The nearest points: where all of a kind are near, as after a step of training, by `polish`, products only."""
+    kinds: dict[Any, list[int]] = {}
+    for i, (each, x) in enumerate(zip(constrained, averages, strict=True)):
+        # the layout of a product may count its axes from the first one
+        single = i if isinstance(each.manifold, ProductManifold) else None
+        kinds.setdefault((each.manifold, x.shape, x.dtype, x.device, single), []).append(i)
+    points = list(averages)
+    for (manifold, *_), places in kinds.items():
+        x = averages[places[0]] if len(places) == 1 else torch.stack([averages[i] for i in places])
+        with exact_products(x.device.type):
+            if bool((manifold.residual(x) <= NEAR).all()):
+                x = manifold.polish(x)
+            on = bool(manifold.contains(x).all())
+        settled = [x] if len(places) == 1 else x.unbind()
+        for i, y in zip(places, settled, strict=True):
+            points[i] = y.clone() if on else nearest(manifold, averages[i], f"the average of {constrained[i].name}")
+    return points
 
 
 def _assign(each: Held, point: Tensor) -> None:
@@ -126,17 +151,5 @@ def _assign(each: Held, point: Tensor) -> None:
         each.weight.copy_(point)
 
 
-def _take_over(module: nn.Module, name: str, submodule: nn.Module | None) -> None:
-    """Make torch's AveragedModel one of these when it is given a constrained model."""
-    if not isinstance(module, swa_utils.AveragedModel) or isinstance(module, AveragedModel):
-        return
-    if submodule is not None and held_once(submodule):
-        if type(module) is not swa_utils.AveragedModel:
-            raise ValueError(
-                f"{type(module).__name__} would average constrained tensors off their manifolds. Derive it from "
-                f"constraints.AveragedModel."
-            )
-        module.__class__ = AveragedModel
-
-
-register_module_module_registration_hook(_take_over)
+# an average may be made of a model that is constrained later, or the other way round, so each update has to look
+swa_utils.AveragedModel.update_parameters = _update  # type: ignore[assignment,method-assign]

@@ -108,7 +108,6 @@ def test_it_is_used_like_that_of_torch(method: Method) -> None:
     """update_bn, SWALR, state dicts, copies, pickle, baking back."""
     net = network(method)
     average: Any = swa_utils.AveragedModel(net)
-    assert type(average) is AveragedModel
     for _ in train(net, 2):
         average.update_parameters(net)
     swa_utils.update_bn([X], average)
@@ -117,7 +116,6 @@ def test_it_is_used_like_that_of_torch(method: Method) -> None:
     other.load_state_dict(average.state_dict())
     copies = [other, copy.deepcopy(average), pickle.loads(pickle.dumps(average))]
     for each in copies:
-        assert type(each) is AveragedModel
         assert int(each.n_averaged) == 2
         assert torch.equal(each(X), average(X))
         each.update_parameters(net)
@@ -179,17 +177,67 @@ def test_what_cannot_be_averaged_changes_nothing(method: Method) -> None:
             assert torch.equal(value, before[name])
 
 
-def test_plain_models_keep_the_class_of_torch() -> None:
-    assert type(swa_utils.AveragedModel(nn.Linear(2, 2))) is swa_utils.AveragedModel
+@both
+@pytest.mark.parametrize("which", ["model", "average"])
+def test_an_average_made_before_one_of_them_was_constrained_is_refused(which: str, method: Method) -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 4))
+    average: Any = swa_utils.AveragedModel(net)
+    average.update_parameters(net)
+    before = copy.deepcopy(average.state_dict())
+    constrain(net if which == "model" else average.module, "0.weight", Stiefel, method)
+    state = copy.deepcopy(average.state_dict())
+    with pytest.raises(ValueError, match=r"constrained alike.*Make a new AveragedModel after constraining"):
+        average.update_parameters(net)
+    assert all(torch.equal(value, state[name]) for name, value in average.state_dict().items())
+    assert int(average.n_averaged) == int(before["n_averaged"]) == 1
 
 
-def test_a_class_derived_from_that_of_torch_is_refused() -> None:
+@both
+def test_an_average_and_a_model_that_were_constrained_alike_later_are_averaged(method: Method) -> None:
+    net = nn.Sequential(nn.Linear(5, 4))
+    average: Any = swa_utils.AveragedModel(net)
+    for each in (net, average.module):
+        constrain(each, "0.weight", Stiefel, method)
+    for _ in range(2):
+        average.update_parameters(net)
+    torch.testing.assert_close(average.module[0].weight, net[0].weight)
+    assert report(average)[0].ok
+
+
+@both
+def test_a_class_derived_from_that_of_torch_averages_points(method: Method) -> None:
     class Mine(swa_utils.AveragedModel):
-        pass
+        def update_parameters(self, model: nn.Module) -> None:
+            super().update_parameters(model)
 
-    Mine(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"Mine would average.*constraints\.AveragedModel"):
-        Mine(constrain(nn.Linear(2, 2), "weight", Stiefel))
+    one, other = network(method, 0), network(method, 1)
+    average: Any = Mine(one)
+    for net in (one, other):
+        average.update_parameters(net)
+    middle = polar((one[0].weight + other[0].weight).detach() / 2)
+    torch.testing.assert_close(average.module[0].weight.detach(), middle, rtol=0, atol=1e-5)
+
+
+@both
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_many_weights_of_one_shape_are_averaged_each_by_itself(function: str, method: Method) -> None:
+    """Also where one of them is far from its average and the others are near."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)), nn.Linear(4, 6), nn.Linear(6, 4))
+    constrain(net, "*.weight", Stiefel, method, init="haar")
+    average: Any = AveragedModel(net, **FUNCTIONS[function])
+    average.update_parameters(net)
+    first = [layer.weight.detach().clone() for layer in net]  # type: ignore[union-attr,operator]
+    with torch.no_grad():
+        value = SpecialOrthogonal().random(4, 4) @ first[0]
+        net[0].weight.copy_(value) if isinstance(method, Riemannian) else setattr(net[0], "weight", value)
+    average.update_parameters(net)
+    share = 0.3 if "ema" in function else 0.5
+    expected = [polar(first[0] + share * (value - first[0])), *first[1:]]
+    for layer, point in zip(average.module, expected, strict=True):
+        torch.testing.assert_close(layer.weight.detach(), point, rtol=0, atol=1e-5)
+    pointers = {t.untyped_storage().data_ptr() for t in average.module.state_dict().values()}
+    assert len(pointers) == len(average.module.state_dict())
 
 
 @both
