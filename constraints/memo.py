@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .inside import saving_hooks, transform_level
 from .values import Checksum, checksum, may_look
 
 
@@ -36,7 +37,7 @@ class Memo:
         running = self._running
         if running is None or running.context != _context():
             weight = compute(original)
-            watched = torch._C._functorch.maybe_current_level() is None and not weight.is_inference()
+            watched = transform_level() is None and not weight.is_inference()
             self._handed = Handed(weight) if watched else None
             return weight
         if running.weight is None or running.original is not original:
@@ -84,9 +85,5 @@ class Pass:
         self.weight: Tensor | None = None
 
 
-# torch 2.6 cannot say what the hooks are; a part of a pass that is checkpointed alone then raises CheckpointError
-_saving: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
-
-
 def _context() -> tuple[Any, ...]:
-    return threading.get_ident(), torch.is_grad_enabled(), torch._C._functorch.maybe_current_level(), _saving(False)
+    return threading.get_ident(), torch.is_grad_enabled(), transform_level(), saving_hooks()

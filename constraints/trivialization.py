@@ -17,6 +17,7 @@ from torch.optim import LBFGS, Optimizer
 from manifolds import Manifold
 
 from .copying import forget_computed_weights, make_copyable
+from .inside import is_transformed
 from .memo import Memo
 from .method import Method, Site
 from .precision import exact_products
@@ -156,7 +157,7 @@ class Trivialized(nn.Module):
         """Zero coordinates, after moving the base to value. Raises ValueError if value is not on the manifold."""
         if not isinstance(value, Tensor):
             raise TypeError(f"{self.name} takes a tensor; got a {type(value).__name__}. To free it, call unconstrain.")
-        if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if is_transformed(value):
             raise ValueError(
                 f"{self.name} is held by Trivialization(): in a transform of torch.func a value for it has no way to "
                 f"its derivative. Pass the coordinates to functional_call, under their name in named_parameters(), "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, tolerance
 
+from .inside import is_traced, is_transformed
 from .precision import exact_products
 
 Start = Literal["haar", "identity", "torus"]
@@ -139,9 +140,8 @@ def is_finite(x: Tensor) -> bool:
 
 def may_look(x: Tensor) -> bool:
     """Whether values of x may be looked at: an accelerator would have to be waited for, and a trace has none."""
-    plain = type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-    traced = torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-    return plain and x.device.type == "cpu" and not traced
+    plain = type(x) is Tensor and not is_transformed(x)
+    return plain and x.device.type == "cpu" and not is_traced()
 
 
 class Checksum(NamedTuple):
