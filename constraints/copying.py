@@ -52,6 +52,12 @@ def _refusing(register: Callable[[nn.Module, str, nn.Parameter | None], None]) -
                 f"{describe(module, name)} is computed by a parametrization, and no Parameter can take its place. "
                 f"Assign a tensor, module.{name} = value.detach(), which moves it there, or unconstrain it first."
             )
+        pruned = name.removesuffix("_orig")  # where torch.nn.utils.prune puts what it takes for a Parameter
+        if type(param) is torch.Tensor and parametrize.is_parametrized(module, pruned):
+            raise ValueError(
+                f"{describe(module, pruned)} is computed by a parametrization, and torch.nn.utils.prune needs a "
+                f"Parameter. Unconstrain it first."
+            )
         register(module, name, param)
 
     return register_parameter

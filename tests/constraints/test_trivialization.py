@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -148,6 +148,16 @@ def test_a_write_to_data_is_never_silently_nothing(write: Any, method: str) -> N
         with pytest.raises(ValueError, match=r"weight of Linear.*changed in place.*module\.weight = value"):
             linear(torch.randn(2, 4)) if method == "weight" else linear.weight
         linear(torch.randn(2, 4))
+
+
+def test_a_computed_weight_is_not_pruned() -> None:
+    linear = constrain(nn.Linear(4, 4), "weight", Stiefel)
+    state = copy.deepcopy(linear.state_dict())
+    with pytest.raises(ValueError, match=r"weight of Linear\(in.*prune needs a Parameter\. Unconstrain it first"):
+        prune.l1_unstructured(linear, "weight", 2)  # type: ignore[no-untyped-call]
+    assert all(torch.equal(value, state[name]) for name, value in linear.state_dict().items())
+    assert not linear._buffers
+    assert linear(torch.ones(4)).shape == (4,)
 
 
 def test_scratch_work_on_the_weight_is_told_to_take_a_copy() -> None:
