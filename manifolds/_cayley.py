@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import LU_BATCH, eye_like, on_accelerator, resolvent
+from ._linalg import LU_BATCH, eye_like, geometric_terms, on_accelerator, resolvent
 from ._move import differentiable
 from ._tiny import batch_last, in_order_of, is_batch_last, norms, product, turned
 
@@ -38,12 +38,14 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if on_accelerator(a):
         return 2 * x @ resolvent(a) - x, none, none
     norm = float(norms(a).max().item()) / 2 if a.numel() else 0.0
-    terms = _terms(norm, a.dtype)
-    if terms <= (2 if n >= LU_BATCH else 12):  # X + X (I + A/2 + A^2/4 + ...) A
-        half = x
+    terms = geometric_terms(norm, a.dtype)
+    if terms == 0:
+        return x.clone(), none, none
+    if terms <= (2 if n >= LU_BATCH else 12):  # X + X W with W = A + A^2/2 + A^3/4 + ...
+        w = a
         for _ in range(terms - 1):
-            half = product(half, a, x, 0.5)
-        return product(half, a, x) if terms else x.clone(), none, none
+            w = product(a, w, a, 0.5)
+        return product(x, w, x), none, none
     if not math.isfinite(norm):  # LU divides by an infinite pivot as if all were well
         x = x + (0 * a).sum((-2, -1), keepdim=True)
     lu, pivots = _factor(a)
@@ -69,15 +71,6 @@ cayley_move = differentiable(plain, _forward, _pull_x, _pull_a)
 def cayley_step(x: Square, a: Square) -> Square:
     """`cayley_move` without derivatives, of which only the optimizers have no need."""
     return in_order_of(_forward(batch_last(x), batch_last(a))[0], x)
-
-
-def _terms(norm: float, dtype: torch.dtype) -> int:
-    """How many terms of sum (A/2)^k leave a remainder below rounding, from the norm of A/2; many if it is not small."""
-    if norm == 0:
-        return 0
-    if not norm < 0.5:  # also where it is NaN
-        return 1000
-    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 4) / math.log(norm)) - 1)
 
 
 def _factor(a: Tensor) -> tuple[Tensor, Tensor]:

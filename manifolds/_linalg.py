@@ -15,7 +15,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from ._iterations import inverse_sqrt_by_products, lyapunov_by_products
-from ._tiny import batch_last, in_order_of, product
+from ._tiny import batch_last, in_order_of, norms, product
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
 
@@ -64,6 +64,30 @@ def inverse_sqrt(s: Square) -> Square:
     return _InverseSqrt.apply(s)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
+def inverse_sqrt_near_one(e: Square) -> Square | None:
+    """(I + E)^(-1/2) = I - E/2 + 3 E^2/8 - ..., where E is so small that 8 terms reach rounding. No derivatives."""
+    if not may_look(e) or not e.numel():
+        return None
+    terms = geometric_terms(float(norms(e).max()), e.dtype)
+    if terms > 8:
+        return None
+    r = e
+    for k in range(terms, 1, -1):  # the k-th coefficient is -(2k - 1) / (2k) times the one before
+        r = product(e, r, e, (1 - 2 * k) / (2 * k))
+    r = -0.5 * r
+    r.diagonal(dim1=-2, dim2=-1).add_(1)
+    return r
+
+
+def geometric_terms(norm: float, dtype: torch.dtype) -> int:
+    """How many powers of something of this norm there are above rounding; many if it is not small."""
+    if norm == 0:
+        return 0
+    if not norm < 0.5:  # also where it is NaN
+        return 1000
+    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 4) / math.log(norm)) - 1)
+
+
 def lyapunov(y: Square, c: Square) -> Square:
     """The Hermitian Z with Y Z + Z Y = C, for Hermitian positive definite Y and Hermitian C.
 
@@ -88,6 +112,11 @@ def on_accelerator(x: Tensor) -> bool:
 def is_traced() -> bool:
     """Whether a graph is being recorded, or tensors without values pass: there is nothing to decide by."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def may_look(x: Tensor) -> bool:
+    """Whether values may decide: an accelerator would have to be waited for, and a graph has none."""
+    return not on_accelerator(x) and not is_traced()
 
 
 def in_forward_mode() -> bool:
@@ -147,7 +176,7 @@ class _InverseSqrt(torch.autograd.Function):
     def forward(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if on_accelerator(s):
             return inverse_sqrt_by_products(s), s.new_empty(0), s.new_empty(0)
-        r = _inverse_sqrt_series(s)
+        r = inverse_sqrt_near_one(s - eye_like(s))
         if r is not None:
             return r, r.new_empty(0), r.new_empty(0)
         values, q = torch.linalg.eigh(s)
@@ -202,20 +231,3 @@ class _Lyapunov(torch.autograd.Function):
             for t, d in zip(inputs, in_dims, strict=True)
         ]
         return _Lyapunov.apply(*batched), 0  # type: ignore[no-untyped-call]
-
-
-def _inverse_sqrt_series(s: Tensor) -> Tensor | None:
-    """I - E/2 + 3 E^2/8 - ... with E = S - I, by Horner, where |E| is so small that 8 terms reach rounding."""
-    if is_traced() or not s.numel():
-        return None
-    e = s - eye_like(s)
-    norm = torch.linalg.vector_norm(e, dim=(-2, -1)).max().item()
-    if not norm < 0.25:
-        return None
-    terms = max(1, math.ceil(math.log(torch.finfo(s.dtype).eps / 4) / math.log(norm)) - 1) if norm else 0
-    if terms > 8:
-        return None
-    r = eye_like(s).expand_as(s).clone()
-    for k in range(terms, 0, -1):  # the k-th coefficient is -(2k - 1) / (2k) times the one before
-        r = eye_like(s) - (2 * k - 1) / (2 * k) * (e @ r if k < terms else e)
-    return r

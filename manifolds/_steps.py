@@ -7,15 +7,13 @@ a tall one. In the formulas A = X^H G, S = (A + A^H) / 2.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from . import _cayley
-from ._linalg import LU_BATCH
-from ._tiny import batch_last, is_many_tiny, norms, product
+from ._linalg import inverse_sqrt_near_one, may_look
+from ._tiny import batch_last, norms, product
 
 Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]
@@ -44,7 +42,7 @@ def mix_tall(
     of the normal parts. |grad|^2 is |G|^2 - |S|^2 (canonical: |G|^2 - Re tr A^2), or that of grad itself, where
     that difference has lost digits, near an optimum: one more product, two for the canonical metric. M is overwritten.
     """
-    if not can_look(x):
+    if not may_look(x):
         return None
     a, b = gram(x, g), gram(x, stored)
     twice_s = a + a.mH
@@ -59,48 +57,20 @@ def mix_tall(
 
 def polar_step(x: Points, c: Points, size: Size) -> Points | None:
     """The polar factor of Y = X + size C, where Y^H Y is so near I that a few terms of (I + E)^(-1/2) are exact."""
-    if not can_look(x):
+    if not may_look(x):
         return None
     y = torch.addcmul(x, c, size) if isinstance(size, Tensor) else torch.add(x, c, alpha=float(size))
     e = gram(y, y)
     e.diagonal(dim1=-2, dim2=-1).sub_(1)
-    terms = _terms(float(torch.linalg.vector_norm(e, dim=(-2, -1)).max()), x.dtype)
-    if terms > 8:
+    r = inverse_sqrt_near_one(e)
+    if r is None:
         return None
-    if terms == 0:
-        return y
-    coefficients = [-0.5]
-    for k in range(2, terms + 1):
-        coefficients.append(-coefficients[-1] * (2 * k - 1) / (2 * k))
-    r = e * coefficients[-1]
-    for coefficient in coefficients[-2::-1]:
-        r = torch.baddbmm(e, e, r, beta=coefficient)
-    r.diagonal(dim1=-2, dim2=-1).add_(1)
     return torch.bmm(r, y) if is_wide(x) else torch.bmm(y, r)
 
 
 def cayley_step(x: Points, c: Points, size: Size) -> Points | None:
-    """X (I - A/2)^-1 (I + A/2) = X (I + A + A^2/2 + A^3/4 + ...) for A = size C, where that series is short."""
-    if not can_look(x):
-        return None
-    a = c * size
-    if is_many_tiny(x.shape, x.device):
-        return _cayley.cayley_step(x, a)
-    half = float(torch.linalg.vector_norm(a, dim=(-2, -1)).max()) / 2
-    terms = _terms(half, x.dtype)
-    if terms > (2 if x.shape[-1] >= LU_BATCH else 12):
-        return None
-    if terms == 0:
-        return x.clone()
-    w = a
-    for _ in range(terms - 1):
-        w = _plus(a, a, w, 0.5)
-    return _plus(x, x, w, 1)
-
-
-def can_look(x: Tensor) -> bool:
-    """Whether values may decide: an accelerator would have to be waited for, and a graph has none."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """X (I - A/2)^-1 (I + A/2) for A = size C, past the cost of what records derivatives."""
+    return _cayley.cayley_step(x, c * size) if may_look(x) else None
 
 
 def is_wide(x: Tensor) -> bool:
@@ -119,21 +89,6 @@ def minus(a: Points, x: Points, s: Inexact[Tensor, "B p p"], keep: float, by: fl
     return a.baddbmm_(left, right, beta=keep, alpha=-by)
 
 
-def _plus(c: Points, a: Points, b: Points, alpha: float) -> Points:
-    """C + alpha A B; baddbmm copies C first, and is up to three times slower for small matrices."""
-    y = torch.bmm(a, b)
-    return torch.add(c, y, alpha=alpha, out=y)
-
-
 def _squares(a: Tensor) -> Numbers:
     norms: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1))
     return norms.square_()
-
-
-def _terms(norm: float, dtype: torch.dtype) -> int:
-    """How many terms of a series in powers of something of this norm reach rounding; many if it is not small."""
-    if norm == 0:
-        return 0
-    if not norm < 0.25:  # also where it is NaN
-        return 1000
-    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 4) / math.log(norm)) - 1)

@@ -59,6 +59,8 @@ def product(
         return a @ b
     if a.shape[-1] < 12:  # there MKL adds to C more slowly than torch does
         return torch.add(c, a @ b, alpha=alpha)
+    if a.dim() == b.dim() == c.dim() == 3:
+        return torch.baddbmm(c, a, b, alpha=alpha)
     shape = c.shape
     c, a, b = (t.reshape(-1, *t.shape[-2:]) for t in (c, a, b))
     return torch.baddbmm(c, a, b, alpha=alpha).reshape(shape)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from ._linalg import may_look
 from .base import GeodesicManifold, check_ndim, inner
 
 Points = Inexact[Tensor, "*batch n"]
@@ -37,7 +38,7 @@ class Sphere(GeodesicManifold):
         """x / |x|. Raises ValueError for a zero vector, which every point of the sphere is nearest to."""
         # entries scaled by the largest first: the square of a tiny or huge vector would under- or overflow
         largest = x.detach().abs().amax(-1, keepdim=True)
-        if not torch.compiler.is_compiling() and x.device.type == "cpu" and bool((largest == 0).any()):
+        if may_look(x) and bool((largest == 0).any()):
             raise ValueError(
                 f"a zero vector has no nearest point on Sphere; got shape {tuple(x.shape)} with a zero along the last "
                 f"axis. Give a nonzero start, or init='haar'."

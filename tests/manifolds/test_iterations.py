@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel, _cayley, _linalg, _steps
+from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel, _cayley, _linalg
 from manifolds._iterations import inverse_sqrt_by_products, lyapunov_by_products
 from manifolds._linalg import inverse_sqrt, lyapunov, sym
 
@@ -77,7 +77,6 @@ def pretended(monkeypatch: Any) -> None:
     """The paths of an accelerator, on CPU."""
     for module in (_linalg, _cayley):
         monkeypatch.setattr(module, "on_accelerator", lambda x: True)
-    monkeypatch.setattr(_steps, "can_look", lambda x: False)
 
 
 @pytest.mark.usefixtures("pretended")
