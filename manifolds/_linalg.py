@@ -140,12 +140,9 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _inverse(a: Tensor) -> Tensor:
-    """(I - A/2)^-1 for skew A, as torch derives it."""
+    """(I - A/2)^-1 by LU, as torch derives it."""
     eye = eye_like(a)
-    if on_accelerator(a):  # no LU: (I - A/2)^-1 = (I + A/2)(I + A^H A/4)^-1, then one Newton step
-        p = (eye + a / 2) @ torch.cholesky_inverse(torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L)
-        return 2 * p - p @ (p - a @ p / 2)
-    if a.dim() > 2 and a.shape[-1] >= LU_BATCH:
+    if a.device.type == "cpu" and a.dim() > 2 and a.shape[-1] >= LU_BATCH:
         flat = [torch.linalg.inv(eye - m / 2) for m in a.reshape(-1, *a.shape[-2:])]
         return torch.stack(flat).reshape(a.shape)
     return torch.linalg.inv(eye - a / 2)  # type: ignore[no-any-return]
@@ -154,7 +151,11 @@ def _inverse(a: Tensor) -> Tensor:
 class _Resolvent(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor) -> Tensor:
-        return _inverse(a)
+        if not on_accelerator(a):
+            return _inverse(a)
+        eye = eye_like(a)  # no LU: (I - A/2)^-1 = (I + A/2)(I + A^H A/4)^-1, then one Newton step
+        p = (eye + a / 2) @ torch.cholesky_inverse(torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L)
+        return 2 * p - p @ (p - a @ p / 2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from manifolds import _cayley, _exponential, retractions
+from manifolds import Stiefel, _cayley, _exponential, _linalg, retractions
 
 MOVES = [
     pytest.param(_cayley.cayley_move, _cayley.plain, id="cayley"),
@@ -231,3 +231,23 @@ def test_vmap_broadcasts_what_is_within(move, plain):
     _, a, _ = points((3, 5, 5), torch.float64, 0.1)
     torch.testing.assert_close(torch.vmap(move)(x, a), plain(x, a[:, None]))
     torch.testing.assert_close(torch.vmap(move)(a, x), plain(a[:, None], x))
+
+
+@forward_mode
+@pytest.mark.parametrize("sides", [(4, 4), (5, 3)], ids=str)
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_second_derivatives_of_cayley_agree_on_any_device(sides, accelerated, monkeypatch):
+    """The paths of an accelerator, on CPU: there a factorization is one of which torch has wrong nested derivatives."""
+    for module in (_linalg, _cayley):
+        monkeypatch.setattr(module, "on_accelerator", lambda x: accelerated)
+    manifold = Stiefel(retraction=retractions.cayley)
+    generator = torch.Generator().manual_seed(0)
+    x = manifold.random(*sides, dtype=torch.float64, generator=generator)
+    v, g = (torch.randn(*sides, dtype=torch.float64, generator=generator) for _ in range(2))
+
+    def value(v):
+        return (manifold.retract(x, manifold.project(x, v)) * g).sum()
+
+    expected = torch.func.jacrev(torch.func.jacrev(value))(v)
+    for outer, inner in itertools.product((torch.func.jacfwd, torch.func.jacrev), repeat=2):
+        torch.testing.assert_close(outer(inner(value))(v), expected, rtol=0, atol=1e-9)
