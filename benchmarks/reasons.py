@@ -19,9 +19,9 @@ REASONS: Mapping[str, str] = {
         "thread the target is met."
     ),
     "step-64x64x64": (
-        "three products and a dozen passes over memory, among them the sums that see a write from outside and a gradient "
-        "that is not finite. In processor time of one thread the target is met. Working through the matrices in chunks "
-        "that fit the cache was tried and gained nothing."
+        "three products and a dozen passes over memory, among them the sums that see a write from outside and a "
+        "gradient that is not finite. In processor time of one thread the target is met. Working through "
+        "the matrices in chunks that fit the cache was tried and gained nothing."
     ),
     "map-cayley": (
         "6.5u in all, most of it one LU factorization and its solves, against 8.7u of torch's. Near the base, where a "
@@ -29,7 +29,7 @@ REASONS: Mapping[str, str] = {
     ),
     "map-exp": (
         "at coordinates with singular values about 1 the polynomial and its derivative take 16 products of n x n "
-        "matrices, down from 22 by shorter polynomials and a sharper bound of |A|. In processor time of one thread that "
-        "is 6.6 to 7.1 times faster; with two, torch gains more. Diagonal Pade approximants would need as many."
+        "matrices, down from 22 by shorter polynomials and a sharper bound of |A|. In processor time of one thread "
+        "that is 6.6 to 7.1 times faster; with two, torch gains more. Diagonal Pade approximants would need as many."
     ),
 }
