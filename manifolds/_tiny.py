@@ -55,15 +55,11 @@ def product(
         for left, right in terms[1:]:
             y.addcmul_(left, right, value=alpha)
         return _matrices(y)
+    y = a @ b
     if c is None:
-        return a @ b
-    if a.shape[-1] < 12:  # there MKL adds to C more slowly than torch does
-        return torch.add(c, a @ b, alpha=alpha)
-    if a.dim() == b.dim() == c.dim() == 3:
-        return torch.baddbmm(c, a, b, alpha=alpha)
-    shape = c.shape
-    c, a, b = (t.reshape(-1, *t.shape[-2:]) for t in (c, a, b))
-    return torch.baddbmm(c, a, b, alpha=alpha).reshape(shape)
+        return y
+    # baddbmm would copy C first; this is as fast for large matrices and faster for small ones
+    return torch.add(c, y, alpha=alpha, out=y) if y.shape == c.shape else torch.add(c, y, alpha=alpha)
 
 
 def norms(a: Matrices) -> Float[Tensor, "*batch"]:
