@@ -54,7 +54,7 @@ class Stiefel(Manifold):
 
     def project(self, x: Points, a: Points) -> Points:
         """A - X sym(X^H A)."""
-        if _wide(x):
+        if _steps.is_wide(x):
             return a - sym(a @ x.mH) @ x
         return _group.project(x, a) if _square(x) else a - x @ sym(x.mH @ a)
 
@@ -87,13 +87,13 @@ class Stiefel(Manifold):
         """G - X sym(X^H G) for the Euclidean metric, G - X G^H X for the canonical one."""
         if self.metric == "euclidean":
             return self.project(x, g)
-        return g - x @ (g.mH @ x) if not _wide(x) else g - (x @ g.mH) @ x
+        return g - x @ (g.mH @ x) if not _steps.is_wide(x) else g - (x @ g.mH) @ x
 
     def inner(self, x: Points, u: Points, v: Points) -> Float[Tensor, "*batch"]:
         """Re tr(U^H V), less Re tr(U^H X X^H V) / 2 for the canonical metric."""
         if self.metric == "euclidean":
             return inner(u, v, 2)
-        a, b = (u @ x.mH, v @ x.mH) if _wide(x) else (x.mH @ u, x.mH @ v)
+        a, b = (u @ x.mH, v @ x.mH) if _steps.is_wide(x) else (x.mH @ u, x.mH @ v)
         return inner(u, v, 2) - inner(a, b, 2) / 2
 
     def retract(self, x: Points, v: Points) -> Points:
@@ -168,7 +168,3 @@ class Stiefel(Manifold):
 
 def _square(x: Tensor) -> bool:
     return x.shape[-2] == x.shape[-1]
-
-
-def _wide(x: Tensor) -> bool:
-    return x.shape[-2] < x.shape[-1]

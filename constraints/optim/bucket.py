@@ -13,7 +13,7 @@ from torch import Tensor
 from manifolds import Euclidean, Manifold
 from manifolds._tiny import batch_last, in_order_of
 
-from ..values import is_near
+from ..values import Checksum, checksum, is_near, master_dtype
 from .rows import Kind, Leaf, Rows, is_batch_last
 
 Points = Inexact[Tensor, "B *point"]
@@ -44,13 +44,13 @@ class Bucket:
         """home: the memory of the parameter, where it is all of the bucket."""
         self.kind, self.factor, self.leaves = kind, kind.factor, leaves
         self.shape = (leaves[-1].stop, *kind.point)
-        self.dtype, self.device = compute_dtype(kind.dtype), kind.device
+        self.dtype, self.device = master_dtype(kind.dtype), kind.device
         self.ok: Bool[Tensor, " B"] | None = None
         self.steps: Float[Tensor, ""] | None = None if kind.steps is None else self._counter(kind.steps)
         self.state: dict[str, Tensor] = {}
         self.drift: Float[Tensor, ""] | None = None  # of x since it was last polished, in eps; None if none is kept
         self._drift = math.inf  # the same, without looking at a tensor; unknown at first
-        self._written: tuple[complex, int] | None = None  # the sum of x as it was written; None where it is not known
+        self._written: Checksum | None = None  # of x as it was written; None where it is not known
         self._foreign = False  # whether somebody else wrote to x since
         self._sources = [leaf.source for leaf in leaves]
         # the values of the parameters, in their own dtype
@@ -85,10 +85,10 @@ class Bucket:
         """Whether y, which is to be written, has NaN or Inf; on CPU."""
         if not can_look(self.device):
             return False
-        total = _sum(y)
-        # sums of one order only are equal
-        self._written = total if y.stride() == self.x.stride() else None
-        return not cmath.isfinite(total[0])
+        found = checksum(y)
+        # x, which y is copied to, is summed in another order if its strides are others
+        self._written = found if y.stride() == self.x.stride() else None
+        return not cmath.isfinite(found.total)
 
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""
@@ -100,17 +100,17 @@ class Bucket:
         if not self._direct:
             self._held.scatter([cut[i] for i in self._sources])
         if can_look(self.device) and self._written is None:
-            self._written = _sum(self.x)
+            self._written = checksum(self.x)
         del self.g, self.x
 
     def off(self) -> Leaf | None:
         """On CPU, a leaf with a point off its manifold; looked at only where x is not what was written last."""
         if isinstance(self.factor, Euclidean) or not can_look(self.device):
             return None
-        found, written = _sum(self.x), self._written
+        found, written = checksum(self.x), self._written
         if found == written:
             return None
-        self._foreign = written is not None and found[1] == written[1]
+        self._foreign = written is not None and found.order == written.order
         leaves = ((leaf, self.x[leaf.start : leaf.stop]) for leaf in self.leaves)
         return next((leaf for leaf, x in leaves if not is_near(self.factor, x, self.kind.dtype)), None)
 
@@ -220,12 +220,6 @@ class Bucket:
         return torch.full((), steps, dtype=torch.float32, device=self.device if self.kind.capturable else "cpu")
 
 
-def _sum(points: Tensor) -> tuple[complex, int]:
-    """A number that is another one, but for rare chance, when anything was written to the points, and the number of
-    threads, on which its rounding depends."""
-    return points.sum().item(), torch.get_num_threads()
-
-
 def _is_fit(gradients: Tensor) -> Bool[Tensor, " B"]:
     """Which gradients are finite, and small enough to be squared."""
     norms: Tensor = torch.linalg.vector_norm(_flat(gradients), dim=1)
@@ -254,11 +248,6 @@ def being_captured(device: torch.device) -> bool:
 def state_parts(value: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     """The state of one parameter under one key, as one tensor for each of its stacks."""
     return [value] if isinstance(value, Tensor) else value
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for bfloat16 and float16, else the dtype itself: the one that points are kept and moved in."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:

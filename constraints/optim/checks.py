@@ -14,8 +14,8 @@ from manifolds import Manifold, tolerance
 
 from ..precision import exact_products
 from ..riemannian import constrained, name_of
-from ..values import check_whole, code
-from .bucket import compute_dtype, state_parts
+from ..values import check_whole, code, master_dtype
+from .bucket import state_parts
 
 Group = dict[str, Any]
 
@@ -102,7 +102,7 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
         manifold.dim(p.shape)
     except ValueError as error:
         raise ValueError(f"{name_in(groups, p)} does not hold points of {manifold}: {error}") from error
-    x = p.detach().to(compute_dtype(p.dtype))
+    x = p.detach().to(master_dtype(p.dtype))
     # a float64 weight may come from a float32 model; rounding of a half-precision weight moves X^H X by at most 2 eps
     coarse = max(tolerance(p.dtype), tolerance(torch.float32))
     limit = coarse if x.dtype == p.dtype else 4 * torch.finfo(p.dtype).eps

@@ -29,10 +29,10 @@ class RiemannianOptimizer(Optimizer, ABC):
     manifold, and for options out of range; TypeError for a "manifold" that is none.
 
     Constrained parameters: all factors of one manifold, shape, dtype, device and options move in one batched update,
-    whatever number of parameters they come from. Before anything is changed, the gradients are looked at: on CPU NaN
-    or Inf is a ValueError that names the parameter; on an accelerator, where looking would stall, the factor is left
-    as it was and counted in `skipped`. Parameters in bfloat16 or float16 are moved in float32, in their state
-    "master"; the weight is the rounded master.
+    whatever number of parameters they come from. Before anything is changed, the gradients are looked at: on CPU NaN,
+    Inf or a norm whose square overflows is a ValueError that names the parameter; on an accelerator, where looking
+    would stall, the factor is left as it was and counted in `skipped`. Parameters in bfloat16 or float16 are moved in
+    float32, in their state "master"; the weight is the rounded master.
 
     No drift: a retraction that renormalizes, such as polar for tall matrices, leaves a rounding error of one step. One
     that does not, such as Cayley, leaves some in X^H X at every step: `Bucket.advance` adds up bounds of these errors,
@@ -71,8 +71,9 @@ class RiemannianOptimizer(Optimizer, ABC):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient, once; the loss of closure, which is called with gradients enabled.
 
-        Raises ValueError for a gradient of a constrained parameter that is sparse, or not finite, and, looked at on CPU
-        only, for a value that was changed to one off its manifold; nothing is changed.
+        Raises ValueError for a gradient of a constrained parameter that is sparse and, looked at on CPU only, for one
+        that is not finite or overflows when squared and for a value that was changed to one off its manifold: nothing
+        is changed. Also for a step too long to be computed: no parameter moves, but moments hold the gradient then.
         """
         loss = None
         if closure is not None:
@@ -119,7 +120,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     @property
     def skipped(self) -> int:
-        """How often a factor was left as it was for NaN or Inf in its gradient, on accelerators. Waits for them."""
+        """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them."""
         return sum(int(count) for count in self._skipped.values())
 
     def _free(self) -> list[tuple[Group, list[Tensor]]]:

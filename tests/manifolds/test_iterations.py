@@ -147,3 +147,11 @@ def test_steps_and_trivializations_are_products(
     for one, other in zip(found, run(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
     assert bool(manifold.contains(found[2]).all())
+
+
+def test_a_lyapunov_equation_out_of_reach_is_nan_and_no_other_of_the_batch() -> None:
+    """Condition 1e6 in float32: a solution half wrong would look like any other."""
+    y = torch.stack([torch.eye(4), torch.diag(torch.tensor([1.0, 10, 1e3, 1e6]))])
+    z = lyapunov_by_products(y, torch.ones(2, 4, 4))
+    assert torch.allclose(z[0], torch.full((4, 4), 0.5))
+    assert bool(z[1].isnan().all())

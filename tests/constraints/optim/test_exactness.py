@@ -472,3 +472,18 @@ def test_a_gradient_whose_square_overflows_leaves_the_moments_as_they_were() -> 
     p.grad = torch.randn(5, 5)
     optimizer.step()
     assert bool(torch.isfinite(optimizer.state[p]["exp_avg_sq"]).all())
+
+
+def nowhere(x: Tensor, v: Tensor) -> Tensor:
+    return x + v * torch.nan
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_retraction_that_gives_no_point_moves_nothing(kind: Any) -> None:
+    """One of the user's own may return NaN where ours raise an error."""
+    factor = Stiefel(retraction=nowhere)
+    p = nn.Parameter(factor.random(6, 3))
+    before, p.grad = p.detach().clone(), torch.randn(6, 3)
+    with pytest.raises(ValueError, match="so long"):
+        kind([{"params": [p], "manifold": factor}], lr=0.1).step()
+    assert torch.equal(p.detach(), before)
