@@ -61,7 +61,7 @@ def _pull_x(a: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
 def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
     """dY = (Y + X)/2 dA (I - A/2)^-1, so dA gets W (I + A/2)^-1 with W = ((Y + X)/2)^H G: half of W + W moved."""
     w = product(torch.lerp(x, y, 0.5).mH, grad)
-    return _solve(w, lu, pivots, adjoint=True) if lu.numel() else torch.lerp(w, _forward(w, -a)[0], 0.5)
+    return _solve(w, lu, pivots, adjoint=True, out=w) if lu.numel() else torch.lerp(w, _forward(w, -a)[0], 0.5)
 
 
 cayley_move = differentiable(plain, _forward, _pull_x, _pull_a)
@@ -79,20 +79,22 @@ def _factor(a: Tensor) -> tuple[Tensor, Tensor]:
     if m.dim() == 2 or m.shape[-1] < LU_BATCH:
         lu, pivots = torch.linalg.lu_factor(m)
         return lu, pivots
-    lu = a.new_empty(a.shape).mT
     pivots = torch.empty(a.shape[:-1], dtype=torch.int32, device=a.device)
-    for one, f, p in zip(*(_each(t, k) for t, k in ((m, 2), (lu, 2), (pivots, 1))), strict=True):
-        torch.linalg.lu_factor(one, out=(f, p))
-    return lu, pivots
+    for one, p in zip(_each(m, 2), _each(pivots, 1), strict=True):
+        torch.linalg.lu_factor(one, out=(one, p))
+    return m, pivots
 
 
-def _solve(b: Tensor, lu: Tensor, pivots: Tensor, adjoint: bool = False) -> Tensor:
-    """B (I - A/2)^-1, the adjoint of (I + A/2)^-1 B^H, with the factors of `_factor`; adjoint: B (I + A/2)^-1."""
+def _solve(b: Tensor, lu: Tensor, pivots: Tensor, adjoint: bool = False, out: Tensor | None = None) -> Tensor:
+    """B (I - A/2)^-1, the adjoint of (I + A/2)^-1 B^H, with the factors of `_factor`; adjoint: B (I + A/2)^-1.
+
+    out: memory for large matrices, which may be that of B.
+    """
     if lu.dim() == 2 or lu.shape[-1] < LU_BATCH:
         return torch.linalg.lu_solve(lu, pivots, b.mH, adjoint=adjoint).mH.contiguous()  # type: ignore[no-any-return]
-    y = b.new_empty(b.shape)
-    for f, p, one, out in zip(*(_each(t, k) for t, k in ((lu, 2), (pivots, 1), (b, 2), (y, 2))), strict=True):
-        torch.linalg.lu_solve(f, p, one.mH, adjoint=adjoint, out=out.mT)
+    y = b.new_empty(b.shape) if out is None else out
+    for f, p, one, to in zip(*(_each(t, k) for t, k in ((lu, 2), (pivots, 1), (b, 2), (y, 2))), strict=True):
+        torch.linalg.lu_solve(f, p, one.mH, adjoint=adjoint, out=to.mT)
     return y.conj_physical_() if y.is_complex() else y
 
 

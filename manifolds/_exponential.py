@@ -72,7 +72,7 @@ def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, roots: Tensor, half: 
     else:  # the same with one product less: last Y^H = (X last)^H
         w = skew(half.mH @ (grad @ last.mH))
     # z/2 = ad_A / 2^(s + 1) <= 2 |A / 2^s|
-    factors = _polynomial("sinhc", 2 * _rounded(float(bound.max())), 2 * torch.finfo(a.dtype).eps)
+    factors = _polynomial("sinhc", 2 * _rounded(float(bound.max())), 4 * torch.finfo(a.dtype).eps)
     return _commuted(a, w, [f / 2 ** (k * roots.shape[-3]) for k, f in enumerate(factors)])
 
 
@@ -91,9 +91,7 @@ def _short(x: Tensor, a: Tensor) -> Tensor:
 def _roots(a: Tensor) -> tuple[list[Tensor], float]:
     """exp(A/2), exp(A/4), ..., exp(A/2^s), and a bound of |A/2^s|."""
     early = max(0, math.frexp(_norm(a))[1] - 8) if math.isfinite(_norm(a)) else 0
-    powers = [a / 2**early if early else a]  # the fourth power of a long A would overflow
-    while len(powers) < 4:
-        powers.append(powers[-1] @ powers[0])
+    powers = _powers(a / 2**early if early else a)  # the fourth power of a long A would overflow
     # for skew B, |B|^4 = |B^4|, and the singular values of real skew matrices come in pairs
     norm = (_norm(powers[3]) / (1 if a.is_complex() else math.sqrt(2))) ** (1 / 4)
     count = max(1 - early, math.ceil(math.log2(norm / REACH))) if math.isfinite(norm) and norm else 1 - early
@@ -116,12 +114,21 @@ def _roots(a: Tensor) -> tuple[list[Tensor], float]:
     return roots[::-1], bound
 
 
+def _powers(a: Tensor) -> list[Tensor]:
+    """A, A^2, A^3, A^4 of skew A by two products: of A^2 (A + t A^2) the skew part is A^3, the Hermitian part t A^4."""
+    square = a @ a
+    size = math.sqrt(_norm(square))
+    t = 1 / size if math.isfinite(size) and size else 1.0  # the parts are of one size then, and so are their errors
+    both = square @ torch.add(a, square, alpha=t)
+    return [a, square, skew(both), (both + both.mH).mul_(0.5 / t)]
+
+
 def _commuted(a: Tensor, w: Tensor, factors: Sequence[float]) -> Tensor:
-    """sum_k f_k ad_A^k W for skew W."""
-    total, term = w * factors[0], w
+    """sum_k f_k ad_A^k W for skew W, which is overwritten."""
+    total = w * factors[0]
     for f in factors[1:]:
-        term = product(a, term)
-        term = term - term.mH  # [A, W] = AW - (AW)^H where both are skew: one product
+        half = product(a, w)
+        term = torch.sub(half, half.mH, out=w)  # [A, W] = AW - (AW)^H where both are skew: one product
         if f:
             total.add_(term, alpha=f)
     return total

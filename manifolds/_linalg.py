@@ -125,6 +125,12 @@ def in_forward_mode() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def is_transformed(x: Tensor) -> bool:
+    """Whether x is many tensors seen as one, as by vmap, where nothing can be written into given memory."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x)
+
+
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward pass in the precision of its tensors, also where `loss.backward()` is called under autocast."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._linalg import in_forward_mode, is_traced, without_autocast
+from ._linalg import in_forward_mode, is_traced, is_transformed, without_autocast
 from ._tiny import batch_last, in_order_of
 
 Move = Callable[[Tensor, Tensor], Tensor]
@@ -46,7 +46,8 @@ def differentiable(
             if grad is None:
                 return None, None
             x, a, y, *hints = ctx.saved_tensors
-            if torch.is_grad_enabled() or in_forward_mode():  # a second derivative is that of the definition
+            # a second derivative is that of the definition; so is that for many cotangents at once
+            if torch.is_grad_enabled() or in_forward_mode() or is_transformed(grad):
                 return torch.func.vjp(plain, x, a)[1](grad)  # type: ignore[no-any-return]
             grad, wide = batch_last(grad), torch.broadcast_tensors(x, a)
             return (

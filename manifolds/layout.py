@@ -300,6 +300,8 @@ def _consecutive(indices: Sequence[int]) -> bool:
 
 def _select(stack: Tensor, indices: Sequence[int], axis: int) -> Tensor:
     """stack at these indices of the axis, as a view where they are consecutive."""
+    if list(indices) == list(range(stack.shape[axis])):
+        return stack  # a slice, even of all, copies its gradient into zeros
     if _consecutive(indices):
         return stack.narrow(axis, indices[0], len(indices))
     return stack.index_select(axis, torch.tensor(list(indices), device=stack.device))
