@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -19,7 +20,7 @@ def exact_products(*devices: str) -> AbstractContextManager[None]:
     float32: an orthogonality error of 1e-6 would become one of 1e-3 to 1e-1, and nothing would say so.
     """
     # settings of the process are not of the graph
-    if torch.compiler.is_compiling() or all(_is_exact(device) for device in devices):
+    if torch.compiler.is_compiling() or all(map(_is_exact, devices)):
         return nullcontext()
     return _exact(devices)
 
@@ -65,6 +66,7 @@ def _is_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+@functools.cache
 def _backend(device: str) -> Any:
     """The settings of products on this device; None where there are none of its own, as before torch 2.9."""
     backend = getattr({"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(device), "matmul", None)

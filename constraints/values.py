@@ -153,7 +153,7 @@ class Checksum(NamedTuple):
 
 def checksum(x: Tensor) -> Checksum:
     """What is equal only if, but for rare chance, nothing was written to x. It waits for an accelerator."""
-    x = x.detach()
+    x = x.detach() if x.requires_grad else x
     # integers would add up alike in any order, but so would they after many a change of signs or powers of 2
     return Checksum(x.sum().item(), (torch.get_num_threads(), *x.stride()))
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ._linalg import LU_BATCH, eye_like, geometric_terms, on_accelerator, resolvent
 from ._move import differentiable
-from ._tiny import batch_last, in_order_of, is_batch_last, norms, product, turned
+from ._tiny import batch_last, in_order_of, largest_norm, norms, product, skew_squares
 
 Square = Inexact[Tensor, "*batch n n"]
+Size = float | Tensor  # one for all, or one for each matrix, shaped to multiply it
 
 
 def plain(x: Square, a: Square) -> Square:
@@ -27,30 +28,54 @@ def plain(x: Square, a: Square) -> Square:
 
 def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The move, and the LU factors and pivots of I + A/2 = (I - A/2)^H, empty unless made."""
-    n, none = a.shape[-1], a.new_empty(0)
-    if n <= 3 and not a.is_complex():
-        if is_batch_last(x) and is_batch_last(a):
-            return turned(x, a), none, none
-        # A^3 = -t^2 A with t^2 = -tr(A^2)/2, so X moves by X (A + A^2/2) / (1 + t^2/4)
-        step = product(a, a, a, 0.5)
-        scale = 1 - step.diagonal(dim1=-2, dim2=-1).sum(-1) / 4
-        return product(x, step.mul_(scale.reciprocal_()[..., None, None]), x), none, none
+    none = a.new_empty(0)
+    if _is_tiny(a):  # A^3 = -t^2 A with t^2 = |A|^2/2, so X moves by (X + X A/2) A / (1 + t^2/4)
+        scale = skew_squares(a).mul_(1 / 8).add_(1)
+        return product(product(x, a, x, 0.5), a / scale[..., None, None], x), none, none
     if on_accelerator(a):
         return 2 * x @ resolvent(a) - x, none, none
-    norm = float(norms(a).max().item()) / 2 if a.numel() else 0.0
-    terms = geometric_terms(norm, a.dtype)
-    if terms == 0:
-        return x.clone(), none, none
-    if terms <= (2 if n >= LU_BATCH else 12):  # X + X W with W = A + A^2/2 + A^3/4 + ...
-        w = a
-        for _ in range(terms - 1):
-            w = product(a, w, a, 0.5)
-        return product(x, w, x), none, none
+    norm = largest_norm(a)
+    if (terms := _few_terms(a, norm)) is not None:
+        return _series(x, a, 1.0, terms), none, none
     if not math.isfinite(norm):  # LU divides by an infinite pivot as if all were well
         x = x + (0 * a).sum((-2, -1), keepdim=True)
     lu, pivots = _factor(a)
     half = _solve(x, lu, pivots)
     return torch.lerp(x, half, 2.0, out=half), lu, pivots
+
+
+def _is_tiny(a: Tensor) -> bool:
+    return a.shape[-1] <= 3 and not a.is_complex()
+
+
+def _few_terms(a: Tensor, norm: float) -> int | None:
+    """How many terms of the series matrices like A, of this norm, need; None where LU is less work."""
+    terms = geometric_terms(norm / 2, a.dtype)
+    return terms if terms <= (2 if a.shape[-1] >= LU_BATCH else 12) else None
+
+
+def _longest(c: Tensor, size: Size) -> float:
+    """The largest |size C|."""
+    if isinstance(size, Tensor) and size.numel() > 1:
+        return float(torch.linalg.vector_norm(norms(c, keepdim=True).mul_(size), ord=math.inf).item())
+    return largest_norm(c) * abs(float(size))
+
+
+def _series(x: Tensor, c: Tensor, size: Size, terms: int) -> Tensor:
+    """X + X (A + A^2/2 + A^3/4 + ...) for A = size C, which is never made: a pass over memory less."""
+    if terms == 0:
+        return x.clone()
+    first = y = product(x, c)
+    for _ in range(terms - 1):
+        y = _plus(first, product(y, c), size, 0.5)
+    return _plus(x, y, size)
+
+
+def _plus(x: Tensor, y: Tensor, size: Size, by: float = 1.0) -> Tensor:
+    """X + by size Y, in the memory of Y."""
+    if isinstance(size, Tensor):
+        return torch.addcmul(x, y, size, value=by, out=y)
+    return torch.add(x, y, alpha=by * size, out=y)
 
 
 def _pull_x(a: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
@@ -68,9 +93,14 @@ cayley_move = differentiable(plain, _forward, _pull_x, _pull_a)
 """X (I - A/2)^-1 (I + A/2) for skew A: orthogonal if X is."""
 
 
-def cayley_step(x: Square, a: Square) -> Square:
-    """`cayley_move` without derivatives, of which only the optimizers have no need."""
-    return in_order_of(_forward(batch_last(x), batch_last(a))[0], x)
+def cayley_step(x: Square, c: Square, size: Size) -> Square:
+    """`cayley_move` along size C on CPU, without derivatives, of which only the optimizers have no need."""
+    kept, x, c = x, batch_last(x), batch_last(c)
+    terms = None
+    if not _is_tiny(c):
+        terms = _few_terms(c, _longest(c, size))
+    y = _forward(x, c * size)[0] if terms is None else _series(x, c, size, terms)
+    return in_order_of(y, kept)
 
 
 def _factor(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ._linalg import newton_schulz, skew
 from ._move import differentiable
-from ._tiny import norms, product
+from ._tiny import largest_norm, product
 
 REACH = 1.16  # a bound of |A / 2^s|: float32 then takes degree 8 for exp, and 8 for sinhc
 
@@ -44,7 +44,7 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, ...]:
 
     The roots are on a new axis before the last two.
     """
-    if _terms(_norm(a), a.dtype) <= 4:
+    if _terms(largest_norm(a), a.dtype) <= 4:
         none = a.new_empty(0)
         return _short(x, a), none, none, none
     roots, bound = _roots(a)
@@ -62,7 +62,7 @@ def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, roots: Tensor, half: 
     """phi(ad_A) W with W = skew(Y^H G): the integral of exp(sA) W exp(-sA) over 0 <= s <= 1."""
     if not roots.numel():
         w = skew(product(y.mH, grad))
-        return _commuted(a, w, [1 / math.factorial(k + 1) for k in range(1 + _terms(2 * _norm(a), a.dtype))])
+        return _commuted(a, w, [1 / math.factorial(k + 1) for k in range(1 + _terms(2 * largest_norm(a), a.dtype))])
     *chain, last = roots.unbind(-3)
     if chain:
         w = skew(y.mH @ grad)
@@ -83,17 +83,17 @@ exp_move = differentiable(plain, _forward, _pull_x, _pull_a)
 def _short(x: Tensor, a: Tensor) -> Tensor:
     """X (I + A (I + A/2 (I + ...))) for small A."""
     y = x
-    for k in range(_terms(_norm(a), a.dtype), 0, -1):
+    for k in range(_terms(largest_norm(a), a.dtype), 0, -1):
         y = product(y, a, x, 1 / k)
     return x.clone() if y is x else y
 
 
 def _roots(a: Tensor) -> tuple[list[Tensor], float]:
     """exp(A/2), exp(A/4), ..., exp(A/2^s), and a bound of |A/2^s|."""
-    early = max(0, math.frexp(_norm(a))[1] - 8) if math.isfinite(_norm(a)) else 0
+    early = max(0, math.frexp(largest_norm(a))[1] - 8) if math.isfinite(largest_norm(a)) else 0
     powers = _powers(a / 2**early if early else a)  # the fourth power of a long A would overflow
     # for skew B, |B|^4 = |B^4|, and the singular values of real skew matrices come in pairs
-    norm = (_norm(powers[3]) / (1 if a.is_complex() else math.sqrt(2))) ** (1 / 4)
+    norm = (largest_norm(powers[3]) / (1 if a.is_complex() else math.sqrt(2))) ** (1 / 4)
     count = max(1 - early, math.ceil(math.log2(norm / REACH))) if math.isfinite(norm) and norm else 1 - early
     bound = norm / 2**count
     factors = [
@@ -117,7 +117,7 @@ def _roots(a: Tensor) -> tuple[list[Tensor], float]:
 def _powers(a: Tensor) -> list[Tensor]:
     """A, A^2, A^3, A^4 of skew A by two products: of A^2 (A + t A^2) the skew part is A^3, the Hermitian part t A^4."""
     square = a @ a
-    size = math.sqrt(_norm(square))
+    size = math.sqrt(largest_norm(square))
     t = 1 / size if math.isfinite(size) and size else 1.0  # the parts are of one size then, and so are their errors
     both = square @ torch.add(a, square, alpha=t)
     return [a, square, skew(both), (both + both.mH).mul_(0.5 / t)]
@@ -158,11 +158,6 @@ def _polynomial(name: Literal["exp", "sinhc"], reach: float, error: float) -> tu
 def _rounded(bound: float) -> float:
     """The next multiple of 1/16, of which there are few; REACH if the bound is not finite."""
     return math.ceil(16 * bound) / 16 if math.isfinite(bound) else REACH
-
-
-def _norm(a: Tensor) -> float:
-    """The largest Frobenius norm of the matrices; 0 for none."""
-    return float(norms(a).max().item()) if a.numel() else 0.0
 
 
 def _terms(norm: float, dtype: torch.dtype) -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from ._iterations import inverse_sqrt_by_products, lyapunov_by_products
-from ._tiny import batch_last, in_order_of, norms, product
+from ._tiny import batch_last, in_order_of, largest_norm, product
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
 
@@ -64,19 +64,18 @@ def inverse_sqrt(s: Square) -> Square:
     return _InverseSqrt.apply(s)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
-def inverse_sqrt_near_one(e: Square) -> Square | None:
-    """(I + E)^(-1/2) = I - E/2 + 3 E^2/8 - ..., where E is so small that 8 terms reach rounding. No derivatives."""
+def inverse_sqrt_defect(e: Square) -> Square | None:
+    """T = E - 3 E^2/4 + ..., (I + E)^(-1/2) = I - T/2, where E is so small that 8 terms reach rounding; else None.
+    No derivatives."""
     if not may_look(e) or not e.numel():
         return None
-    terms = geometric_terms(float(norms(e).max()), e.dtype)
+    terms = geometric_terms(largest_norm(e), e.dtype)
     if terms > 8:
         return None
-    r = e
+    t = e
     for k in range(terms, 1, -1):  # the k-th coefficient is -(2k - 1) / (2k) times the one before
-        r = product(e, r, e, (1 - 2 * k) / (2 * k))
-    r = -0.5 * r
-    r.diagonal(dim1=-2, dim2=-1).add_(1)
-    return r
+        t = product(e, t, e, (1 - 2 * k) / (2 * k))
+    return t
 
 
 def geometric_terms(norm: float, dtype: torch.dtype) -> int:
@@ -183,9 +182,10 @@ class _InverseSqrt(torch.autograd.Function):
     def forward(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if on_accelerator(s):
             return inverse_sqrt_by_products(s), s.new_empty(0), s.new_empty(0)
-        r = inverse_sqrt_near_one(s - eye_like(s))
-        if r is not None:
-            return r, r.new_empty(0), r.new_empty(0)
+        eye = eye_like(s)
+        t = inverse_sqrt_defect(s - eye)
+        if t is not None:
+            return torch.sub(eye, t, alpha=0.5), s.new_empty(0), s.new_empty(0)
         values, q = torch.linalg.eigh(s)
         return (q * values.rsqrt().unsqueeze(-2)) @ q.mH, values, q
 

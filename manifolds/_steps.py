@@ -12,8 +12,8 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from . import _cayley
-from ._linalg import inverse_sqrt_near_one, may_look
-from ._tiny import batch_last, norms, product
+from ._linalg import inverse_sqrt_defect, may_look
+from ._tiny import batch_last, is_batch_last, product, skew_squares
 
 Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]
@@ -27,10 +27,12 @@ def mix_square(
     x: Points, stored: Points, g: Points, keep: float, add: float, canonical: bool
 ) -> tuple[Points, Numbers]:
     """(keep M + add L, |L|^2) with L = skew(X^H G), twice that for the canonical metric. M is overwritten."""
-    twice = product(batch_last(x).mH, batch_last(g))
-    twice = twice - twice.mH
-    mixed = stored.mul_(keep).add_(twice, alpha=add if canonical else add / 2)
-    return mixed, norms(twice).square_().mul_(0.5 if canonical else 0.25)
+    if is_batch_last(x):
+        g = batch_last(g)
+    a = product(x.mH, g, alpha=1.0 if canonical else 0.5)
+    lifted = a - a.mH
+    square = skew_squares(lifted)
+    return _mixed(stored, lifted, keep, add), square.mul_(0.5) if canonical else square
 
 
 def mix_tall(
@@ -38,39 +40,51 @@ def mix_tall(
 ) -> tuple[Points, Numbers] | None:
     """(keep P(M) + add grad, |grad|^2) with P(M) = M - X sym(X^H M), grad = G - X S (canonical: G - X A^H).
 
-    The projection is linear: three products in place of four, B - X N with B = keep M + add G and N the p x p sum
-    of the normal parts. |grad|^2 is |G|^2 - |S|^2 (canonical: |G|^2 - Re tr A^2), or that of grad itself, where
+    The projection is linear: three products in place of four, P(B) with B = keep M + add G, for the canonical metric
+    P(B) - add X skew(A^H). |grad|^2 is |G|^2 - |S|^2 (canonical: |G|^2 - Re tr A^2), or that of grad itself, where
     that difference has lost digits, near an optimum: one more product, two for the canonical metric. M is overwritten.
     """
     if not may_look(x):
         return None
-    a, b = gram(x, g), gram(x, stored)
+    a = gram(x, g)
     twice_s = a + a.mH
     total = _squares(g)
-    square = total - ((a * a.mT).sum((-2, -1)).real if canonical else _squares(twice_s) / 4)
-    if bool((square < FEW_DIGITS * total).any()):
+    if canonical:
+        square = total - (a * a.mT).sum((-2, -1)).real
+    else:
+        size = _norms(twice_s)
+        square = torch.addcmul(total, size, size, value=-0.25)
+    if not float(torch.sub(square, total, alpha=FEW_DIGITS).amin()) >= 0:
         grad = minus(g.clone(), x, a.mH, 1.0, 1.0) if canonical else minus(g.clone(), x, twice_s, 1.0, 0.5)
         square = _squares(grad) - (_squares(gram(x, grad)) / 2 if canonical else 0)  # of one rounding: never negative
-    twice_n = (b + b.mH).mul_(keep).add_(a.mH if canonical else twice_s, alpha=2 * add if canonical else add)
-    return minus(stored, x, twice_n, keep, 0.5).add_(g, alpha=add), square
+    b = _mixed(stored, g, keep, add)
+    n = gram(x, b)
+    twice_n = n + n.mH
+    if canonical:
+        twice_n.add_(a.mH - a, alpha=add)
+    return minus(b, x, twice_n, 1.0, 0.5), square
 
 
 def polar_step(x: Points, c: Points, size: Size) -> Points | None:
     """The polar factor of Y = X + size C, where Y^H Y is so near I that a few terms of (I + E)^(-1/2) are exact."""
     if not may_look(x):
         return None
-    y = torch.addcmul(x, c, size) if isinstance(size, Tensor) else torch.add(x, c, alpha=float(size))
+    if isinstance(size, Tensor) and size.numel() > 1:
+        y = torch.addcmul(x, c, size)
+    else:
+        y = torch.add(x, c, alpha=float(size))
     e = gram(y, y)
     e.diagonal(dim1=-2, dim2=-1).sub_(1)
-    r = inverse_sqrt_near_one(e)
-    if r is None:
+    t = inverse_sqrt_defect(e)
+    if t is None:
         return None
-    return torch.bmm(r, y) if is_wide(x) else torch.bmm(y, r)
+    left, right = (t, y) if is_wide(x) else (y, t)
+    return torch.baddbmm(y, left, right, alpha=-0.5)
 
 
 def cayley_step(x: Points, c: Points, size: Size) -> Points | None:
     """X (I - A/2)^-1 (I + A/2) for A = size C, past the cost of what records derivatives."""
-    return _cayley.cayley_step(x, c * size) if may_look(x) else None
+    return _cayley.cayley_step(x, c, size) if may_look(x) else None
 
 
 def is_wide(x: Tensor) -> bool:
@@ -89,6 +103,14 @@ def minus(a: Points, x: Points, s: Inexact[Tensor, "B p p"], keep: float, by: fl
     return a.baddbmm_(left, right, beta=keep, alpha=-by)
 
 
+def _mixed(m: Points, c: Points, keep: float, add: float) -> Points:
+    """keep M + add C, in the memory of M."""
+    return m.lerp_(c, add) if keep + add == 1 else m.mul_(keep).add_(c, alpha=add)
+
+
+def _norms(a: Tensor) -> Numbers:
+    return torch.linalg.vector_norm(a, dim=(-2, -1))  # type: ignore[no-any-return]
+
+
 def _squares(a: Tensor) -> Numbers:
-    norms: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1))
-    return norms.square_()
+    return _norms(a).square_()

@@ -2,11 +2,12 @@
 
 torch.bmm on CPU multiplies matrices below 8 x 8 number by number, and reads them transposed as slowly. With the batch
 last in memory each number of the product is a few operations on long vectors: 2 to 5 times faster. `batch_last` puts
-matrices in that order, where they are many and tiny; `product` and `norms` follow the order that they find.
+matrices in that order, where they are many and tiny; what computes here follows the order that it finds.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -22,9 +23,9 @@ Matrices = Inexact[Tensor, "*batch n p"]
 
 def is_many_tiny(shape: Sequence[int], device: torch.device) -> bool:
     """Whether matrices of this shape are best kept batch last."""
-    if device.type != "cpu" or len(shape) < 3 or shape[-1] >= SIDE or torch.compiler.is_compiling():
+    if len(shape) < 3 or shape[-1] >= SIDE or shape[-1] != shape[-2]:
         return False
-    return shape[-1] == shape[-2] and math.prod(shape[:-2]) >= MANY
+    return device.type == "cpu" and math.prod(shape[:-2]) >= MANY and not torch.compiler.is_compiling()
 
 
 def batch_last(a: Matrices) -> Matrices:
@@ -47,54 +48,59 @@ def in_order_of(a: Matrices, like: Matrices) -> Matrices:
 def product(
     a: Inexact[Tensor, "*batch n k"], b: Inexact[Tensor, "*batch k p"], c: Matrices | None = None, alpha: float = 1
 ) -> Matrices:
-    """A B; C + alpha A B where C is given."""
+    """alpha A B; C + alpha A B where C is given."""
     if is_batch_last(a) and is_batch_last(b):
         a, b = _entries(a), _entries(b)
-        terms = [(a[:, k : k + 1], b[k : k + 1]) for k in range(len(b))]
-        y = terms[0][0] * terms[0][1] if c is None else torch.addcmul(_entries(c), *terms[0], value=alpha)
-        for left, right in terms[1:]:
-            y.addcmul_(left, right, value=alpha)
+        y = a.new_zeros(()) if c is None else _entries(c)
+        for k in range(len(b)):
+            y = torch.addcmul(y, a[:, k : k + 1], b[k : k + 1], value=alpha, out=y if k else None)
         return _matrices(y)
-    y = a @ b
+    if c is None and alpha == 1:
+        return a @ b
+    if c is None and a.dim() == 3 and a.shape == b.shape:
+        return torch.baddbmm(a, a, b, beta=0, alpha=alpha)  # with 0 its first argument is not read
     if c is None:
-        return y
+        return alpha * (a @ b)
+    y = torch.bmm(a, b) if a.dim() == 3 == b.dim() else a @ b
     # baddbmm would copy C first; this is as fast for large matrices and faster for small ones
     return torch.add(c, y, alpha=alpha, out=y) if y.shape == c.shape else torch.add(c, y, alpha=alpha)
 
 
-def norms(a: Matrices) -> Float[Tensor, "*batch"]:
+def norms(a: Matrices, keepdim: bool = False) -> Float[Tensor, "*batch"]:
     """|A|, one number for each matrix."""
     if is_batch_last(a):  # vector_norm would go through the batch once for every matrix
         square: Tensor = (a.conj() * a).real if a.is_complex() else a * a
-        return square.sum((-2, -1)).sqrt_()
-    return torch.linalg.vector_norm(a, dim=(-2, -1))  # type: ignore[no-any-return]
+        return square.sum((-2, -1), keepdim).sqrt_()
+    return torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=keepdim)  # type: ignore[no-any-return]
 
 
-def turned(x: Matrices, a: Matrices) -> Matrices:
-    """X (I - A/2)^-1 (I + A/2) for real skew A of at most 3 x 3, batch last.
-
-    A^3 = -t^2 A with t^2 = |A|^2 / 2, so it is X + (X + X A/2) A / (1 + t^2/4). Only the entries above the diagonal of
-    A are read.
-    """
-    x, a = _entries(x), _entries(a)
-    above = {(i, j): a[i, j] for j in range(len(a)) for i in range(j)}
-    if not above:
-        return _matrices(x.clone())
-    scale = 1 + sum(w * w for w in above.values()) / 4
-    middle = _add_skew(x, x, above, 0.5)
-    return _matrices(_add_skew(x, middle, {ij: w / scale for ij, w in above.items()}, 1))
+def largest_norm(a: Matrices) -> float:
+    """The largest |A| of the matrices; 0 for none."""
+    if not a.numel():
+        return 0.0
+    alone = a.numel() == a.shape[-1] * a.shape[-2]
+    return float((torch.linalg.vector_norm(a) if alone else norms(a).max()).item())
 
 
-def _add_skew(c: Tensor, x: Tensor, above: dict[tuple[int, int], Tensor], alpha: float) -> Tensor:
-    """C + alpha X A for the skew A with these entries above its diagonal, column by column."""
-    y = torch.empty_like(c)
-    for j in range(len(c)):
-        column = c[:, j]
-        for i in range(len(c)):
-            if i != j:
-                entry, sign = (above[i, j], alpha) if i < j else (above[j, i], -alpha)
-                column = torch.addcmul(column, x[:, i], entry, value=sign, out=y[:, j])
-    return y
+def skew_squares(a: Matrices) -> Float[Tensor, "*batch"]:
+    """|A|^2 of skew A, one number for each matrix."""
+    if not is_batch_last(a) or a.is_complex() or a.shape[-1] == 1:
+        norms: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1))
+        return norms.square_()
+    a = _entries(a)
+    total = a.new_zeros(())
+    for i, j in itertools.combinations(range(len(a)), 2):
+        total = torch.addcmul(total, a[i, j], a[i, j], value=2)
+    return total
+
+
+def total_norm(a: Inexact[Tensor, "..."]) -> float:
+    """|A| over all entries of all matrices; Inf where its square overflows."""
+    flat = _entries(a) if is_batch_last(a) else a
+    if not flat.is_contiguous() or a.is_complex():
+        return float(torch.linalg.vector_norm(a))
+    flat = flat.view(-1)
+    return math.sqrt(torch.dot(flat, flat).item())  # half the time of vector_norm
 
 
 def _entries(a: Matrices) -> Inexact[Tensor, "n p *batch"]:

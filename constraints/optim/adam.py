@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -76,7 +77,12 @@ class RiemannianAdam(RiemannianOptimizer):
             largest = bucket.numbers("max_exp_avg_sq")
             v = torch.maximum(largest, v, out=largest)
             bucket.put("max_exp_avg_sq", v)
-        size = (v / (1 - beta2**step)).sqrt_().add_(group["eps"]).reciprocal_().mul_(-lr / (1 - beta1**step))
+        root = (1 - beta2**step) ** 0.5
+        scale, eps = -lr * root / (1 - beta1**step), group["eps"] * root
+        if bucket.looks and v.numel() == 1 and isinstance(scale, float):
+            size = scale / max(math.sqrt(v.item()) + eps, sys.float_info.min)  # five calls of torch less
+        else:
+            size = v.sqrt().add_(eps).reciprocal_().mul_(scale)
         y = bucket.advance(m, size, _longest(group))
         bucket.put("exp_avg", factor.store(x, y, m))
         return y

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold
-from manifolds._tiny import batch_last, in_order_of
+from manifolds._tiny import batch_last, in_order_of, total_norm
 
 from ..values import Checksum, checksum, is_near, master_dtype
 from .rows import Kind, Leaf, Rows, is_batch_last
@@ -47,6 +47,7 @@ class Bucket:
         self.dtype, self.device = master_dtype(kind.dtype), kind.device
         self.ok: Bool[Tensor, " B"] | None = None
         self.steps: Float[Tensor, ""] | None = None if kind.steps is None else self._counter(kind.steps)
+        self._count = kind.steps or 0.0  # the same, without looking at a tensor
         self.state: dict[str, Tensor] = {}
         self.drift: Float[Tensor, ""] | None = None  # of x since it was last polished, in eps; None if none is kept
         self._drift = math.inf  # the same, without looking at a tensor; unknown at first
@@ -56,6 +57,11 @@ class Bucket:
         # the values of the parameters, in their own dtype
         self._held = Rows(home, leaves) if home is not None else Rows.new(self.shape, kind.dtype, self.device, leaves)
         self._direct = home is not None
+        self.looks = can_look(self.device)  # whether a step may look at values
+        self._watched = self.looks and not isinstance(self.factor, Euclidean)
+        self._polishes = type(self.factor).polish is not Manifold.polish
+        self._limit = limit(self.dtype)
+        self._batch_last = is_batch_last(leaves, self.shape, self.device)
         self._gathered = Rows.new(self.shape, self.dtype, self.device, leaves) if len(leaves) > 1 else None
 
     # From and to the parameters --------------------------------------------------------------------------
@@ -63,10 +69,10 @@ class Bucket:
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """Gather g. On an accelerator, note which points have a finite one and put zero for the others."""
         if self._gathered is None:
-            self.g = self._order(cut[self._sources[0]].reshape(self.shape).to(self.dtype))
+            self.g = self._order(_as(cut[self._sources[0]], self.shape, self.dtype))
         else:
             self.g = self._gathered.gather([cut[i] for i in self._sources])
-        if not can_look(self.device):
+        if not self.looks:
             self.ok = _is_fit(self.g)
             self.g = torch.where(self._per_point(self.ok), self.g, 0)
 
@@ -83,7 +89,7 @@ class Bucket:
 
     def lost(self, y: Points) -> bool:
         """Whether y, which is to be written, has NaN or Inf; on CPU."""
-        if not can_look(self.device):
+        if not self.looks:
             return False
         found = checksum(y)
         # x, which y is copied to, is summed in another order if its strides are others
@@ -99,13 +105,13 @@ class Bucket:
                 self.state["master"].copy_(self.x)
         if not self._direct:
             self._held.scatter([cut[i] for i in self._sources])
-        if can_look(self.device) and self._written is None:
+        if self.looks and self._written is None:
             self._written = checksum(self.x)
         del self.g, self.x
 
     def off(self) -> Leaf | None:
         """On CPU, a leaf with a point off its manifold; looked at only where x is not what was written last."""
-        if isinstance(self.factor, Euclidean) or not can_look(self.device):
+        if not self._watched:
             return None
         found, written = checksum(self.x), self._written
         if found == written:
@@ -117,7 +123,7 @@ class Bucket:
     def not_finite(self) -> Leaf | None:
         """A leaf with a gradient whose norm is NaN or Inf, or overflows as the optimizer squares it; on CPU."""
         # the norm of all of them may overflow where none of theirs does, so it can only acquit
-        if self.ok is not None or torch.linalg.vector_norm(self.g).item() <= limit(self.dtype):
+        if self.ok is not None or total_norm(self.g) <= self._limit:
             return None
         return next((leaf for leaf in self.leaves if not bool(_is_fit(self.g[leaf.start : leaf.stop]).all())), None)
 
@@ -131,8 +137,12 @@ class Bucket:
             )
         if self.steps is None:
             self.steps = self._counter(0)
-        self.steps += 1
-        return self.steps if self.kind.capturable else self.steps.item()
+        if self.kind.capturable:
+            self.steps += 1
+            return self.steps
+        self._count += 1
+        self.steps.fill_(self._count)
+        return self._count
 
     def advance(self, c: Points, size: float | Tensor, longest: float | None = None) -> Points:
         """The points reached from x along the tangent vectors with coordinates size c, polished when rounding asks
@@ -146,13 +156,13 @@ class Bucket:
         if isinstance(size, Tensor):
             size = self._per_point(size) if size.dim() else size
         y = factor.advance(x, c, size)
-        if type(factor).polish is Manifold.polish:
+        if not self._polishes:
             return y
         if self._foreign:  # near the manifold, but not to rounding: 4e-3, as of bfloat16, takes two
             self._foreign, self._drift = False, 0.0
             y = factor.polish(factor.polish(y))
         renews = factor.renormalizes(x)
-        if (self.kind.capturable and not renews) or (longest is None and not can_look(self.device)):
+        if (self.kind.capturable and not renews) or (longest is None and not self.looks):
             longest = math.inf
         elif longest is None:
             longest = float((torch.linalg.vector_norm(_flat(c), dim=1).max() * size).abs().max())
@@ -211,13 +221,19 @@ class Bucket:
         return new if self.ok is None else torch.where(self._per_point(self.ok, new.dim()), new, old)
 
     def _order(self, rows: Tensor) -> Tensor:
-        return batch_last(rows) if is_batch_last(self.leaves, self.shape, self.device) else rows
+        return batch_last(rows) if self._batch_last else rows
 
     def _per_point(self, numbers: Tensor, dim: int | None = None) -> Tensor:
         return numbers.view(-1, *(1,) * ((dim or len(self.shape)) - 1))
 
     def _counter(self, steps: float) -> Float[Tensor, ""]:
         return torch.full((), steps, dtype=torch.float32, device=self.device if self.kind.capturable else "cpu")
+
+
+def _as(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """x in this shape and dtype; itself where it has them, since also calls that do nothing take time."""
+    x = x if x.shape == shape else x.reshape(shape)
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _is_fit(gradients: Tensor) -> Bool[Tensor, " B"]:

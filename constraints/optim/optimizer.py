@@ -81,7 +81,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                 loss = closure()
         free = self._free()
         plan = self._plan_step()
-        with exact_products(*{bucket.device.type for bucket in plan.buckets}):
+        with exact_products(*plan.devices):
             plan.read_points()
             self._check_before(plan)
             reached = [self._reach(bucket, plan) for bucket in plan.buckets]
@@ -134,13 +134,20 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def _plan_step(self) -> Plan:
         """The plan for the parameters that have a gradient, with the gradients gathered."""
-        groups = [(i, group) for i, group in enumerate(self.param_groups) if group["manifold"] is not None]
-        options = self._same_options(groups), tuple(group["manifold"] for _, group in groups)
-        params = [p for _, group in groups for p in group["params"] if p.grad is not None]
-        grads = [p.grad for p in params]
-        for p, grad in zip(params, grads, strict=True):
-            if grad.is_sparse:
-                self._refuse_gradient(p, "a sparse layout", "Make its layer with sparse=False")
+        groups, params, grads = [], [], []
+        for i, group in enumerate(self.param_groups):
+            if group["manifold"] is None:
+                continue
+            groups.append((i, group))
+            for p in group["params"]:
+                grad = p.grad
+                if grad is None:
+                    continue
+                if grad.is_sparse:
+                    self._refuse_gradient(p, "a sparse layout", "Make its layer with sparse=False")
+                params.append(p)
+                grads.append(grad)
+        options = self._same_options(groups), tuple([group["manifold"] for _, group in groups])
         plan = self._plan
         if plan is None or not plan.fits(params, options, self.state):
             first = dict(zip((i for i, _ in groups), options[0], strict=True))

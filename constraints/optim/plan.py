@@ -39,7 +39,6 @@ class Plan:
         """options: changes with the grouping of options; numbers: the keys of state with one number per point."""
         self.members, self._options = members, options
         self._homes = [m.parameter.detach() for m in members]
-        self._pointers = [home.data_ptr() for home in self._homes]
         splits = [m.manifold.split(home) for m, home in zip(members, self._homes, strict=True)]
         # a parameter whose memory is one stack of points, in their order, is read and written whole
         whole = [len(s) == 1 and _same_memory(home, s[0][1]) for home, s in zip(self._homes, splits, strict=True)]
@@ -51,15 +50,18 @@ class Plan:
         self._lasts = True
         self._leaves: list[dict[int, tuple[Bucket, Leaf]]] = [{} for _ in members]
         self.buckets = self._fill(splits, state, numbers)
+        self.devices = {bucket.device.type for bucket in self.buckets}
 
     def fits(self, parameters: Sequence[Tensor], options: Hashable, state: State) -> bool:
         """Whether the plan is still the one for these parameters with gradients, these options and this state."""
+        published, objects = self._published, _objects(state)
         return (
             self._lasts
             and self._options == options
-            and self._published is not None
-            and _same(_objects(state), self._published)
-            and [p.data_ptr() for p in parameters] == self._pointers
+            and published is not None
+            and len(objects) == len(published)
+            and all(map(is_, objects, published))
+            and len(parameters) == len(self._homes)
             and all(map(Tensor.is_set_to, parameters, self._homes))
         )
 
@@ -149,10 +151,6 @@ class Plan:
 def _objects(state: State) -> list[Any]:
     """The entries of the state and what is in them."""
     return [*state.values(), *chain.from_iterable(map(dict.values, state.values()))]
-
-
-def _same(these: list[Any], those: list[Any]) -> bool:
-    return len(these) == len(those) and all(map(is_, these, those))
 
 
 def _same_memory(whole: Tensor, stack: Tensor) -> bool:
