@@ -66,7 +66,7 @@ def mix_tall(
 
 
 def polar_step(x: Points, c: Points, size: Size) -> Points | None:
-    """The polar factor of Y = X + size C, where Y^H Y is so near I that a few terms of (I + E)^(-1/2) are exact."""
+    """The polar factor of Y = X + size C, by (I + E)^(-1/2) with I + E = Y^H Y: a few terms of its series, or eigh."""
     if not may_look(x):
         return None
     if isinstance(size, Tensor) and size.numel() > 1:
@@ -76,10 +76,12 @@ def polar_step(x: Points, c: Points, size: Size) -> Points | None:
     e = gram(y, y)
     e.diagonal(dim1=-2, dim2=-1).sub_(1)
     t = inverse_sqrt_defect(e)
-    if t is None:
-        return None
-    left, right = (t, y) if is_wide(x) else (y, t)
-    return torch.baddbmm(y, left, right, alpha=-0.5)
+    if t is not None:
+        left, right = (t, y) if is_wide(x) else (y, t)
+        return torch.baddbmm(y, left, right, alpha=-0.5)
+    values, q = torch.linalg.eigh(e)
+    r = torch.bmm(q * (1 + values).rsqrt().unsqueeze(-2), q.mH)
+    return torch.bmm(r, y) if is_wide(x) else torch.bmm(y, r)
 
 
 def cayley_step(x: Points, c: Points, size: Size) -> Points | None:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold
-from manifolds._tiny import batch_last, in_order_of, total_norm
+from manifolds._tiny import batch_last, in_order_of, norms, total_norm
 
 from ..values import Checksum, checksum, is_near, master_dtype
 from .rows import Kind, Leaf, Rows, is_batch_last
@@ -149,8 +149,8 @@ class Bucket:
         for it. size: a number, or a tensor of one element or one per point.
 
         A step of length l leaves an error of about 4 + max(2, l) l eps in X^H X; `DRIFT` bounds their sum.
-        longest: a bound of l; measured if None, except on accelerators, where that would stall: they polish. So does
-        a step that may be captured, since its replays decide nothing.
+        longest: a bound of l. Measured if that is None or far, except on accelerators, where it would stall: they
+        polish. So does a step that may be captured, since its replays decide nothing.
         """
         factor, x = self.factor, self.x
         if isinstance(size, Tensor):
@@ -162,10 +162,12 @@ class Bucket:
             self._foreign, self._drift = False, 0.0
             y = factor.polish(factor.polish(y))
         renews = factor.renormalizes(x)
-        if (self.kind.capturable and not renews) or (longest is None and not self.looks):
+        if self.kind.capturable and not renews:
             longest = math.inf
+        elif self.looks and (longest is None or longest > 1):
+            longest = self._length(c, size)
         elif longest is None:
-            longest = float((torch.linalg.vector_norm(_flat(c), dim=1).max() * size).abs().max())
+            longest = math.inf
         error = 4 + max(2.0, longest) * longest
         if renews:
             return factor.polish(y) if not error <= DRIFT else y
@@ -205,6 +207,11 @@ class Bucket:
         """The rows of one leaf: a view, in the shape of the leaf or with one number per point of it."""
         tensor = self.state[key]
         return tensor[leaf.start : leaf.stop].view(leaf.shape if tensor.shape == self.shape else leaf.batch)
+
+    def _length(self, c: Points, size: float | Tensor) -> float:
+        """The largest |size c|."""
+        lengths = norms(c) if c.dim() == 3 else torch.linalg.vector_norm(_flat(c), dim=1)
+        return float((lengths * (size.flatten() if isinstance(size, Tensor) else size)).abs().max())
 
     def _set_drift(self, drift: float) -> None:
         self._drift = drift
