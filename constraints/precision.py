@@ -63,7 +63,10 @@ def _full_float32(device: str) -> Iterator[None]:
 
 
 def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
+
+
+_has_autocast = functools.cache(torch.amp.is_autocast_available)
 
 
 @functools.cache
