@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     cells = len(exactness.cells(rates)) if exact and on_cpu else 0
     problems = [make(options.quick) for make in PROBLEMS] if solving and on_cpu else []
     count = len(rows) + cells + sum(len(problem.attempts) for problem in problems)
+    where = machine(device)  # with the threads that the rows have
     with tqdm(total=count, unit="") as bar:
 
         def tick(what: str) -> None:
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     judged = [v for problem, solved in found for v in quality.verdicts(problem, solved)] if not options.quick else []
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": machine(device),
+        "machine": where,
         "versions": versions(),
         "options": {
             "dtype": options.dtype,
