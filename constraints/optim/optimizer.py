@@ -74,7 +74,10 @@ class RiemannianOptimizer(Optimizer, ABC):
         Raises ValueError for a gradient of a constrained parameter that is sparse and, looked at on CPU only, for one
         that is not finite or overflows when squared and for a value that was changed to one off its manifold: nothing
         is changed. Also for a step too long to be computed: no parameter moves, but moments hold the gradient then.
+        Within torch.compile it runs as it is: what a step does depends on values, at each of which a graph would end.
         """
+        if torch.compiler.is_compiling():
+            return _step_outside_of_graphs(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -258,6 +261,11 @@ class RiemannianOptimizer(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _step_outside_of_graphs(optimizer: RiemannianOptimizer, closure: Callable[[], Any] | None) -> Any:
+    return optimizer.step(closure)
 
 
 def rate(group: Group) -> float | Tensor:
