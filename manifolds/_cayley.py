@@ -31,6 +31,7 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     none = a.new_empty(0)
     if _is_tiny(a):  # A^3 = -t^2 A with t^2 = |A|^2/2, so X moves by (X + X A/2) A / (1 + t^2/4)
         scale = skew_squares(a).mul_(1 / 8).add_(1)
+        scale.lerp_(scale, 0.0)  # Inf - Inf: where the square overflows the move is NaN, and not of no length
         return product(product(x, a, x, 0.5), a / scale[..., None, None], x), none, none
     if on_accelerator(a):
         return 2 * x @ resolvent(a) - x, none, none
@@ -55,10 +56,11 @@ def _few_terms(a: Tensor, norm: float) -> int | None:
 
 
 def _longest(c: Tensor, size: Size) -> float:
-    """The largest |size C|."""
-    if isinstance(size, Tensor) and size.numel() > 1:
-        return float(torch.linalg.vector_norm(norms(c, keepdim=True).mul_(size), ord=math.inf).item())
-    return largest_norm(c) * abs(float(size))
+    """A bound of the largest |size C|, which is sharp."""
+    lost = c.shape[-1] * math.sqrt(torch.finfo(c.dtype).tiny)  # in a norm, of entries whose squares underflow
+    if isinstance(size, Tensor):
+        return float(torch.linalg.vector_norm(norms(c, keepdim=True).add_(lost).mul_(size), ord=math.inf).item())
+    return (largest_norm(c) + lost) * abs(size)
 
 
 def _series(x: Tensor, c: Tensor, size: Size, terms: int) -> Tensor:
@@ -105,7 +107,7 @@ def cayley_step(x: Square, c: Square, size: Size) -> Square:
 
 def _factor(a: Tensor) -> tuple[Tensor, Tensor]:
     """LU factors and pivots of I + A/2 = (I - A/2)^H, matrix by matrix from LU_BATCH on, column by column in memory."""
-    m = torch.sub(eye_like(a), a, alpha=0.5).mH
+    m = torch.sub(eye_like(a), a, alpha=0.5).contiguous().mH
     if m.dim() == 2 or m.shape[-1] < LU_BATCH:
         lu, pivots = torch.linalg.lu_factor(m)
         return lu, pivots
@@ -123,11 +125,13 @@ def _solve(b: Tensor, lu: Tensor, pivots: Tensor, adjoint: bool = False, out: Te
     if lu.dim() == 2 or lu.shape[-1] < LU_BATCH:
         return torch.linalg.lu_solve(lu, pivots, b.mH, adjoint=adjoint).mH.contiguous()  # type: ignore[no-any-return]
     y = b.new_empty(b.shape) if out is None else out
-    for f, p, one, to in zip(*(_each(t, k) for t, k in ((lu, 2), (pivots, 1), (b, 2), (y, 2))), strict=True):
+    for f, p, one, to in zip(
+        *(_each(t, k) for t, k in ((lu, 2), (pivots, 1), (b.contiguous(), 2), (y, 2))), strict=True
+    ):
         torch.linalg.lu_solve(f, p, one.mH, adjoint=adjoint, out=to.mT)
     return y.conj_physical_() if y.is_complex() else y
 
 
 def _each(t: Tensor, ndim: int) -> Iterable[Tensor]:
-    """The matrices, or vectors, of a batch."""
-    return t.flatten(0, -ndim - 1).unbind() if t.dim() > ndim else (t,)
+    """The matrices, or vectors, of a batch: its own memory, to be written to."""
+    return t.view(-1, *t.shape[-ndim:]).unbind() if t.dim() > ndim else (t,)

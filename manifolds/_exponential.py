@@ -34,7 +34,9 @@ def plain(x: Square, a: Square) -> Square:
 
 def matrix_exp(a: Square) -> Square:
     """exp(A) by torch, never of one matrix alone: for that it takes a polynomial of degree 8 with a wrong coefficient,
-    off by 2e-5 in float32 and 8e-11 in float64; github.com/pytorch/pytorch/issues/196592."""
+    off by 2e-5 in float32 and 8e-11 in float64; github.com/pytorch/pytorch/issues/196592. Nor of a batch that is no
+    view of one batch axis, which it refuses."""
+    a = a.contiguous()
     alone = a.numel() == a.shape[-1] ** 2
     return torch.matrix_exp(a.expand(2, *a.shape))[0] if alone else torch.matrix_exp(a)
 
@@ -44,10 +46,11 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, ...]:
 
     The roots are on a new axis before the last two.
     """
-    if _terms(largest_norm(a), a.dtype) <= 4:
+    norm = largest_norm(a)
+    if _terms(norm, a.dtype) <= 4:
         none = a.new_empty(0)
         return _short(x, a), none, none, none
-    roots, bound = _roots(a)
+    roots, bound = _roots(a, norm)
     half = x @ roots[0]
     stacked = torch.stack(roots, -3) if len(roots) > 1 else roots[0].unsqueeze(-3)
     return half @ roots[0], stacked, half, torch.full(a.shape[:-2], bound, device=a.device)
@@ -71,7 +74,7 @@ def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, roots: Tensor, half: 
         w = last @ w @ last.mH
     else:  # the same with one product less: last Y^H = (X last)^H
         w = skew(half.mH @ (grad @ last.mH))
-    # z/2 = ad_A / 2^(s + 1) <= 2 |A / 2^s|
+    # z/2 = ad_A / 2^s, of norm up to 2 |A / 2^s|
     factors = _polynomial("sinhc", 2 * _rounded(float(bound.max())), 4 * torch.finfo(a.dtype).eps)
     return _commuted(a, w, [f / 2 ** (k * roots.shape[-3]) for k, f in enumerate(factors)])
 
@@ -88,9 +91,9 @@ def _short(x: Tensor, a: Tensor) -> Tensor:
     return x.clone() if y is x else y
 
 
-def _roots(a: Tensor) -> tuple[list[Tensor], float]:
-    """exp(A/2), exp(A/4), ..., exp(A/2^s), and a bound of |A/2^s|."""
-    early = max(0, math.frexp(largest_norm(a))[1] - 8) if math.isfinite(largest_norm(a)) else 0
+def _roots(a: Tensor, norm: float) -> tuple[list[Tensor], float]:
+    """exp(A/2), exp(A/4), ..., exp(A/2^s), and a bound of |A/2^s|, given a coarse one of |A|."""
+    early = max(0, math.frexp(norm)[1] - 8) if math.isfinite(norm) else 0
     powers = _powers(a / 2**early if early else a)  # the fourth power of a long A would overflow
     # for skew B, |B|^4 = |B^4|, and the singular values of real skew matrices come in pairs
     norm = (largest_norm(powers[3]) / (1 if a.is_complex() else math.sqrt(2))) ** (1 / 4)
@@ -127,10 +130,10 @@ def _commuted(a: Tensor, w: Tensor, factors: Sequence[float]) -> Tensor:
     """sum_k f_k ad_A^k W for skew W, which is overwritten."""
     total = w * factors[0]
     for f in factors[1:]:
-        half = product(a, w)
-        term = torch.sub(half, half.mH, out=w)  # [A, W] = AW - (AW)^H where both are skew: one product
+        aw = product(a, w)
+        torch.sub(aw, aw.mH, out=w)  # [A, W] = AW - (AW)^H where both are skew: one product
         if f:
-            total.add_(term, alpha=f)
+            total.add_(w, alpha=f)
     return total
 
 

@@ -23,7 +23,9 @@ Square = Inexact[Tensor, "*batch p p"]
 
 
 def skew(a: Square) -> Square:
-    """(A - A^H) / 2."""
+    """(A - A^H) / 2. Its derivative is itself: two passes over memory, where torch would take four."""
+    if a.requires_grad and not is_traced() and not in_forward_mode():
+        return _Skew.apply(a)  # type: ignore[no-any-return, no-untyped-call]
     return (a - a.mH).mul_(0.5)
 
 
@@ -151,6 +153,24 @@ def _inverse(a: Tensor) -> Tensor:
         flat = [torch.linalg.inv(eye - m / 2) for m in a.reshape(-1, *a.shape[-2:])]
         return torch.stack(flat).reshape(a.shape)
     return torch.linalg.inv(eye - a / 2)  # type: ignore[no-any-return]
+
+
+class _Skew(torch.autograd.Function):
+    @staticmethod
+    def forward(a: Tensor) -> Tensor:
+        return (a - a.mH).mul_(0.5)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return skew(grad)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, a: Tensor) -> tuple[Tensor, int]:
+        return skew(a.movedim(in_dims[0], 0)), 0
 
 
 class _Resolvent(torch.autograd.Function):

@@ -12,12 +12,12 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from . import _cayley
+from ._cayley import Size
 from ._linalg import inverse_sqrt_defect, may_look
-from ._tiny import batch_last, is_batch_last, product, skew_squares
+from ._tiny import batch_last, is_batch_last, norms, product, skew_squares
 
 Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]
-Size = float | Inexact[Tensor, "*B"]
 
 FEW_DIGITS = 1 / 16
 """Below this part of |G|^2 the norm of the gradient is not the difference of |G|^2 and the normal part."""
@@ -52,8 +52,8 @@ def mix_tall(
     if canonical:
         square = total - (a * a.mT).sum((-2, -1)).real
     else:
-        size = _norms(twice_s)
-        square = torch.addcmul(total, size, size, value=-0.25)
+        normal = norms(twice_s)
+        square = torch.addcmul(total, normal, normal, value=-0.25)
     if not float(torch.sub(square, total, alpha=FEW_DIGITS).amin()) >= 0:
         grad = minus(g.clone(), x, a.mH, 1.0, 1.0) if canonical else minus(g.clone(), x, twice_s, 1.0, 0.5)
         square = _squares(grad) - (_squares(gram(x, grad)) / 2 if canonical else 0)  # of one rounding: never negative
@@ -69,10 +69,7 @@ def polar_step(x: Points, c: Points, size: Size) -> Points | None:
     """The polar factor of Y = X + size C, by (I + E)^(-1/2) with I + E = Y^H Y: a few terms of its series, or eigh."""
     if not may_look(x):
         return None
-    if isinstance(size, Tensor) and size.numel() > 1:
-        y = torch.addcmul(x, c, size)
-    else:
-        y = torch.add(x, c, alpha=float(size))
+    y = torch.addcmul(x, c, size) if isinstance(size, Tensor) else torch.add(x, c, alpha=size)
     e = gram(y, y)
     e.diagonal(dim1=-2, dim2=-1).sub_(1)
     t = inverse_sqrt_defect(e)
@@ -110,9 +107,5 @@ def _mixed(m: Points, c: Points, keep: float, add: float) -> Points:
     return m.lerp_(c, add) if keep + add == 1 else m.mul_(keep).add_(c, alpha=add)
 
 
-def _norms(a: Tensor) -> Numbers:
-    return torch.linalg.vector_norm(a, dim=(-2, -1))  # type: ignore[no-any-return]
-
-
 def _squares(a: Tensor) -> Numbers:
-    return _norms(a).square_()
+    return norms(a).square_()

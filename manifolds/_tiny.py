@@ -23,7 +23,7 @@ Matrices = Inexact[Tensor, "*batch n p"]
 
 def is_many_tiny(shape: Sequence[int], device: torch.device) -> bool:
     """Whether matrices of this shape are best kept batch last."""
-    if len(shape) < 3 or shape[-1] >= SIDE or shape[-1] != shape[-2]:
+    if len(shape) < 3 or not 0 < shape[-1] < SIDE or shape[-1] != shape[-2]:
         return False
     return device.type == "cpu" and math.prod(shape[:-2]) >= MANY and not torch.compiler.is_compiling()
 
@@ -51,19 +51,18 @@ def product(
     """alpha A B; C + alpha A B where C is given."""
     if is_batch_last(a) and is_batch_last(b):
         a, b = _entries(a), _entries(b)
-        y = a.new_zeros(()) if c is None else _entries(c)
-        for k in range(len(b)):
-            y = torch.addcmul(y, a[:, k : k + 1], b[k : k + 1], value=alpha, out=y if k else None)
+        y = torch.addcmul(a.new_zeros(()) if c is None else _entries(c), a[:, :1], b[:1], value=alpha)
+        for k in range(1, len(b)):
+            y.addcmul_(a[:, k : k + 1], b[k : k + 1], value=alpha)
         return _matrices(y)
-    if c is None and alpha == 1:
-        return a @ b
-    if c is None and a.dim() == 3 and a.shape == b.shape:
-        return torch.baddbmm(a, a, b, beta=0, alpha=alpha)  # with 0 its first argument is not read
+    if a.dim() == 3 and a.shape == b.shape:
+        y = torch.baddbmm(a, a, b, beta=0, alpha=alpha)  # with 0 its first argument is not read
+    else:
+        y = a @ b if alpha == 1 else alpha * (a @ b)
     if c is None:
-        return alpha * (a @ b)
-    y = torch.bmm(a, b) if a.dim() == 3 == b.dim() else a @ b
+        return y
     # baddbmm would copy C first; this is as fast for large matrices and faster for small ones
-    return torch.add(c, y, alpha=alpha, out=y) if y.shape == c.shape else torch.add(c, y, alpha=alpha)
+    return y.add_(c) if y.shape == c.shape else y + c
 
 
 def norms(a: Matrices, keepdim: bool = False) -> Float[Tensor, "*batch"]:
@@ -85,8 +84,7 @@ def largest_norm(a: Matrices) -> float:
 def skew_squares(a: Matrices) -> Float[Tensor, "*batch"]:
     """|A|^2 of skew A, one number for each matrix."""
     if not is_batch_last(a) or a.is_complex() or a.shape[-1] == 1:
-        norms: Tensor = torch.linalg.vector_norm(a, dim=(-2, -1))
-        return norms.square_()
+        return norms(a).square_()
     a = _entries(a)
     total = a.new_zeros(())
     for i, j in itertools.combinations(range(len(a)), 2):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import torch
 from torch import Tensor
@@ -78,11 +77,14 @@ class RiemannianAdam(RiemannianOptimizer):
             v = torch.maximum(largest, v, out=largest)
             bucket.put("max_exp_avg_sq", v)
         root = (1 - beta2**step) ** 0.5
-        scale, eps = -lr * root / (1 - beta1**step), group["eps"] * root
-        if bucket.looks and v.numel() == 1 and isinstance(scale, float):
-            size = scale / max(math.sqrt(v.item()) + eps, sys.float_info.min)  # five calls of torch less
+        scale, eps = -lr / (1 - beta1**step), group["eps"] * root
+        if bucket.looks and v.numel() == 1 and isinstance(scale, float):  # a number in place of five calls of torch
+            size: float | Tensor = _quotient(scale * root, v.item(), eps, torch.finfo(v.dtype).tiny)
         else:
-            size = v.sqrt().add_(eps).reciprocal_().mul_(scale)
+            inverse = v.sqrt().add_(eps).reciprocal_()
+            size = inverse.mul_(scale * root) if isinstance(scale, float) else inverse.mul_(root).mul_(scale)
+            if group["eps"] <= torch.finfo(v.dtype).tiny:
+                size = size.masked_fill_(v == 0, 0.0)
         y = bucket.advance(m, size, _longest(group))
         bucket.put("exp_avg", factor.store(x, y, m))
         return y
@@ -116,6 +118,12 @@ class RiemannianAdam(RiemannianOptimizer):
             eps=group["eps"],
             maximize=group["maximize"],
         )
+
+
+def _quotient(scale: float, v: float, eps: float, tiny: float) -> float:
+    """scale / (sqrt(v) + eps); 0 where there is no gradient and no eps, NaN where v is none of a square."""
+    size = math.sqrt(v) + eps if v >= 0 else math.nan
+    return 0.0 if size < tiny else scale / size
 
 
 def _longest(group: Group) -> float | None:

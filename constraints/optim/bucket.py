@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from manifolds import Euclidean, Manifold
+from manifolds import Euclidean, Manifold, tolerance
 from manifolds._tiny import batch_last, in_order_of, norms, total_norm
 
 from ..values import Checksum, checksum, is_near, master_dtype
@@ -21,6 +21,9 @@ Numbers = Float[Tensor, " B"]
 
 DRIFT = 24.0
 """How far rounding may take X^H X from I, in eps, before the points are polished."""
+
+FAR = 1e-3
+"""An error of X^H X from which on one polish leaves more than rounding."""
 
 COUNTS = frozenset({"step", "drift"})
 """The keys of the state that hold one number for all points of a stack; the others hold numbers for each point."""
@@ -47,7 +50,6 @@ class Bucket:
         self.dtype, self.device = master_dtype(kind.dtype), kind.device
         self.ok: Bool[Tensor, " B"] | None = None
         self.steps: Float[Tensor, ""] | None = None if kind.steps is None else self._counter(kind.steps)
-        self._count = kind.steps or 0.0  # the same, without looking at a tensor
         self.state: dict[str, Tensor] = {}
         self.drift: Float[Tensor, ""] | None = None  # of x since it was last polished, in eps; None if none is kept
         self._drift = math.inf  # the same, without looking at a tensor; unknown at first
@@ -137,12 +139,8 @@ class Bucket:
             )
         if self.steps is None:
             self.steps = self._counter(0)
-        if self.kind.capturable:
-            self.steps += 1
-            return self.steps
-        self._count += 1
-        self.steps.fill_(self._count)
-        return self._count
+        self.steps += 1
+        return self.steps if self.kind.capturable else self.steps.item()
 
     def advance(self, c: Points, size: float | Tensor, longest: float | None = None) -> Points:
         """The points reached from x along the tangent vectors with coordinates size c, polished when rounding asks
@@ -154,7 +152,7 @@ class Bucket:
         """
         factor, x = self.factor, self.x
         if isinstance(size, Tensor):
-            size = self._per_point(size) if size.dim() else size
+            size = size.item() if self.looks and size.numel() == 1 else self._per_point(size) if size.dim() else size
         y = factor.advance(x, c, size)
         if not self._polishes:
             return y
@@ -169,12 +167,11 @@ class Bucket:
         elif longest is None:
             longest = math.inf
         error = 4 + max(2.0, longest) * longest
-        if renews:
-            return factor.polish(y) if not error <= DRIFT else y
-        total = self._drift + error
+        total = error if renews else self._drift + error
         if not 0 <= total <= DRIFT:  # also where a state that was loaded says nonsense
-            total, y = 0.0, factor.polish(y)
-        self._set_drift(total)
+            total, y = 0.0, self._polished(y, error)
+        if not renews:
+            self._set_drift(total)
         return y
 
     def points(self, key: str) -> Points:
@@ -207,6 +204,15 @@ class Bucket:
         """The rows of one leaf: a view, in the shape of the leaf or with one number per point of it."""
         tensor = self.state[key]
         return tensor[leaf.start : leaf.stop].view(leaf.shape if tensor.shape == self.shape else leaf.batch)
+
+    def _polished(self, y: Points, error: float) -> Points:
+        """y polished; NaN where that is not enough, since the step that led there was too long for its dtype."""
+        y = self.factor.polish(y)
+        if not self.looks or not FAR < error * torch.finfo(self.dtype).eps < math.inf:
+            return y
+        y = self.factor.polish(y)
+        on = self.factor.residual(y) <= tolerance(self.dtype)
+        return torch.where(self._per_point(on), y, torch.nan)
 
     def _length(self, c: Points, size: float | Tensor) -> float:
         """The largest |size c|."""

@@ -118,13 +118,14 @@ def kernels(dtype: torch.dtype, p: int, size: float) -> dict[str, tuple[Kernel, 
 
     m, c = (size * torch.randn(p, p, dtype=dtype) / p for _ in range(2))
     return {
+        "skew": (lambda m: skew(m) @ m, (m,)),
         "resolvent": (lambda m: resolvent(skew(m)), (m,)),
         "inverse_sqrt": (lambda m: inverse_sqrt(shifted(m) / 2), (m,)),
         "lyapunov": (lambda m, c: lyapunov(shifted(m), sym(c)), (m, c)),
     }
 
 
-KERNELS = ["resolvent", "inverse_sqrt", "lyapunov"]
+KERNELS = ["skew", "resolvent", "inverse_sqrt", "lyapunov"]
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -51,6 +51,27 @@ def test_a_fast_move_equals_its_definition(move, plain, dtype, size, shape):
 
 @pytest.mark.parametrize(("move", "plain"), MOVES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("n", [5, 130])
+@pytest.mark.parametrize("order", [(1, 0, 2, 3), (1, 0, 3, 2), (0, 1, 3, 2)])
+def test_a_fast_move_equals_its_definition_in_any_order_of_memory(move, plain, dtype, n, order):
+    """Batches that are no view of one batch axis, as those of blocks that lie side by side."""
+    x, a, g = (t.permute(order) for t in points((2, 3, n, n), dtype, 3.0))
+    for fast, slow in zip(pulled(move, x, a, g), pulled(plain, x, a, g), strict=True):
+        assert (fast - slow).abs().max() <= 1e-10 * max(1.0, float(slow.abs().max()))
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("batch", [(), (600,)])
+def test_a_move_too_long_to_be_squared_is_not_a_number(n, batch):
+    """And never the point where it began."""
+    a = torch.zeros(*batch, n, n)
+    a[..., 0, 1], a[..., 1, 0] = 1e20, -1e20
+    moved = _cayley.cayley_move(torch.eye(n).expand(*batch, n, n), a)
+    assert bool(moved.isnan().flatten(-2).any(-1).all())
+
+
+@pytest.mark.parametrize(("move", "plain"), MOVES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("size", [0.0, 0.1, 3.0])
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_both_derivatives(move, plain, dtype, size, n):

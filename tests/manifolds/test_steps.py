@@ -117,6 +117,20 @@ def test_the_groups_step_as_defined(manifold: Manifold, dtype: torch.dtype, leng
     assert bool(manifold.contains(moved).all())
 
 
+@pytest.mark.parametrize("n", [3, 5, 12])
+@pytest.mark.parametrize("scale", [1e-26, 1e-21, 1.0, 1e12])
+@pytest.mark.parametrize("each", [True, False])
+def test_a_step_is_that_of_the_product_of_size_and_coordinates(n: int, scale: float, each: bool) -> None:
+    """However small the one and large the other, where the square of the one underflows."""
+    manifold = Stiefel()
+    x = manifold.random(2, n, n)
+    c = manifold.coordinates(x, torch.randn(2, n, n))
+    c = 0.3 * c / torch.linalg.vector_norm(c, dim=(1, 2), keepdim=True)
+    size = torch.full((2, 1, 1), 1 / scale) if each else 1 / scale
+    expected = manifold.advance(x, c, torch.ones(2, 1, 1) if each else 1.0)
+    torch.testing.assert_close(manifold.advance(x, c * scale, size), expected, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("length", [1e-6, 1e-4, 1e-2, 0.2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(2, 300, 40), (2, 40, 300)])

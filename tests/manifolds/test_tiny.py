@@ -43,6 +43,24 @@ def test_product_and_norms_equal_those_of_torch(
         close(norms(u), a.abs().square().sum((-2, -1)).sqrt())
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of vmap, in torch's words
+@pytest.mark.parametrize("count", [3, MANY])
+def test_what_a_manifold_computes_of_tiny_matrices_has_derivatives(count: int) -> None:
+    manifold, g = Stiefel(), some(count, 3, 3).requires_grad_()
+    x = manifold.random(count, 3, 3, dtype=torch.float64)
+
+    def scalar(g: Tensor) -> Tensor:
+        return (manifold.lift(x, g).sin() + manifold.polish(x + 1e-3 * g)).square().sum()
+
+    (slope,) = torch.autograd.grad(scalar(g), g)
+    close(torch.func.grad(scalar)(g.detach()), slope)
+    v = some(count, 3, 3)
+    numeric = (scalar(g + 1e-6 * v) - scalar(g - 1e-6 * v)) / 2e-6
+    torch.testing.assert_close((slope * v).sum(), numeric, rtol=1e-6, atol=1e-6)
+    many = torch.stack([g.detach(), v])
+    close(torch.vmap(manifold.lift, (None, 0))(x, many), torch.stack([manifold.lift(x, one) for one in many]))
+
+
 @batches
 def test_only_many_tiny_square_matrices_are_put_batch_last(batch: tuple[int, ...]) -> None:
     many = batch != (MANY - 1,)

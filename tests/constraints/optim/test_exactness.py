@@ -487,3 +487,57 @@ def test_a_retraction_that_gives_no_point_moves_nothing(kind: Any) -> None:
     with pytest.raises(ValueError, match="so long"):
         kind([{"params": [p], "manifold": factor}], lr=0.1).step()
     assert torch.equal(p.detach(), before)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (5, 5), (3, 3), (2, 6, 3), (2, 5, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("eps", [0.0, 1e-300])
+def test_no_gradient_is_no_step_whatever_eps(shape: Any, dtype: torch.dtype, eps: float) -> None:
+    p = nn.Parameter(Stiefel().random(*shape, dtype=dtype))
+    before, optimizer = p.detach().clone(), RiemannianAdam([{"params": [p], "manifold": Stiefel()}], lr=0.1, eps=eps)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), before, rtol=0, atol=1e-6)
+    p.grad = torch.randn_like(p)
+    optimizer.step()
+    assert not torch.equal(p.detach(), before)
+    assert bool(Stiefel().contains(p.detach()).all())
+
+
+@pytest.mark.parametrize("shape", [(20, 4), (4, 20), (5, 5), (600, 3, 3)])
+@pytest.mark.parametrize("retraction", [retractions.polar, retractions.cayley, retractions.qr])
+@pytest.mark.parametrize("length", [30.0, 3e2, 1e3, 1e4, 1e5, 1e7, 1e10, 1e20])
+def test_a_long_step_stays_on_the_manifold_or_is_refused(shape: Any, retraction: Any, length: float) -> None:
+    manifold = Stiefel(retraction=retraction)
+    p = nn.Parameter(manifold.random(*shape))
+    before, optimizer = p.detach().clone(), RiemannianSGD([{"params": [p], "manifold": manifold}], lr=length)
+    g = torch.zeros_like(p)
+    g[..., 0, 1] = 1.0  # of rank one: the step has eigenvalues from 1 to its length
+    p.grad = g
+    refused = False
+    try:
+        optimizer.step()
+    except ValueError:
+        refused = True
+    assert refused == torch.equal(p.detach(), before)
+    assert bool(manifold.contains(p.detach()).all())
+    assert not (refused and length <= 100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_that_is_reset_in_place_is_that_of_a_new_optimizer(kind: Any) -> None:
+    start = Stiefel().random(6, 3)
+    params = [nn.Parameter(start.clone()) for _ in range(2)]
+    optimizers = [kind([{"params": [p], "manifold": Stiefel()}], lr=0.01) for p in params]
+    for _ in range(20):
+        params[0].grad = torch.randn(6, 3)
+        optimizers[0].step()
+    with torch.no_grad():
+        params[0].copy_(start)
+        for value in optimizers[0].state[params[0]].values():
+            value.zero_()
+    g = torch.randn(6, 3)
+    for p, optimizer in zip(params, optimizers, strict=True):
+        p.grad = g.clone()
+        optimizer.step()
+    torch.testing.assert_close(params[0].detach(), params[1].detach(), rtol=0, atol=1e-6)

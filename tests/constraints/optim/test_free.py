@@ -14,6 +14,7 @@ from manifolds import Euclidean
 ADAM: list[dict[str, Any]] = [
     {},
     {"lr": 0.05},
+    {"lr": torch.tensor(0.05)},
     {"lr": torch.tensor(0.05, dtype=torch.float64)},
     {"betas": (0.5, 0.9)},
     {"eps": 1e-3},
