@@ -113,12 +113,9 @@ def test_data_parallel(subject: Subject, method: Method) -> None:
     assert residual(net.cpu()) < 1e-5
 
 
-def test_a_wrapped_riemannian_model_gives_its_groups() -> None:
+def test_a_wrapped_riemannian_model_gives_its_groups(tmp_path: Path) -> None:
     """An optimizer may be given the wrapper: the names change, and the manifolds are found all the same."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         net = SUBJECTS[0].constrained(Riemannian())
         wrapped = DistributedDataParallel(net)
