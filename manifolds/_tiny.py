@@ -49,7 +49,7 @@ def product(
     a: Inexact[Tensor, "*batch n k"], b: Inexact[Tensor, "*batch k p"], c: Matrices | None = None, alpha: float = 1
 ) -> Matrices:
     """alpha A B; C + alpha A B where C is given."""
-    if is_batch_last(a) and is_batch_last(b):
+    if is_batch_last(a) and is_batch_last(b) and a.dim() == b.dim() and (c is None or c.dim() == a.dim()):
         a, b = _entries(a), _entries(b)
         y = torch.addcmul(a.new_zeros(()) if c is None else _entries(c), a[:, :1], b[:1], value=alpha)
         for k in range(1, len(b)):

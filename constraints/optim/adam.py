@@ -81,10 +81,12 @@ class RiemannianAdam(RiemannianOptimizer):
         if bucket.looks and v.numel() == 1 and isinstance(scale, float):  # a number in place of five calls of torch
             size: float | Tensor = _quotient(scale * root, v.item(), eps, torch.finfo(v.dtype).tiny)
         else:
-            inverse = v.sqrt().add_(eps).reciprocal_()
-            size = inverse.mul_(scale * root) if isinstance(scale, float) else inverse.mul_(root).mul_(scale)
-            if group["eps"] <= torch.finfo(v.dtype).tiny:
-                size = size.masked_fill_(v == 0, 0.0)
+            size = v.sqrt().add_(eps)
+            none = size < torch.finfo(v.dtype).tiny if group["eps"] < 1e-30 else None
+            size = size.reciprocal_()
+            size = size.mul_(scale * root) if isinstance(scale, float) else size.mul_(root).mul_(scale)
+            if none is not None:
+                size = size.masked_fill_(none, 0.0)
         y = bucket.advance(m, size, _longest(group))
         bucket.put("exp_avg", factor.store(x, y, m))
         return y

@@ -22,9 +22,6 @@ Numbers = Float[Tensor, " B"]
 DRIFT = 24.0
 """How far rounding may take X^H X from I, in eps, before the points are polished."""
 
-FAR = 1e-3
-"""An error of X^H X from which on one polish leaves more than rounding."""
-
 COUNTS = frozenset({"step", "drift"})
 """The keys of the state that hold one number for all points of a stack; the others hold numbers for each point."""
 
@@ -89,15 +86,6 @@ class Bucket:
         else:
             self.x = self.state["master"] = self.factor.nearest(held.to(self.dtype))
 
-    def lost(self, y: Points) -> bool:
-        """Whether y, which is to be written, has NaN or Inf; on CPU."""
-        if not self.looks:
-            return False
-        found = checksum(y)
-        # x, which y is copied to, is summed in another order if its strides are others
-        self._written = found if y.stride() == self.x.stride() else None
-        return not cmath.isfinite(found.total)
-
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""
         self.x.copy_(self._keep(y, self.x))
@@ -118,7 +106,10 @@ class Bucket:
         found, written = checksum(self.x), self._written
         if found == written:
             return None
-        self._foreign = written is not None and found.order == written.order
+        if written is None:  # the first look, after a state was loaded or before there is any
+            self._foreign = not bool((self.factor.residual(self.x) <= tolerance(self.dtype)).all())
+        else:
+            self._foreign = found.order == written.order
         leaves = ((leaf, self.x[leaf.start : leaf.stop]) for leaf in self.leaves)
         return next((leaf for leaf, x in leaves if not is_near(self.factor, x, self.kind.dtype)), None)
 
@@ -148,30 +139,21 @@ class Bucket:
 
         A step of length l leaves an error of about 4 + max(2, l) l eps in X^H X; `DRIFT` bounds their sum.
         longest: a bound of l. Measured if that is None or far, except on accelerators, where it would stall: they
-        polish. So does a step that may be captured, since its replays decide nothing.
+        polish. So does a step that may be captured there, since its replays decide nothing.
+        Raises torch.linalg.LinAlgError, on CPU, where y is not finite or further off than polishing mends.
         """
-        factor, x = self.factor, self.x
         if isinstance(size, Tensor):
             size = size.item() if self.looks and size.numel() == 1 else self._per_point(size) if size.dim() else size
-        y = factor.advance(x, c, size)
-        if not self._polishes:
-            return y
-        if self._foreign:  # near the manifold, but not to rounding: 4e-3, as of bfloat16, takes two
-            self._foreign, self._drift = False, 0.0
-            y = factor.polish(factor.polish(y))
-        renews = factor.renormalizes(x)
-        if self.kind.capturable and not renews:
-            longest = math.inf
-        elif self.looks and (longest is None or longest > 1):
-            longest = self._length(c, size)
-        elif longest is None:
-            longest = math.inf
-        error = 4 + max(2.0, longest) * longest
-        total = error if renews else self._drift + error
-        if not 0 <= total <= DRIFT:  # also where a state that was loaded says nonsense
-            total, y = 0.0, self._polished(y, error)
-        if not renews:
-            self._set_drift(total)
+        if not isinstance(size, Tensor) and not abs(size) <= torch.finfo(self.dtype).max:
+            raise _too_long()
+        y, drift = self.factor.advance(self.x, c, size), None
+        if self._polishes:
+            y, drift = self._polished(y, c, size, longest)
+        if self._lost(y):
+            raise _too_long()
+        self._foreign = False
+        if drift is not None:
+            self._set_drift(drift)
         return y
 
     def points(self, key: str) -> Points:
@@ -205,14 +187,35 @@ class Bucket:
         tensor = self.state[key]
         return tensor[leaf.start : leaf.stop].view(leaf.shape if tensor.shape == self.shape else leaf.batch)
 
-    def _polished(self, y: Points, error: float) -> Points:
-        """y polished; NaN where that is not enough, since the step that led there was too long for its dtype."""
-        y = self.factor.polish(y)
-        if not self.looks or not FAR < error * torch.finfo(self.dtype).eps < math.inf:
-            return y
-        y = self.factor.polish(y)
-        on = self.factor.residual(y) <= tolerance(self.dtype)
-        return torch.where(self._per_point(on), y, torch.nan)
+    def _lost(self, y: Points) -> bool:
+        """Whether y, which is to be written, has NaN or Inf; on CPU."""
+        if not self.looks:
+            return False
+        found = checksum(y)
+        # x, which y is copied to, is summed in another order if its strides are others
+        self._written = found if y.stride() == self.x.stride() else None
+        return not cmath.isfinite(found.total)
+
+    def _polished(
+        self, y: Points, c: Points, size: float | Tensor, longest: float | None
+    ) -> tuple[Points, float | None]:
+        """(y, polished where rounding asks for it; the drift that is left, None if none is kept)."""
+        factor, renews = self.factor, self.factor.renormalizes(self.x)
+        if self._foreign:  # near the manifold, but not to rounding: 4e-3, as of bfloat16, takes two
+            y = factor.polish(factor.polish(y))
+        if self.looks and (longest is None or longest > 1):
+            longest = self._length(c, size)
+        elif longest is None or (self.kind.capturable and not self.looks and not renews):
+            longest = math.inf
+        error, eps = 4 + max(2.0, longest) * longest, torch.finfo(self.dtype).eps
+        total = error if renews or self._foreign else self._drift + error
+        if not 0 <= total <= DRIFT:  # also where a state that was loaded says nonsense
+            total, y = 0.0, factor.polish(y)
+            if self.looks and not error * eps <= 2 * math.sqrt(eps):  # the square of it is more than rounding
+                y = factor.polish(y)
+                if not bool((factor.residual(y) <= tolerance(self.dtype)).all()):
+                    raise _too_long()
+        return y, None if renews else total
 
     def _length(self, c: Points, size: float | Tensor) -> float:
         """The largest |size c|."""
@@ -253,6 +256,11 @@ def _is_fit(gradients: Tensor) -> Bool[Tensor, " B"]:
     """Which gradients are finite, and small enough to be squared."""
     norms: Tensor = torch.linalg.vector_norm(_flat(gradients), dim=1)
     return norms <= limit(gradients.dtype)
+
+
+def _too_long() -> Exception:
+    error: Exception = torch.linalg.LinAlgError("the step is too long to be computed")  # type: ignore[attr-defined]
+    return error
 
 
 def limit(dtype: torch.dtype) -> float:

@@ -109,9 +109,7 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
         """`_move`. Raises ValueError where the step is too long to be computed; no parameter has moved then."""
         try:
-            y = self._move(bucket, self.param_groups[bucket.kind.group])
-            if not bucket.lost(y):
-                return y
+            return self._move(bucket, self.param_groups[bucket.kind.group])
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             pass
         member = plan.members[bucket.leaves[0].member]

@@ -61,6 +61,14 @@ def test_what_a_manifold_computes_of_tiny_matrices_has_derivatives(count: int) -
     close(torch.vmap(manifold.lift, (None, 0))(x, many), torch.stack([manifold.lift(x, one) for one in many]))
 
 
+@pytest.mark.parametrize("count", [3, MANY])
+def test_one_point_meets_many_gradients_and_many_points_one(count: int) -> None:
+    x, g = Stiefel().random(2, count, 3, 3, dtype=torch.float64), some(2, count, 3, 3)
+    lift = Stiefel().lift
+    close(lift(x[0], g), torch.stack([lift(x[0], one) for one in g]))
+    close(lift(x, g[0]), torch.stack([lift(one, g[0]) for one in x]))
+
+
 @batches
 def test_only_many_tiny_square_matrices_are_put_batch_last(batch: tuple[int, ...]) -> None:
     many = batch != (MANY - 1,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -491,7 +492,7 @@ def test_a_retraction_that_gives_no_point_moves_nothing(kind: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(6, 3), (5, 5), (3, 3), (2, 6, 3), (2, 5, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("eps", [0.0, 1e-300])
+@pytest.mark.parametrize("eps", [0.0, 1e-300, 2e-38])
 def test_no_gradient_is_no_step_whatever_eps(shape: Any, dtype: torch.dtype, eps: float) -> None:
     p = nn.Parameter(Stiefel().random(*shape, dtype=dtype))
     before, optimizer = p.detach().clone(), RiemannianAdam([{"params": [p], "manifold": Stiefel()}], lr=0.1, eps=eps)
@@ -506,11 +507,17 @@ def test_no_gradient_is_no_step_whatever_eps(shape: Any, dtype: torch.dtype, eps
 
 @pytest.mark.parametrize("shape", [(20, 4), (4, 20), (5, 5), (600, 3, 3)])
 @pytest.mark.parametrize("retraction", [retractions.polar, retractions.cayley, retractions.qr])
-@pytest.mark.parametrize("length", [30.0, 3e2, 1e3, 1e4, 1e5, 1e7, 1e10, 1e20])
-def test_a_long_step_stays_on_the_manifold_or_is_refused(shape: Any, retraction: Any, length: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("length", [30.0, 3e2, 1e3, 1e4, 5e4, 2e5, 1e6, 1e7, 1e10, 1e20, 1e39])
+def test_a_long_step_stays_on_the_manifold_or_is_refused(
+    shape: Any, retraction: Any, length: float, dtype: torch.dtype, capturable: bool
+) -> None:
     manifold = Stiefel(retraction=retraction)
-    p = nn.Parameter(manifold.random(*shape))
-    before, optimizer = p.detach().clone(), RiemannianSGD([{"params": [p], "manifold": manifold}], lr=length)
+    p = nn.Parameter(manifold.random(*shape, dtype=dtype))
+    options = {"betas": (0.0, 0.0), "eps": 0.0, "capturable": True} if capturable else {}
+    kind: Any = RiemannianAdam if capturable else RiemannianSGD
+    before, optimizer = p.detach().clone(), kind([{"params": [p], "manifold": manifold}], lr=length, **options)
     g = torch.zeros_like(p)
     g[..., 0, 1] = 1.0  # of rank one: the step has eigenvalues from 1 to its length
     p.grad = g
@@ -522,6 +529,52 @@ def test_a_long_step_stays_on_the_manifold_or_is_refused(shape: Any, retraction:
     assert refused == torch.equal(p.detach(), before)
     assert bool(manifold.contains(p.detach()).all())
     assert not (refused and length <= 100)
+
+
+@dataclass(frozen=True)
+class Written(Stiefel):
+    """As a user writes it: the momentum is carried after the step, to where it led."""
+
+    def store(self, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        return self.carry(x, y, c)
+
+    def recall(self, x: Tensor, stored: Tensor) -> Tensor:
+        return stored
+
+    def mix(self, x: Tensor, stored: Tensor, g: Tensor, keep: float, add: float) -> tuple[Tensor, Tensor]:
+        return Manifold.mix(self, x, stored, g, keep, add)
+
+
+def fragile(x: Tensor, v: Tensor) -> Tensor:
+    return torch.where(torch.linalg.vector_norm(v) > 1, torch.nan, retractions.polar(x, v))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_goes_on_after_a_step_that_was_refused(kind: Any) -> None:
+    manifold = Written(retraction=fragile)
+    p = nn.Parameter(manifold.random(20, 4))
+    optimizer = kind([{"params": [p], "manifold": manifold}], lr=0.01)
+    p.grad = torch.randn(20, 4)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 1e4
+    with pytest.raises(ValueError, match="so long"):
+        optimizer.step()
+    assert all(bool(value.isfinite().all()) for value in optimizer.state[p].values())
+    optimizer.param_groups[0]["lr"] = 1e-9
+    optimizer.step()
+    assert bool(manifold.contains(p.detach()).all())
+
+
+def test_a_write_before_a_state_is_loaded_is_polished() -> None:
+    p = nn.Parameter(Stiefel().random(20, 20))
+    optimizer = RiemannianSGD([{"params": [p], "manifold": Stiefel()}], lr=0.01)
+    p.grad = torch.randn(20, 20)
+    optimizer.step()
+    with torch.no_grad():
+        p.mul_(1 + 3e-4)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert bool(Stiefel().contains(p.detach()).all())
 
 
 @pytest.mark.parametrize("kind", KINDS)
