@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 
 def _private(path: str, otherwise: Any) -> Any:
@@ -20,7 +19,6 @@ def _private(path: str, otherwise: Any) -> Any:
 
 
 _level = _private("_functorch.maybe_current_level", None)
-_is_wrapped = _private("_functorch.is_functorch_wrapped_tensor", False)
 _is_traced = _private("_is_tracing", False)
 _modes = _private("_len_torch_dispatch_stack", 0)
 # torch 2.6 has none; a part of a pass that is checkpointed alone then raises CheckpointError
@@ -31,11 +29,6 @@ def transform_level() -> int | None:
     """How deep this call is in transforms of torch.func, as grad and vmap; None outside of all."""
     level: int | None = _level()
     return level
-
-
-def is_transformed(x: Tensor) -> bool:
-    """Whether x is a tensor of a transform of torch.func."""
-    return bool(_is_wrapped(x))
 
 
 def is_traced() -> bool:

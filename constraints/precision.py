@@ -12,6 +12,8 @@ import torch
 EXACT = ("none", "ieee")
 """Values of fp32_precision."""
 
+_AS_IT_IS = nullcontext()
+
 
 def exact_products(*devices: str) -> AbstractContextManager[None]:
     """Matrix products on these types of device in the full precision of their factors.
@@ -21,7 +23,7 @@ def exact_products(*devices: str) -> AbstractContextManager[None]:
     """
     # settings of the process are not of the graph
     if torch.compiler.is_compiling() or all(map(_is_exact, devices)):
-        return nullcontext()
+        return _AS_IT_IS
     return _exact(devices)
 
 

@@ -29,10 +29,8 @@ def plain(x: Square, a: Square) -> Square:
 def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The move, and the LU factors and pivots of I + A/2 = (I - A/2)^H, empty unless made."""
     none = a.new_empty(0)
-    if _is_tiny(a):  # A^3 = -t^2 A with t^2 = |A|^2/2, so X moves by (X + X A/2) A / (1 + t^2/4)
-        scale = skew_squares(a).mul_(1 / 8).add_(1)
-        scale.lerp_(scale, 0.0)  # Inf - Inf: where the square overflows the move is NaN, and not of no length
-        return product(product(x, a, x, 0.5), a / scale[..., None, None], x), none, none
+    if _is_tiny(a):
+        return _tiny(x, a), none, none
     if on_accelerator(a):
         return 2 * x @ resolvent(a) - x, none, none
     norm = largest_norm(a)
@@ -43,6 +41,14 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     lu, pivots = _factor(a)
     half = _solve(x, lu, pivots)
     return torch.lerp(x, half, 2.0, out=half), lu, pivots
+
+
+def _tiny(x: Tensor, a: Tensor, out: Tensor | None = None) -> Tensor:
+    """X + (X + X A/2) A / (1 + t^2/4), for A^3 = -t^2 A with t^2 = |A|^2/2. out: memory, which may be that of A."""
+    scale = skew_squares(a, 1 / 8).add_(1)
+    scale.lerp_(scale, 0.0)  # Inf - Inf: where the square overflows the move is NaN, and not of no length
+    middle = product(x, a, x, 0.5)
+    return product(middle, torch.div(a, scale[..., None, None], out=out), x)
 
 
 def _is_tiny(a: Tensor) -> bool:
@@ -98,11 +104,14 @@ cayley_move = differentiable(plain, _forward, _pull_x, _pull_a)
 def cayley_step(x: Square, c: Square, size: Size) -> Square:
     """`cayley_move` along size C on CPU, without derivatives, of which only the optimizers have no need."""
     kept, x, c = x, batch_last(x), batch_last(c)
-    terms = None
-    if not _is_tiny(c):
-        terms = _few_terms(c, _longest(c, size))
-    y = _forward(x, c * size)[0] if terms is None else _series(x, c, size, terms)
-    return in_order_of(y, kept)
+    if _is_tiny(c):
+        a = torch.mul(c, size, out=torch.empty_like(x))  # in the tiles of X
+        y = _tiny(x, a, out=a)
+    elif (terms := _few_terms(c, _longest(c, size))) is not None:
+        y = _series(x, c, size, terms)
+    else:
+        y = _forward(x, c * size)[0]
+    return y if x is kept else in_order_of(y, kept)
 
 
 def _factor(a: Tensor) -> tuple[Tensor, Tensor]:

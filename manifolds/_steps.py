@@ -14,7 +14,7 @@ from torch import Tensor
 from . import _cayley
 from ._cayley import Size
 from ._linalg import inverse_sqrt_defect, may_look
-from ._tiny import batch_last, is_batch_last, norms, product, skew_squares
+from ._tiny import batch_last, is_batch_last, minus_adjoint, norms, product, skew_squares
 
 Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]
@@ -30,9 +30,9 @@ def mix_square(
     if is_batch_last(x):
         g = batch_last(g)
     a = product(x.mH, g, alpha=1.0 if canonical else 0.5)
-    lifted = a - a.mH
-    square = skew_squares(lifted)
-    return _mixed(stored, lifted, keep, add), square.mul_(0.5) if canonical else square
+    lifted = minus_adjoint(a)
+    square = skew_squares(lifted, 0.5 if canonical else 1.0)
+    return _mixed(stored, lifted, keep, add), square
 
 
 def mix_tall(

@@ -2,7 +2,8 @@
 
 torch.bmm on CPU multiplies matrices below 8 x 8 number by number, and reads them transposed as slowly. With the batch
 last in memory each number of the product is a few operations on long vectors: 2 to 5 times faster. `batch_last` puts
-matrices in that order, where they are many and tiny; what computes here follows the order that it finds.
+matrices in that order, where they are many and tiny; what computes here follows the order that it finds. `tiled` cuts
+the batch into tiles, each batch last by itself, so that a thread finds what it wrote last in its own cache.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 SIDE = 8  # below this torch.bmm does not call a BLAS
 MANY = 512  # from so many on, vectors are worth their calls
+TILE = 1024  # matrices in a tile, or more, for it to be worth its calls
 
 Matrices = Inexact[Tensor, "*batch n p"]
 
@@ -40,6 +42,50 @@ def is_batch_last(a: Matrices) -> bool:
     return a.dim() > 2 and a.stride(-3) == 1 and is_many_tiny(a.shape, a.device)
 
 
+def tiles(count: int) -> int:
+    """Into how many equal tiles so many matrices are cut: one for each thread, or a few more; 1 where none fit."""
+    return next((k for k in range(torch.get_num_threads(), count // TILE + 1) if count % k == 0), 1)
+
+
+def tiled(a: Inexact[Tensor, "B n n"], count: int) -> Inexact[Tensor, "tiles b n n"]:
+    """A copy in so many tiles, each batch last in memory."""
+    n = a.shape[-1]
+    return transposed(a.reshape(count, -1, n * n)).view(count, n, n, -1).permute(0, 3, 1, 2)
+
+
+def untiled(a: Inexact[Tensor, "tiles b n n"]) -> Inexact[Tensor, "B n n"]:
+    """A copy of what is in tiles, batch first in memory."""
+    count, b, n, _ = a.shape
+    return transposed(a.permute(0, 2, 3, 1).reshape(count, n * n, b)).view(-1, n, n)
+
+
+def transposed(a: Inexact[Tensor, "B n p"]) -> Inexact[Tensor, "B p n"]:
+    """A^T, contiguous. Swapping two axes is what a shuffle of channels does, with vector instructions on CPU."""
+    if a.is_complex() or a.device.type != "cpu":
+        return a.mT.contiguous()
+    count, n, p = a.shape
+    shuffled = torch.channel_shuffle(a.reshape(1, count, 1, n * p).permute(0, 3, 1, 2), n)
+    return shuffled.permute(0, 2, 3, 1).reshape(count, p, n)
+
+
+def minus_adjoint(a: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:
+    """A - A^H."""
+    if not _is_worth_transposing(a):
+        return a - a.mH
+    t = transposed(a)
+    return torch.sub(a, t, out=t)
+
+
+def _is_worth_transposing(a: Tensor) -> bool:
+    """Whether to write A^T first is faster than to read A across: where the matrices are many and tiny, or the numbers
+    of a column fall on the same few lines of the cache."""
+    n = a.shape[-1]
+    if not ((n <= 12 and a.numel() >= MANY * n * n) or (n > 512 and n % 512 == 0)):
+        return False
+    plain = a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous()
+    return plain and a.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def in_order_of(a: Matrices, like: Matrices) -> Matrices:
     """The same matrices, batch last in memory if it is in `like`, else contiguous."""
     return batch_last(a) if is_batch_last(like) else a.contiguous()
@@ -50,10 +96,13 @@ def product(
 ) -> Matrices:
     """alpha A B; C + alpha A B where C is given."""
     if is_batch_last(a) and is_batch_last(b) and a.dim() == b.dim() and (c is None or c.dim() == a.dim()):
-        a, b = _entries(a), _entries(b)
-        y = torch.addcmul(a.new_zeros(()) if c is None else _entries(c), a[:, :1], b[:1], value=alpha)
-        for k in range(1, len(b)):
-            y.addcmul_(a[:, k : k + 1], b[k : k + 1], value=alpha)
+        columns, rows = _entries(a).split(1, 1), _entries(b).split(1)
+        if c is None and alpha == 1:
+            y = columns[0] * rows[0]
+        else:
+            y = torch.addcmul(a.new_zeros(()) if c is None else _entries(c), columns[0], rows[0], value=alpha)
+        for column, row in zip(columns[1:], rows[1:], strict=True):
+            y.addcmul_(column, row, value=alpha)
         return _matrices(y)
     if a.dim() == 3 and a.shape == b.shape:
         y = torch.baddbmm(a, a, b, beta=0, alpha=alpha)  # with 0 its first argument is not read
@@ -81,20 +130,22 @@ def largest_norm(a: Matrices) -> float:
     return float((torch.linalg.vector_norm(a) if alone else norms(a).max()).item())
 
 
-def skew_squares(a: Matrices) -> Float[Tensor, "*batch"]:
-    """|A|^2 of skew A, one number for each matrix."""
+def skew_squares(a: Matrices, by: float = 1.0) -> Float[Tensor, "*batch"]:
+    """by |A|^2 of skew A, one number for each matrix."""
     if not is_batch_last(a) or a.is_complex() or a.shape[-1] == 1:
-        return norms(a).square_()
-    a = _entries(a)
-    total = a.new_zeros(())
-    for i, j in itertools.combinations(range(len(a)), 2):
-        total = torch.addcmul(total, a[i, j], a[i, j], value=2)
-    return total
+        square = norms(a).square_()
+        return square if by == 1 else square.mul_(by)
+    entries, pairs = _entries(a), itertools.combinations(range(a.shape[-1]), 2)
+    first, *others = (entries[i, j] for i, j in pairs)
+    total = first * first
+    for entry in others:
+        total.addcmul_(entry, entry)
+    return total.mul_(2 * by)
 
 
 def total_norm(a: Inexact[Tensor, "..."]) -> float:
     """|A| over all entries of all matrices; Inf where its square overflows."""
-    flat = _entries(a) if is_batch_last(a) else a
+    flat = a.movedim(-3, -1) if is_batch_last(a) else a
     if not flat.is_contiguous() or a.is_complex():
         return float(torch.linalg.vector_norm(a))
     flat = flat.view(-1)

@@ -87,7 +87,7 @@ class RiemannianAdam(RiemannianOptimizer):
             size = size.mul_(scale * root) if isinstance(scale, float) else size.mul_(root).mul_(scale)
             if none is not None:
                 size = size.masked_fill_(none, 0.0)
-        y = bucket.advance(m, size, _longest(group))
+        y = bucket.advance(m, size, _bound(group))
         bucket.put("exp_avg", factor.store(x, y, m))
         return y
 
@@ -128,7 +128,7 @@ def _quotient(scale: float, v: float, eps: float, tiny: float) -> float:
     return 0.0 if size < tiny else scale / size
 
 
-def _longest(group: Group) -> float | None:
+def _bound(group: Group) -> float | None:
     """A bound of lr |m^| / sqrt(v^), from Cauchy-Schwarz on the sums that m and v are; None if there is none."""
     (beta1, beta2), lr = group["betas"], group["lr"]
     if beta1**2 >= beta2 or isinstance(lr, Tensor):

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold, tolerance
-from manifolds._tiny import batch_last, in_order_of, norms, total_norm
+from manifolds._tiny import batch_last, norms, total_norm
 
 from ..values import Checksum, checksum, is_near, master_dtype
-from .rows import Kind, Leaf, Rows, is_batch_last
+from .rows import Held, Kind, Leaf, Rows, Tiles, held, is_batch_last
 
 Points = Inexact[Tensor, "B *point"]
 Numbers = Float[Tensor, " B"]
@@ -29,12 +29,14 @@ COUNTS = frozenset({"step", "drift"})
 class Bucket:
     """All factors of one kind: one batched update. Many tiny matrices are kept batch last in memory, see `_tiny`.
 
-    x: the points, (B, *point). The memory of the parameter itself where one parameter makes the bucket; the float32
-        master, kept as state "master", where the parameters are bfloat16 or float16.
+    x: the points, (B, *point), or (tiles, b, *point) where they are many and tiny. The memory of the parameter itself
+        where one parameter makes the bucket; the float32 master, kept as state "master", where the parameters are
+        bfloat16 or float16.
     g: their gradients, of the shape and dtype of x. May be memory of the gradient itself: not to be written to.
     steps, drift: what the state holds as "step" and "drift", each None where it is not kept.
     ok: None on CPU, where a gradient that is not finite is an error; elsewhere which points have a finite one, (B,).
-    state: one tensor a key, (B, *point), or (B,) where the optimizer keeps one number per point.
+    state: one tensor a key, (B, *point), or (B,) where the optimizer keeps one number per point; what is called with
+        it has the batch axes of x.
     """
 
     x: Points
@@ -53,31 +55,38 @@ class Bucket:
         self._written: Checksum | None = None  # of x as it was written; None where it is not known
         self._foreign = False  # whether somebody else wrote to x since
         self._sources = [leaf.source for leaf in leaves]
-        # the values of the parameters, in their own dtype
-        self._held = Rows(home, leaves) if home is not None else Rows.new(self.shape, kind.dtype, self.device, leaves)
-        self._direct = home is not None
+        self._ready: dict[str, Tensor] = {}  # the state with the batch axes of x, where it may be changed at once
+        self._held = held(kind, leaves, home, self.dtype)  # the values of the parameters, in their own dtype
+        self._gradients: Held | None = self._held if isinstance(self._held, Tiles) else None
+        if len(leaves) > 1:
+            self._gradients = Rows(self.shape, self.dtype, self.device, leaves)
         self.looks = can_look(self.device)  # whether a step may look at values
         self._watched = self.looks and not isinstance(self.factor, Euclidean)
         self._polishes = type(self.factor).polish is not Manifold.polish
         self._limit = limit(self.dtype)
         self._batch_last = is_batch_last(leaves, self.shape, self.device)
-        self._gathered = Rows.new(self.shape, self.dtype, self.device, leaves) if len(leaves) > 1 else None
 
     # From and to the parameters --------------------------------------------------------------------------
 
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """Gather g. On an accelerator, note which points have a finite one and put zero for the others."""
-        if self._gathered is None:
+        if self._gradients is None:
             self.g = self._order(_as(cut[self._sources[0]], self.shape, self.dtype))
         else:
-            self.g = self._gathered.gather([cut[i] for i in self._sources])
+            self.g = self._gradients.read([cut[i] for i in self._sources])
         if not self.looks:
             self.ok = _is_fit(self.g)
-            self.g = torch.where(self._per_point(self.ok), self.g, 0)
+            self.g = torch.where(self._per_point(self.ok, self.g.dim()), self.g, 0)
+
+    def release_gradients(self) -> Points:
+        """g, which the bucket keeps no longer: its memory is there for what is computed of it."""
+        g = self.g
+        del self.g
+        return g
 
     def read_points(self, cut: Sequence[Tensor]) -> None:
         """Gather x. A master follows what was done to its weight since the last step: x + (weight - rounded x)."""
-        held = self._held.rows if self._direct else self._held.gather([cut[i] for i in self._sources])
+        held = self._held.read([cut[i] for i in self._sources])
         if held.dtype == self.dtype:
             self.x = held
         elif "master" in self.state:
@@ -88,16 +97,13 @@ class Bucket:
 
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""
-        self.x.copy_(self._keep(y, self.x))
-        if self._held.rows is not self.x:
-            self._held.rows.copy_(self.x)
-            if "master" in self.state:
-                self.state["master"].copy_(self.x)
-        if not self._direct:
-            self._held.scatter([cut[i] for i in self._sources])
-        if self.looks and self._written is None:
-            self._written = checksum(self.x)
-        del self.g, self.x
+        y = self._keep(y, self.x)
+        if "master" in self.state:
+            self.state["master"].copy_(y)
+        self._held.write(y, [cut[i] for i in self._sources])
+        if self.looks and self._written is None:  # x, as it will be read, has another order than y
+            self._written = checksum(self.x.copy_(y))
+        del self.x
 
     def off(self) -> Leaf | None:
         """On CPU, a leaf with a point off its manifold; looked at only where x is not what was written last."""
@@ -109,8 +115,9 @@ class Bucket:
         if written is None:  # the first look, after a state was loaded or before there is any
             self._foreign = not bool((self.factor.residual(self.x) <= tolerance(self.dtype)).all())
         else:
-            self._foreign = found.order == written.order
-        leaves = ((leaf, self.x[leaf.start : leaf.stop]) for leaf in self.leaves)
+            self._foreign = found[1:] == written[1:]
+        rows = self.x.reshape(self.shape)
+        leaves = ((leaf, rows[leaf.start : leaf.stop]) for leaf in self.leaves)
         return next((leaf for leaf, x in leaves if not is_near(self.factor, x, self.kind.dtype)), None)
 
     def not_finite(self) -> Leaf | None:
@@ -118,7 +125,8 @@ class Bucket:
         # the norm of all of them may overflow where none of theirs does, so it can only acquit
         if self.ok is not None or total_norm(self.g) <= self._limit:
             return None
-        return next((leaf for leaf in self.leaves if not bool(_is_fit(self.g[leaf.start : leaf.stop]).all())), None)
+        rows = self.g.reshape(self.shape)
+        return next((leaf for leaf in self.leaves if not bool(_is_fit(rows[leaf.start : leaf.stop]).all())), None)
 
     # What an optimizer calls -----------------------------------------------------------------------------
 
@@ -143,7 +151,10 @@ class Bucket:
         Raises torch.linalg.LinAlgError, on CPU, where y is not finite or further off than polishing mends.
         """
         if isinstance(size, Tensor):
-            size = size.item() if self.looks and size.numel() == 1 else self._per_point(size) if size.dim() else size
+            if self.looks and size.numel() == 1:
+                size = size.item()
+            elif size.dim():
+                size = self._per_point(size, c.dim())
         if not isinstance(size, Tensor) and not abs(size) <= torch.finfo(self.dtype).max:
             raise _too_long()
         y, drift = self.factor.advance(self.x, c, size), None
@@ -158,18 +169,21 @@ class Bucket:
 
     def points(self, key: str) -> Points:
         """State of the shape of x, zero at first: to be changed in place, then handed to `put`."""
-        return self._working(key, self.shape, self.dtype)
+        return self._ready[key] if key in self._ready else self._working(key, self.shape, self.dtype)
 
     def numbers(self, key: str) -> Numbers:
         """State with one number per point, zero at first: to be changed in place, then handed to `put`."""
-        return self._working(key, self.shape[:1], real_dtype(self.dtype))
+        return self._ready[key] if key in self._ready else self._working(key, self.shape[:1], real_dtype(self.dtype))
 
     def put(self, key: str, value: Tensor) -> None:
         """Make value, which is nobody else's, the state, except of points whose gradient is not finite."""
         if key not in self.state:
-            self.state[key] = in_order_of(value, self.x)
-        elif value is not self.state[key]:
-            self.state[key].copy_(self._keep(value, self.state[key]))
+            rows = value.flatten(0, 1) if isinstance(self._held, Tiles) else value
+            self.state[key] = self._order(rows.contiguous())
+            return
+        kept = self._ready.get(key, self.state[key])
+        if value is not kept:
+            kept.copy_(self._keep(value, kept))
 
     # State, parameter by parameter -----------------------------------------------------------------------
 
@@ -194,7 +208,7 @@ class Bucket:
         found = checksum(y)
         # x, which y is copied to, is summed in another order if its strides are others
         self._written = found if y.stride() == self.x.stride() else None
-        return not cmath.isfinite(found.total)
+        return not cmath.isfinite(found[0])
 
     def _polished(
         self, y: Points, c: Points, size: float | Tensor, longest: float | None
@@ -219,7 +233,7 @@ class Bucket:
 
     def _length(self, c: Points, size: float | Tensor) -> float:
         """The largest |size c|."""
-        lengths = norms(c) if c.dim() == 3 else torch.linalg.vector_norm(_flat(c), dim=1)
+        lengths = norms(c).flatten() if len(self.kind.point) == 2 else torch.linalg.vector_norm(_flat(c), dim=1)
         return float((lengths * (size.flatten() if isinstance(size, Tensor) else size)).abs().max())
 
     def _set_drift(self, drift: float) -> None:
@@ -231,7 +245,11 @@ class Bucket:
     def _working(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if key not in self.state:
             self.state[key] = self._order(torch.zeros(shape, dtype=dtype, device=self.device))
-        return self.state[key] if self.ok is None else self.state[key].clone()
+        rows = self.state[key]
+        if self.ok is not None:
+            return rows.clone()
+        self._ready[key] = rows.view(*self.x.shape[: self.x.dim() - len(self.kind.point)], *shape[1:])
+        return self._ready[key]
 
     def _keep(self, new: Tensor, old: Tensor) -> Tensor:
         return new if self.ok is None else torch.where(self._per_point(self.ok, new.dim()), new, old)
@@ -239,8 +257,8 @@ class Bucket:
     def _order(self, rows: Tensor) -> Tensor:
         return batch_last(rows) if self._batch_last else rows
 
-    def _per_point(self, numbers: Tensor, dim: int | None = None) -> Tensor:
-        return numbers.view(-1, *(1,) * ((dim or len(self.shape)) - 1))
+    def _per_point(self, numbers: Tensor, dim: int) -> Tensor:
+        return numbers.view(*numbers.shape, *(1,) * (dim - numbers.dim()))
 
     def _counter(self, steps: float) -> Float[Tensor, ""]:
         return torch.full((), steps, dtype=torch.float32, device=self.device if self.kind.capturable else "cpu")

@@ -82,8 +82,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        free = self._free()
-        plan = self._plan_step()
+        free, plan = self._plan_step()
         with exact_products(*plan.devices):
             plan.read_points()
             self._check_before(plan)
@@ -124,30 +123,22 @@ class RiemannianOptimizer(Optimizer, ABC):
         """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them."""
         return sum(int(count) for count in self._skipped.values())
 
-    def _free(self) -> list[tuple[Group, list[Tensor]]]:
-        """The parameters without a constraint that have a gradient, group by group."""
-        groups = [group for group in self.param_groups if group["manifold"] is None]
-        free = [(group, [p for p in group["params"] if p.grad is not None]) for group in groups]
-        if not self._takes_sparse:
-            for p in (p for _, params in free for p in params if p.grad.is_sparse):
-                self._refuse_gradient(p, "a sparse layout", "Make its layer with sparse=False")
-        return [(group, params) for group, params in free if params]
-
-    def _plan_step(self) -> Plan:
-        """The plan for the parameters that have a gradient, with the gradients gathered."""
-        groups, params, grads = [], [], []
+    def _plan_step(self) -> tuple[list[tuple[Group, list[Tensor]]], Plan]:
+        """The free parameters that have a gradient, group by group; the plan for the others, with theirs gathered."""
+        free, groups, params, grads = [], [], [], []
         for i, group in enumerate(self.param_groups):
-            if group["manifold"] is None:
-                continue
-            groups.append((i, group))
-            for p in group["params"]:
-                grad = p.grad
-                if grad is None:
-                    continue
-                if grad.is_sparse:
-                    self._refuse_gradient(p, "a sparse layout", "Make its layer with sparse=False")
-                params.append(p)
-                grads.append(grad)
+            given = [p for p in group["params"] if p.grad is not None]
+            is_free = group["manifold"] is None
+            if not (is_free and self._takes_sparse):
+                for p in given:
+                    if p.grad.is_sparse:
+                        self._refuse_gradient(p, "a sparse layout", "Make its layer with sparse=False")
+            if is_free:
+                free.append((group, given))
+            else:
+                groups.append((i, group))
+                params += given
+                grads += [p.grad for p in given]
         options = self._same_options(groups), tuple([group["manifold"] for _, group in groups])
         plan = self._plan
         if plan is None or not plan.fits(params, options, self.state):
@@ -160,7 +151,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             ]
             plan = self._plan = Plan(members, options, self.state, self._numbers)
         plan.read_gradients(grads)
-        return plan
+        return [(group, given) for group, given in free if given], plan
 
     def _same_options(self, groups: Sequence[tuple[int, Group]]) -> tuple[int, ...]:
         """For each of these groups, the first one with the same options."""
@@ -171,8 +162,10 @@ class RiemannianOptimizer(Optimizer, ABC):
         return tuple(first.setdefault(tuple(_by_value(g.get(name)) for name in names), i) for i, g in groups)
 
     def _descent(self, bucket: Bucket, group: Group) -> Tensor:
-        """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything."""
-        g = -bucket.g if group["maximize"] else bucket.g
+        """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything; asked for once,
+        for the bucket keeps it no longer."""
+        g = bucket.release_gradients()
+        g = -g if group["maximize"] else g
         decays = group["weight_decay"] != 0 and not bucket.factor.constant_norm
         return g + group["weight_decay"] * bucket.x if decays else g
 

@@ -65,12 +65,14 @@ class Plan:
             and all(map(Tensor.is_set_to, parameters, self._homes))
         )
 
-    def cut(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def cut(self, tensors: list[Tensor]) -> list[Tensor]:
         """The tensors, one for each parameter, and after them the stacks of those that are not read whole."""
+        if not self._packed:
+            return tensors
         parts = [part for i in self._packed for _, part in self.members[i].manifold.split(tensors[i])]
         return [*tensors, *parts]
 
-    def read_gradients(self, gradients: Sequence[Tensor]) -> None:
+    def read_gradients(self, gradients: list[Tensor]) -> None:
         """Gather the gradients of every bucket."""
         cut = self.cut(gradients)
         for bucket in self.buckets:
@@ -93,7 +95,7 @@ class Plan:
 
     def publish(self, state: State) -> None:
         """Make the state of each parameter views of the buckets: a tensor a key, a tuple if it has several stacks."""
-        keys = sum(len(bucket.state) for bucket in self.buckets)
+        keys = sum([len(bucket.state) for bucket in self.buckets])
         if self._published is not None and keys == self._keys:
             return
         for i, member in enumerate(self.members):

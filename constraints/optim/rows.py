@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from manifolds import Manifold
-from manifolds._tiny import batch_last, is_many_tiny
+from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds._tiny import batch_last, is_many_tiny, tiled, tiles, untiled
+
+TILED = (Orthogonal, SpecialOrthogonal, Stiefel)
+"""Manifolds of square matrices whose `mix` and `advance` take points in tiles: with two batch axes."""
 
 
 class Kind(NamedTuple):
@@ -39,32 +42,79 @@ class Leaf:
     stop: int
 
 
+class Held(Protocol):
+    """Where the points of a bucket are, or their gradients, when they are read and written."""
+
+    def read(self, sources: list[Tensor]) -> Tensor:
+        """The points of all leaves, (B, *point) or in tiles."""
+
+    def write(self, values: Tensor, targets: list[Tensor]) -> None:
+        """Put these in their place."""
+
+
+class InPlace:
+    """The memory of the only parameter is all of the bucket."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+
+    def read(self, sources: list[Tensor]) -> Tensor:
+        return self._rows
+
+    def write(self, values: Tensor, targets: list[Tensor]) -> None:
+        self._rows.copy_(values)
+
+
 class Rows:
     """One tensor of (B, *point), and its views in the shapes of the leaves, into and out of which they are copied."""
 
-    def __init__(self, rows: Tensor, leaves: Sequence[Leaf]) -> None:
-        self.rows = rows
-        self._slots = [rows[leaf.start : leaf.stop].view(leaf.shape) for leaf in leaves]
-        # one kernel for all, where they can be stacked
-        self._stack = rows.view(len(leaves), *leaves[0].shape) if len({leaf.shape for leaf in leaves}) == 1 else None
-
-    @staticmethod
-    def new(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, leaves: Sequence[Leaf]) -> Rows:
-        """Rows with memory of their own."""
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, leaves: Sequence[Leaf]
+    ) -> None:
         rows = torch.empty(shape, dtype=dtype, device=device)
-        return Rows(batch_last(rows) if is_batch_last(leaves, shape, device) else rows, leaves)
+        self._rows = batch_last(rows) if is_batch_last(leaves, shape, device) else rows
+        self._slots = [self._rows[leaf.start : leaf.stop].view(leaf.shape) for leaf in leaves]
+        # one kernel for all, where they can be stacked
+        same = len({leaf.shape for leaf in leaves}) == 1
+        self._stack = self._rows.view(len(leaves), *leaves[0].shape) if same else None
 
-    def gather(self, sources: list[Tensor]) -> Tensor:
-        """The rows, with a copy of every leaf in them."""
+    def read(self, sources: list[Tensor]) -> Tensor:
         if self._stack is not None and len(sources) > 1:
             torch.stack(sources, out=self._stack)
         else:
             torch._foreach_copy_(self._slots, sources)
-        return self.rows
+        return self._rows
 
-    def scatter(self, targets: list[Tensor]) -> None:
-        """Copy the rows of every leaf out."""
+    def write(self, values: Tensor, targets: list[Tensor]) -> None:
+        self._rows.copy_(values)
         torch._foreach_copy_(targets, self._slots)
+
+
+class Tiles:
+    """One parameter of many tiny matrices, copied into tiles and back."""
+
+    def __init__(self, shape: tuple[int, ...], count: int) -> None:
+        self._shape, self.count = shape, count
+
+    def read(self, sources: list[Tensor]) -> Tensor:
+        (source,) = sources
+        return tiled(source.reshape(self._shape), self.count)
+
+    def write(self, values: Tensor, targets: list[Tensor]) -> None:
+        (target,) = targets
+        target.copy_(untiled(values).view(target.shape))
+
+
+def held(kind: Kind, leaves: Sequence[Leaf], home: Tensor | None, master: torch.dtype) -> Held:
+    """How the points of these leaves are read and written. home: the memory of the parameter, where it is all of the
+    bucket; master: the dtype that they move in."""
+    shape = (leaves[-1].stop, *kind.point)
+    if home is not None:
+        return InPlace(home)
+    alone = len(leaves) == 1 and kind.dtype == master and type(kind.factor) in TILED
+    if alone and is_batch_last(leaves, shape, kind.device):
+        return Tiles(shape, tiles(shape[0]))
+    return Rows(shape, kind.dtype, kind.device, leaves)
 
 
 def is_batch_last(leaves: Sequence[Leaf], shape: tuple[int, ...], device: torch.device) -> bool:

@@ -11,9 +11,24 @@ from manifolds._cayley import cayley_move
 from manifolds._cayley import plain as cayley_plain
 from manifolds._exponential import exp_move
 from manifolds._exponential import plain as exp_plain
-from manifolds._tiny import MANY, batch_last, is_batch_last, norms, product
+from manifolds._tiny import (
+    MANY,
+    TILE,
+    batch_last,
+    is_batch_last,
+    minus_adjoint,
+    norms,
+    product,
+    skew_squares,
+    tiled,
+    tiles,
+    total_norm,
+    transposed,
+    untiled,
+)
 
-dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+DTYPES = [torch.float64, torch.complex128]
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 batches = pytest.mark.parametrize("batch", [(MANY,), (4, MANY // 4), (MANY - 1,)], ids=str)
 
 
@@ -41,6 +56,56 @@ def test_product_and_norms_equal_those_of_torch(
         close(product(u, v, w, -0.5), c - 0.5 * a @ b)
         close(product(v.mH, u.mH), (a @ b).mH)
         close(norms(u), a.abs().square().sum((-2, -1)).sqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES], ids=str)
+@pytest.mark.parametrize("shape", [(1, 3, 5), (7, 1, 4), (700, 3, 3), (300, 9, 2), (40, 64, 64), (0, 3, 4)], ids=str)
+def test_a_transposed_batch_is_contiguous_and_equal(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    a = some(*shape, dtype=dtype)
+    for order in (a, a.mT.contiguous().mT, a.expand(2, *shape)[1]):
+        t = transposed(order)
+        assert torch.equal(t, a.mT)
+        assert t.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES], ids=str)
+@pytest.mark.parametrize("shape", [(20, 3, 3), (700, 8, 8), (64, 64, 64), (2, 256, 256), (2, 16, 200, 200)], ids=str)
+def test_a_matrix_less_its_adjoint(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    a = some(*shape, dtype=dtype)
+    kept = a.clone()
+    assert torch.equal(minus_adjoint(a), a - a.mH)
+    assert torch.equal(a, kept)
+    assert torch.equal(minus_adjoint(a.mT), a.mT - a.mT.mH)
+
+
+@dtypes
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_tiles_hold_the_same_matrices(n: int, dtype: torch.dtype) -> None:
+    count = 3
+    a, b, c = (some(count * MANY, n, n, dtype=dtype) + k for k in range(3))
+    u, v, w = (tiled(x, count) for x in (a, b, c))
+    assert u.shape == (count, MANY, n, n)
+    assert is_batch_last(u)
+    assert torch.equal(u.reshape(a.shape), a)
+    assert torch.equal(untiled(u), a)
+    assert untiled(u).is_contiguous()
+    close(untiled(product(u, v)), a @ b)
+    close(untiled(product(u.mH, v, w, -0.5)), c - 0.5 * a.mH @ b)
+    close(norms(u).flatten(), norms(a))
+    assert total_norm(u) == pytest.approx(float(torch.linalg.vector_norm(a)), rel=1e-12)
+    close(skew_squares(u - u.mH).flatten(), norms(a - a.mH).square())
+    close(skew_squares(u - u.mH, 0.125).flatten(), norms(a - a.mH).square() / 8)
+
+
+def test_there_are_as_many_tiles_as_threads_or_a_few_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(count: int, threads: int) -> int:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        return tiles(count)
+
+    assert [of(20_000, k) for k in (1, 2, 3, 16, 20)] == [1, 2, 4, 16, 1]
+    assert of(21 * TILE + 21, 2) == 3
+    assert of(20_011, 2) == 1  # a prime number
+    assert of(2 * TILE - 2, 2) == 1
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of vmap, in torch's words

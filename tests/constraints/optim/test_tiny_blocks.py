@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim import RiemannianAdam, RiemannianSGD, bucket, rows
 from manifolds import Manifold, Orthogonal, Sphere, Stiefel, retractions
 
 COUNT = 700
+TILES = 7
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adam": lambda groups: RiemannianAdam(groups, lr=0.05, amsgrad=True),
     "sgd": lambda groups: RiemannianSGD(groups, lr=0.05, momentum=0.9),
@@ -27,6 +28,13 @@ MANIFOLDS: list[Manifold] = [
     Orthogonal(),
     Sphere(),
 ]
+
+
+@pytest.fixture(params=[1, TILES], ids=["one tile", "tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Into how many tiles all points are cut, which else depends on the number of threads."""
+    monkeypatch.setattr(rows, "tiles", lambda count: request.param if count % request.param == 0 else 1)
+    return int(request.param)
 
 
 def gradient(x: Tensor, step: int) -> Tensor:
@@ -53,7 +61,7 @@ def trained(make: Callable[..., Any], manifold: Manifold, parts: list[Tensor], s
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
 @pytest.mark.parametrize("n", [2, 3, 5])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
-def test_many_matrices_move_as_few_do(name: str, manifold: Manifold, n: int, dtype: torch.dtype) -> None:
+def test_many_matrices_move_as_few_do(name: str, manifold: Manifold, n: int, dtype: torch.dtype, tiles: int) -> None:
     torch.manual_seed(n)
     x = manifold.random(COUNT, n, n, dtype=dtype)
     many = trained(OPTIMIZERS[name], manifold, [x])
@@ -90,8 +98,48 @@ def test_parameters_of_every_layout_share_one_batch(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+def test_a_step_knows_what_the_last_one_wrote(
+    name: str, dtype: torch.dtype, tiles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checksum is of the same numbers in the same order: points are measured only where somebody wrote to them."""
+    p = nn.Parameter(Stiefel().random(2, COUNT // 2, 3, 3, dtype=dtype))
+    optimizer = OPTIMIZERS[name]([{"params": [p], "manifold": Stiefel()}])
+    for k in range(2):
+        p.grad = gradient(p, k + 1)
+        optimizer.step()
+    assert [each._held.count for each in optimizer._plan.buckets] == [tiles]
+    measured: list[Tensor] = []
+    near = bucket.is_near
+    monkeypatch.setattr(bucket, "is_near", lambda manifold, x, *a: measured.append(x) or near(manifold, x, *a))
+    optimizer.step()
+    assert not measured
+    p.data[1, 17] = -p.data[1, 17]
+    optimizer.step()
+    assert len(measured) == 1
+    p.data[1, 17] += 1e-2
+    before = p.detach().clone()
+    with pytest.raises(ValueError, match="was changed to a value that is not on Stiefel"):
+        optimizer.step()
+    assert torch.equal(p, before)
+
+
+def test_a_user_s_manifold_of_tiny_matrices_is_given_one_batch_axis() -> None:
+    """`mix` and `advance` promise nothing of more."""
+
+    class Mine(Orthogonal):
+        def advance(self, x: Tensor, c: Tensor, size: float | Tensor) -> Tensor:
+            assert x.shape == c.shape == (COUNT, 3, 3)
+            return super().advance(x, c, size)
+
+    p = nn.Parameter(Mine().random(COUNT, 3, 3))
+    p.grad = torch.randn_like(p)
+    RiemannianAdam([{"params": [p], "manifold": Mine()}], lr=0.1).step()
+
+
 @pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_training_goes_on_from_a_file(name: str) -> None:
+def test_training_goes_on_from_a_file(name: str, tiles: int) -> None:
     torch.manual_seed(0)
     p = nn.Parameter(Orthogonal().random(COUNT, 3, 3))
     optimizer = OPTIMIZERS[name]([{"params": [p], "manifold": Orthogonal()}])
