@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import LU_BATCH, eye_like, geometric_terms, on_accelerator, resolvent
+from ._linalg import LU_BATCH, eye_like, geometric_terms, may_overwrite, on_accelerator, resolvent
 from ._move import differentiable
 from ._tiny import batch_last, in_order_of, largest_norm, norms, product, skew_squares
 
@@ -105,8 +105,11 @@ def cayley_step(x: Square, c: Square, size: Size) -> Square:
     """`cayley_move` along size C on CPU, without derivatives, of which only the optimizers have no need."""
     kept, x, c = x, batch_last(x), batch_last(c)
     if _is_tiny(c):
-        a = torch.mul(c, size, out=torch.empty_like(x))  # in the tiles of X
-        y = _tiny(x, a, out=a)
+        if c.shape == x.shape and may_overwrite(c):
+            a = torch.mul(c, size, out=torch.empty_like(x))  # in the tiles of X
+            y = _tiny(x, a, out=a)
+        else:
+            y = _tiny(x, c * size)
     elif (terms := _few_terms(c, _longest(c, size))) is not None:
         y = _series(x, c, size, terms)
     else:

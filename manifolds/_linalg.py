@@ -15,7 +15,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from ._iterations import inverse_sqrt_by_products, lyapunov_by_products
-from ._tiny import batch_last, in_order_of, largest_norm, product
+from ._tiny import MANY, batch_last, in_order_of, largest_norm, product, transposed
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
 
@@ -32,6 +32,24 @@ def skew(a: Square) -> Square:
 def sym(a: Square) -> Square:
     """(A + A^H) / 2."""
     return (a + a.mH).mul_(0.5)
+
+
+def minus_adjoint(a: Square) -> Square:
+    """A - A^H."""
+    if not (_is_slow_across(a) and may_overwrite(a)):
+        return a - a.mH
+    t = transposed(a)
+    return torch.sub(a, t, out=t)
+
+
+def _is_slow_across(a: Tensor) -> bool:
+    """Whether to write A^T first is faster than to read A across: where the matrices are many and tiny, or the numbers
+    of a column fall on the same few lines of the cache."""
+    n = a.shape[-1]
+    if not ((n <= 12 and a.numel() >= MANY * n * n) or (n > 512 and n % 512 == 0)):
+        return False
+    plain = a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous()
+    return plain and a.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def eye_like(a: Square) -> Square:
@@ -130,6 +148,11 @@ def is_transformed(x: Tensor) -> bool:
     """Whether x is many tensors seen as one, as by vmap, where nothing can be written into given memory."""
     functorch = torch._C._functorch
     return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x)
+
+
+def may_overwrite(x: Tensor) -> bool:
+    """Whether results may be written into given memory: nothing is recorded, and x is one tensor."""
+    return not torch.is_grad_enabled() and not is_transformed(x)
 
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:

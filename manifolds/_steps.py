@@ -1,8 +1,8 @@
 """One step of an optimizer on matrices with orthonormal columns (or rows): fewer products, fewer passes over memory.
 
 `Manifold.mix` and `Manifold.advance` are the definitions. What is here computes the same numbers without derivatives,
-and returns None where it does not apply. Shapes are (B, n, p); of a wide matrix the rows are what the columns are of
-a tall one. In the formulas A = X^H G, S = (A + A^H) / 2.
+and returns None where it does not apply. Shapes are (B, n, p), of square matrices (*batch, n, n); of a wide matrix the
+rows are what the columns are of a tall one. In the formulas A = X^H G, S = (A + A^H) / 2.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from . import _cayley
 from ._cayley import Size
-from ._linalg import inverse_sqrt_defect, may_look
-from ._tiny import batch_last, is_batch_last, minus_adjoint, norms, product, skew_squares
+from ._linalg import inverse_sqrt_defect, may_look, minus_adjoint
+from ._tiny import batch_last, is_batch_last, norms, product, skew_squares
 
 Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]

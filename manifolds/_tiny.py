@@ -43,47 +43,28 @@ def is_batch_last(a: Matrices) -> bool:
 
 
 def tiles(count: int) -> int:
-    """Into how many equal tiles so many matrices are cut: one for each thread, or a few more; 1 where none fit."""
-    return next((k for k in range(torch.get_num_threads(), count // TILE + 1) if count % k == 0), 1)
+    """Into how many equal tiles so many matrices are cut: one for each thread, or up to four; 1 where none fit."""
+    threads = torch.get_num_threads()
+    return next((k for k in range(threads, min(4 * threads, count // TILE) + 1) if count % k == 0), 1)
 
 
-def tiled(a: Inexact[Tensor, "B n n"], count: int) -> Inexact[Tensor, "tiles b n n"]:
-    """A copy in so many tiles, each batch last in memory."""
+def tiled(a: Float[Tensor, "B n n"], count: int) -> Float[Tensor, "tiles b n n"]:
+    """The same matrices in so many tiles, each batch last in memory."""
     n = a.shape[-1]
     return transposed(a.reshape(count, -1, n * n)).view(count, n, n, -1).permute(0, 3, 1, 2)
 
 
-def untiled(a: Inexact[Tensor, "tiles b n n"]) -> Inexact[Tensor, "B n n"]:
-    """A copy of what is in tiles, batch first in memory."""
+def untiled(a: Float[Tensor, "tiles b n n"]) -> Float[Tensor, "B n n"]:
+    """What is in tiles, batch first in memory."""
     count, b, n, _ = a.shape
     return transposed(a.permute(0, 2, 3, 1).reshape(count, n * n, b)).view(-1, n, n)
 
 
-def transposed(a: Inexact[Tensor, "B n p"]) -> Inexact[Tensor, "B p n"]:
+def transposed(a: Float[Tensor, "B n p"]) -> Float[Tensor, "B p n"]:
     """A^T, contiguous. Swapping two axes is what a shuffle of channels does, with vector instructions on CPU."""
-    if a.is_complex() or a.device.type != "cpu":
-        return a.mT.contiguous()
     count, n, p = a.shape
     shuffled = torch.channel_shuffle(a.reshape(1, count, 1, n * p).permute(0, 3, 1, 2), n)
     return shuffled.permute(0, 2, 3, 1).reshape(count, p, n)
-
-
-def minus_adjoint(a: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:
-    """A - A^H."""
-    if not _is_worth_transposing(a):
-        return a - a.mH
-    t = transposed(a)
-    return torch.sub(a, t, out=t)
-
-
-def _is_worth_transposing(a: Tensor) -> bool:
-    """Whether to write A^T first is faster than to read A across: where the matrices are many and tiny, or the numbers
-    of a column fall on the same few lines of the cache."""
-    n = a.shape[-1]
-    if not ((n <= 12 and a.numel() >= MANY * n * n) or (n > 512 and n % 512 == 0)):
-        return False
-    plain = a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous()
-    return plain and a.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def in_order_of(a: Matrices, like: Matrices) -> Matrices:

@@ -29,7 +29,7 @@ COUNTS = frozenset({"step", "drift"})
 class Bucket:
     """All factors of one kind: one batched update. Many tiny matrices are kept batch last in memory, see `_tiny`.
 
-    x: the points, (B, *point), or (tiles, b, *point) where they are many and tiny. The memory of the parameter itself
+    x: the points, (B, *point), or (tiles, b, *point) where `rows.held` says so. The memory of the parameter itself
         where one parameter makes the bucket; the float32 master, kept as state "master", where the parameters are
         bfloat16 or float16.
     g: their gradients, of the shape and dtype of x. May be memory of the gradient itself: not to be written to.
@@ -70,10 +70,10 @@ class Bucket:
 
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """Gather g. On an accelerator, note which points have a finite one and put zero for the others."""
-        if self._gradients is None:
-            self.g = self._order(_as(cut[self._sources[0]], self.shape, self.dtype))
-        else:
-            self.g = self._gradients.read([cut[i] for i in self._sources])
+        given = [cut[i] for i in self._sources]
+        if len(given) == 1:
+            given = [_as(given[0], self.shape, self.dtype)]
+        self.g = self._order(given[0]) if self._gradients is None else self._gradients.read(given)
         if not self.looks:
             self.ok = _is_fit(self.g)
             self.g = torch.where(self._per_point(self.ok, self.g.dim()), self.g, 0)
@@ -181,7 +181,9 @@ class Bucket:
             rows = value.flatten(0, 1) if isinstance(self._held, Tiles) else value
             self.state[key] = self._order(rows.contiguous())
             return
-        kept = self._ready.get(key, self.state[key])
+        kept = self._ready.get(key)
+        if kept is None:
+            kept = self.state[key].view(value.shape)
         if value is not kept:
             kept.copy_(self._keep(value, kept))
 

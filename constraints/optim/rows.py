@@ -11,9 +11,7 @@ from torch import Tensor
 
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
 from manifolds._tiny import batch_last, is_many_tiny, tiled, tiles, untiled
-
-TILED = (Orthogonal, SpecialOrthogonal, Stiefel)
-"""Manifolds of square matrices whose `mix` and `advance` take points in tiles: with two batch axes."""
+from manifolds.retractions import cayley, exp, polar, qr
 
 
 class Kind(NamedTuple):
@@ -91,7 +89,7 @@ class Rows:
 
 
 class Tiles:
-    """One parameter of many tiny matrices, copied into tiles and back."""
+    """One real parameter of many tiny matrices, copied into tiles and back; and its gradient."""
 
     def __init__(self, shape: tuple[int, ...], count: int) -> None:
         self._shape, self.count = shape, count
@@ -111,10 +109,17 @@ def held(kind: Kind, leaves: Sequence[Leaf], home: Tensor | None, master: torch.
     shape = (leaves[-1].stop, *kind.point)
     if home is not None:
         return InPlace(home)
-    alone = len(leaves) == 1 and kind.dtype == master and type(kind.factor) in TILED
-    if alone and is_batch_last(leaves, shape, kind.device):
+    alone = len(leaves) == 1 and kind.dtype == master and not kind.dtype.is_complex
+    if alone and _takes_tiles(kind.factor) and is_batch_last(leaves, shape, kind.device):
         return Tiles(shape, tiles(shape[0]))
     return Rows(shape, kind.dtype, kind.device, leaves)
+
+
+def _takes_tiles(factor: Manifold) -> bool:
+    """Whether `mix` and `advance` take two batch axes: those of this library do, others are promised one."""
+    if type(factor) not in (Orthogonal, SpecialOrthogonal, Stiefel):
+        return False
+    return getattr(factor, "retraction", None) in (cayley, polar, exp, qr)
 
 
 def is_batch_last(leaves: Sequence[Leaf], shape: tuple[int, ...], device: torch.device) -> bool:

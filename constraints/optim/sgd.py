@@ -63,17 +63,18 @@ class RiemannianSGD(RiemannianOptimizer):
 
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         size, momentum = -rate(group), group["momentum"]
-        factor, x, g = bucket.factor, bucket.x, self._descent(bucket, group)
+        factor, x = bucket.factor, bucket.x
         if momentum == 0:
-            return bucket.advance(factor.lift(x, g), size)
+            return bucket.advance(factor.lift(x, self._descent(bucket, group)), size)
         add = 1 - group["dampening"]
         if group["nesterov"] or "momentum_buffer" not in bucket.state:
-            c = factor.lift(x, g)
+            c = factor.lift(x, self._descent(bucket, group))
             old = "momentum_buffer" in bucket.state
             m = factor.recall(x, bucket.points("momentum_buffer")) * momentum + c * add if old else c.clone()
             direction = c + momentum * m if group["nesterov"] else m
         else:
-            m, _ = factor.mix(x, bucket.points("momentum_buffer"), g, momentum, add)
+            stored = bucket.points("momentum_buffer")
+            m, _ = factor.mix(x, stored, self._descent(bucket, group), momentum, add)
             direction = m
         y = bucket.advance(direction, size)
         bucket.put("momentum_buffer", factor.store(x, y, m))
