@@ -8,7 +8,7 @@ REASONS: Mapping[str, str] = {
     "step-20000x3": (
         "one batched product of 3 x 3 matrices (u) takes as long as Adam's whole step, and a step on the manifold "
         "needs three, with a few passes between them. Batch last in memory, in one tile for each thread, products "
-        "are three times faster, and the step takes 3.0 times Adam's time in place of 3.6. The same sequence of "
+        "are three times faster, and the step takes 3.0 to 3.1 times Adam's time, down from 3.6. The same sequence of "
         "torch's operations written out by hand, with the looks for writes from outside and for gradients that are "
         "not finite, takes 2.0 times. What lies between is calls: some fifty views of tensors and a hundred "
         "functions of Python, which a training step finds out of the processor's cache. Tried besides: cross "
@@ -18,9 +18,9 @@ REASONS: Mapping[str, str] = {
     "step-4096x8": (
         "one batched product of 8 x 8 matrices (u) takes half of Adam's whole step, and a step on the manifold needs "
         "three, and to transpose one matrix takes as long as a product. The shortest sequence of torch's operations "
-        "that does the step takes 1.9 times Adam's time with the looks for writes from outside (6 % of ours) and for "
-        "gradients that are not finite (3 %); the rest is bookkeeping. Batch last in memory the products are slower. "
-        "Where the process gets its temporaries from fresh memory, Adam's among them, the ratio is 2.0."
+        "that does the step takes 1.9 to 2.0 times Adam's time, with the looks for writes from outside (6 % of ours) "
+        "and for gradients that are not finite (3 %); the rest is bookkeeping. Batch last in memory the products are "
+        "slower. Where the process gets its temporaries from fresh memory, Adam's among them, the ratio is 2.0."
     ),
     "step-1024x64": (
         "products are too small here to hide what is between them: sums that see a write from outside and a gradient "

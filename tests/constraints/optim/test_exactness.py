@@ -18,6 +18,7 @@ from constraints.optim import RiemannianAdam, RiemannianSGD, bucket
 from manifolds import Euclidean, Manifold, Sphere, Stiefel, _steps, retractions
 
 LIMITS = {torch.float32: 1e-5, torch.complex64: 1e-5, torch.float64: 1e-12, torch.complex128: 1e-12}
+SHAPES = (4, 16, 16), (24, 6), (5, 20), (600, 3, 3)  # the last are many and tiny: in tiles
 KINDS: list[Any] = [RiemannianAdam, lambda groups, lr: RiemannianSGD(groups, lr=lr, momentum=0.9)]
 
 
@@ -33,7 +34,7 @@ def error(x: Tensor) -> float:
 def test_no_drift(retraction: Any, kind: Any, lr: float, dtype: torch.dtype) -> None:
     """Random gradients, whatever the rate: max |X^H X - I| at every step is that of a few steps."""
     manifold = Stiefel(retraction=retraction)
-    params = [nn.Parameter(manifold.random(*shape, dtype=dtype)) for shape in ((2, 16, 16), (24, 6), (4, 12))]
+    params = [nn.Parameter(manifold.random(*shape, dtype=dtype)) for shape in SHAPES]
     optimizer = kind([{"params": params, "manifold": manifold}], lr=lr)
     for _ in range(120):
         for p in params:
@@ -48,7 +49,7 @@ def test_no_drift(retraction: Any, kind: Any, lr: float, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_no_drift_in_many_steps(lr: float, dtype: torch.dtype) -> None:
     """The same for 10^5 steps."""
-    params = [nn.Parameter(Stiefel().random(*shape, dtype=dtype)) for shape in ((4, 16, 16), (24, 6), (5, 20))]
+    params = [nn.Parameter(Stiefel().random(*shape, dtype=dtype)) for shape in SHAPES]
     optimizer = RiemannianAdam([{"params": params, "manifold": Stiefel()}], lr=lr)
     for p in params:
         p.grad = torch.empty_like(p)
