@@ -116,11 +116,11 @@ def lyapunov(y: Square, c: Square) -> Square:
     return _Lyapunov.apply(y, c, values, q)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def determinant(x: Square) -> Inexact[Tensor, "*batch"]:
-    """det X, by LU."""
+def determinant_phase(x: Square) -> Inexact[Tensor, "*batch"]:
+    """det X / |det X|, by LU; the product of hundreds of pivots itself under- or overflows. 0 where X is singular."""
     if x.device.type == "cpu" and x.dim() > 2 and x.shape[-1] >= LU_BATCH:
-        return torch.stack([torch.linalg.det(m) for m in x.flatten(0, -3)]).reshape(x.shape[:-2])
-    return torch.linalg.det(x)  # type: ignore[no-any-return]
+        return torch.stack([torch.linalg.slogdet(m).sign for m in x.flatten(0, -3)]).reshape(x.shape[:-2])
+    return torch.linalg.slogdet(x).sign  # type: ignore[no-any-return]
 
 
 def on_accelerator(x: Tensor) -> bool:

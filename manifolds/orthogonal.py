@@ -11,7 +11,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from . import _group, _steps
-from ._linalg import determinant, eye_like, newton_schulz, orthogonality_error, skew
+from ._linalg import determinant_phase, eye_like, newton_schulz, orthogonality_error, skew
 from .base import Manifold, check_ndim, inner
 from .retractions import Retraction, cayley, polar
 
@@ -233,24 +233,24 @@ def _unit_determinant(y: Square) -> Square:
     """Y / det(Y)^(1/n); a real path on O(n) keeps its determinant."""
     if not y.is_complex():
         return y
-    phase = determinant(y).angle() / y.shape[-1]
+    phase = determinant_phase(y).angle() / y.shape[-1]
     return y * torch.polar(torch.ones_like(phase), -phase)[..., None, None]
 
 
 def _determinant_error(x: Square) -> Float[Tensor, "*batch"]:
     """How far the phase of det X is from 1, shared by the n directions that can mend it; 2 for a real reflection."""
-    det = determinant(x)
-    return (det / det.abs() - 1).abs() / x.shape[-1] if x.is_complex() else 1 - det.sign()
+    phase = determinant_phase(x)
+    return (phase - 1).abs() / x.shape[-1] if x.is_complex() else 1 - phase
 
 
 def _turned(w: Square, s: Float[Tensor, "*batch n"], vh: Square) -> Square:
     """The matrix of determinant 1 nearest to W S V^H: W V^H with its singular directions turned."""
-    det = determinant(w @ vh)
+    phase = determinant_phase(w @ vh)
     if w.is_complex():
-        phases = _phases(s, det.angle())
+        phases = _phases(s, phase.angle())
         turn = torch.polar(torch.ones_like(phases), -phases)
     else:
-        turn = torch.cat([torch.ones_like(s[..., :-1]), det.sign().unsqueeze(-1)], -1)
+        turn = torch.cat([torch.ones_like(s[..., :-1]), phase.unsqueeze(-1)], -1)
     y: Tensor = (w * turn.unsqueeze(-2)) @ vh
     return y
 
@@ -275,4 +275,6 @@ def _phases(s: Float[Tensor, "*batch n"], total: Float[Tensor, "*batch"]) -> Flo
         middle = (low + high) / 2
         below = angles(middle).sum(-1) < target
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return angles(high) * total.sign().unsqueeze(-1)
+    found = angles(high)
+    found += ((target - found.sum(-1)) / s.shape[-1]).unsqueeze(-1)  # asin near 1 jumps by more than rounding
+    return found * total.sign().unsqueeze(-1)

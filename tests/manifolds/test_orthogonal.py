@@ -144,6 +144,26 @@ def test_reflections_and_phases_are_no_rotations(dtype: torch.dtype) -> None:
         assert not SpecialOrthogonal().contains(x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [100, 600])
+def test_rotations_of_many_dimensions_are_rotations(n: int, dtype: torch.dtype) -> None:
+    """The product of the pivots of a large matrix underflows on its way to a determinant of 1."""
+    group = SpecialOrthogonal()
+    random, start = group.random(2, n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
+    near = group.nearest(start)
+    step = group.retract(near, group.project(near, start / n))
+    move = group.advance(near[None], group.lift(near, start)[None] / n, 0.5)
+    for x in (*random, near, step, *move):
+        assert group.contains(x)
+        phase, size = np.linalg.slogdet(x.numpy().astype(complex))
+        assert abs(phase - 1) <= 1e-3
+        assert abs(size) <= 1e-3
+    turned = near.clone()
+    turned[0] *= -1
+    assert not group.contains(turned)
+    assert group.residual(turned) == pytest.approx(2.0 if not dtype.is_complex else 2 / n, rel=1e-2)
+
+
 def test_the_real_residual_of_a_reflection_is_two() -> None:
     close(SpecialOrthogonal().residual(-torch.eye(3, dtype=torch.float64)), torch.tensor(2.0, dtype=torch.float64))
 
