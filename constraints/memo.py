@@ -67,10 +67,10 @@ class Handed:
         if self._weight._version != self._version:
             return True
         first, now = self._sum, self._look()
-        if first is None or now is None or first[1:] != now[1:]:
+        if first is None or now is None or first.order != now.order:
             return False
         self._sum = None
-        return first[0] != now[0]
+        return first.total != now.total
 
     def _look(self) -> Checksum | None:
         return checksum(self._weight) if may_look(self._weight) else None

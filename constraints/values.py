@@ -5,7 +5,7 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -145,15 +145,18 @@ def may_look(x: Tensor) -> bool:
     return plain and x.device.type == "cpu" and not is_traced()
 
 
-Checksum = tuple[complex, int, tuple[int, ...]]
-"""A sum, and what the order that it was taken in depends on: of one order, another sum means another value."""
+class Checksum(NamedTuple):
+    """A sum, and what the order that it was taken in depends on: of one order, another sum means another value."""
+
+    total: complex
+    order: tuple[int, ...]
 
 
 def checksum(x: Tensor) -> Checksum:
     """What is equal only if, but for rare chance, nothing was written to x. It waits for an accelerator."""
     x = x.detach() if x.requires_grad else x
     # integers would add up alike in any order, but so would they after many a change of signs or powers of 2
-    return x.sum().item(), torch.get_num_threads(), x.stride()
+    return Checksum(x.sum().item(), (torch.get_num_threads(), *x.stride()))
 
 
 def master_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -152,7 +152,7 @@ def is_transformed(x: Tensor) -> bool:
 
 def may_overwrite(x: Tensor) -> bool:
     """Whether results may be written into given memory: nothing is recorded, and x is one tensor."""
-    return not torch.is_grad_enabled() and not is_transformed(x)
+    return not torch.is_grad_enabled() and not in_forward_mode() and not is_transformed(x)
 
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,14 +86,14 @@ class Bucket:
 
     def read_points(self, cut: Sequence[Tensor]) -> None:
         """Gather x. A master follows what was done to its weight since the last step: x + (weight - rounded x)."""
-        held = self._held.read([cut[i] for i in self._sources])
-        if held.dtype == self.dtype:
-            self.x = held
+        values = self._held.read([cut[i] for i in self._sources])
+        if values.dtype == self.dtype:
+            self.x = values
         elif "master" in self.state:
             master = self.state["master"]
-            self.x = master + (held.to(self.dtype) - master.to(held.dtype).to(self.dtype))
+            self.x = master + (values.to(self.dtype) - master.to(values.dtype).to(self.dtype))
         else:
-            self.x = self.state["master"] = self.factor.nearest(held.to(self.dtype))
+            self.x = self.state["master"] = self.factor.nearest(values.to(self.dtype))
 
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""
@@ -115,7 +115,7 @@ class Bucket:
         if written is None:  # the first look, after a state was loaded or before there is any
             self._foreign = not bool((self.factor.residual(self.x) <= tolerance(self.dtype)).all())
         else:
-            self._foreign = found[1:] == written[1:]
+            self._foreign = found.order == written.order
         rows = self.x.reshape(self.shape)
         leaves = ((leaf, rows[leaf.start : leaf.stop]) for leaf in self.leaves)
         return next((leaf for leaf, x in leaves if not is_near(self.factor, x, self.kind.dtype)), None)
@@ -169,11 +169,11 @@ class Bucket:
 
     def points(self, key: str) -> Points:
         """State of the shape of x, zero at first: to be changed in place, then handed to `put`."""
-        return self._ready[key] if key in self._ready else self._working(key, self.shape, self.dtype)
+        return self._working(key, self.shape, self.dtype)
 
     def numbers(self, key: str) -> Numbers:
         """State with one number per point, zero at first: to be changed in place, then handed to `put`."""
-        return self._ready[key] if key in self._ready else self._working(key, self.shape[:1], real_dtype(self.dtype))
+        return self._working(key, self.shape[:1], real_dtype(self.dtype))
 
     def put(self, key: str, value: Tensor) -> None:
         """Make value, which is nobody else's, the state, except of points whose gradient is not finite."""
@@ -210,7 +210,7 @@ class Bucket:
         found = checksum(y)
         # x, which y is copied to, is summed in another order if its strides are others
         self._written = found if y.stride() == self.x.stride() else None
-        return not cmath.isfinite(found[0])
+        return not cmath.isfinite(found.total)
 
     def _polished(
         self, y: Points, c: Points, size: float | Tensor, longest: float | None
@@ -245,6 +245,8 @@ class Bucket:
         self.drift.fill_(drift)
 
     def _working(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if key in self._ready:
+            return self._ready[key]
         if key not in self.state:
             self.state[key] = self._order(torch.zeros(shape, dtype=dtype, device=self.device))
         rows = self.state[key]

@@ -39,9 +39,9 @@ def test_a_checksum_tells_the_order_of_its_sum(threads: Callable[[int], None]) -
     threads(2)
     one = checksum(x)
     assert checksum(x) == one
-    assert checksum(x.mT)[1:] != one[1:]
+    assert checksum(x.mT).order != one.order
     threads(1)
-    assert checksum(x)[1:] != one[1:]
+    assert checksum(x).order != one.order
 
 
 def test_a_trivialized_weight_is_read_under_any_number_of_threads(threads: Callable[[int], None]) -> None:

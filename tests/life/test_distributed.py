@@ -57,7 +57,8 @@ def _two_processes(folder: Path) -> bool:
 
 def test_two_processes_train_as_one_on_the_joined_batch(tmp_path: Path) -> None:
     # a file, for a port that is free may be taken a moment later; two tries, for gloo waits for ever now and then
-    folder = next(each for each in (tmp_path / "first", tmp_path / "second") if _two_processes(each))
+    folder = next((each for each in (tmp_path / "first", tmp_path / "second") if _two_processes(each)), None)
+    assert folder is not None, "two processes waited for each other for ever, twice"
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for subject in SUBJECTS:
         for method in ENGINES:

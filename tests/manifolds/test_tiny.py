@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from manifolds import Orthogonal, Stiefel, _linalg
 from manifolds._cayley import cayley_move
@@ -93,6 +94,7 @@ def test_a_matrix_less_its_adjoint(shape: tuple[int, ...], across: bool, monkeyp
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of vmap, in torch's words
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # of forward mode
 @pytest.mark.parametrize("count", [100, MANY])
 def test_steps_of_tiny_matrices_go_where_something_is_recorded_and_in_vmap(count: int) -> None:
     """They promise no derivatives, but nothing that a manifold made of this one does may be an error for it."""
@@ -108,6 +110,8 @@ def test_steps_of_tiny_matrices_go_where_something_is_recorded_and_in_vmap(count
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             close(torch.vmap(lambda c: manifold.advance(x, c, 1.0))(many), expected)
+    with torch.no_grad(), forward_ad.dual_level():
+        assert manifold.advance(x, forward_ad.make_dual(c.detach(), g.detach()), 0.1).shape == x.shape
     one = manifold.advance(x[:1], c.detach(), 0.1)
     close(one, manifold.move(x[:1].expand_as(x), 0.1 * c.detach()))
 
