@@ -28,8 +28,8 @@ def exact_products(*devices: str) -> AbstractContextManager[None]:
 
 
 def _is_exact(device: str) -> bool:
-    backend = _backend(device)
-    return backend is not None and backend.fp32_precision in EXACT and not _is_autocast(device)
+    backend = _backend(device)  # None for devices without autocast too
+    return backend is not None and backend.fp32_precision in EXACT and not torch.is_autocast_enabled(device)
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def is_finite(x: Tensor) -> bool:
 def may_look(x: Tensor) -> bool:
     """Whether values of x may be looked at: an accelerator would have to be waited for, and a trace has none."""
     plain = type(x) is Tensor and not is_transformed(x)
-    return plain and x.device.type == "cpu" and not is_traced()
+    return plain and x.is_cpu and not is_traced()
 
 
 class Checksum(NamedTuple):

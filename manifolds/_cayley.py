@@ -1,11 +1,12 @@
 """X -> X (I - A/2)^-1 (I + A/2) for skew A: one factorization for the way there and back.
 
 `plain` is the definition; the rest computes the same numbers, in closed form where A is real and at most 3 x 3, by a
-series where it is small, by LU elsewhere. Which one is decided in `_forward`, and nowhere else.
+series where it is small, by LU elsewhere. Which one is decided in `_forward`, and in `cayley_step` for optimizers.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import LU_BATCH, eye_like, geometric_terms, may_overwrite, on_accelerator, resolvent
+from ._linalg import LU_BATCH, eye_like, geometric_terms, may_look, may_overwrite, on_accelerator, resolvent
 from ._move import differentiable
 from ._tiny import batch_last, in_order_of, largest_norm, norms, product, skew_squares
 
@@ -44,11 +45,11 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _tiny(x: Tensor, a: Tensor, out: Tensor | None = None) -> Tensor:
-    """X + (X + X A/2) A / (1 + t^2/4), for A^3 = -t^2 A with t^2 = |A|^2/2. out: memory, which may be that of A."""
-    scale = skew_squares(a, 1 / 8).add_(1)
+    """X + 4 (X + X A/2) A / (4 + t^2), for A^3 = -t^2 A with t^2 = |A|^2/2. out: memory, which may be that of A."""
+    scale = skew_squares(a, 0.5).add_(4)
     scale.lerp_(scale, 0.0)  # Inf - Inf: where the square overflows the move is NaN, and not of no length
     middle = product(x, a, x, 0.5)
-    return product(middle, torch.div(a, scale[..., None, None], out=out), x)
+    return product(middle, torch.div(a, scale[..., None, None], out=out), x, 4)
 
 
 def _is_tiny(a: Tensor) -> bool:
@@ -57,16 +58,23 @@ def _is_tiny(a: Tensor) -> bool:
 
 def _few_terms(a: Tensor, norm: float) -> int | None:
     """How many terms of the series matrices like A, of this norm, need; None where LU is less work."""
-    terms = geometric_terms(norm / 2, a.dtype)
+    # singular values of a real skew matrix come in pairs, so the largest is no more than |A| / sqrt(2)
+    terms = geometric_terms(norm / (2 if a.is_complex() else 2 * math.sqrt(2)), a.dtype)
     return terms if terms <= (2 if a.shape[-1] >= LU_BATCH else 12) else None
 
 
 def _longest(c: Tensor, size: Size) -> float:
     """A bound of the largest |size C|, which is sharp."""
-    lost = c.shape[-1] * math.sqrt(torch.finfo(c.dtype).tiny)  # in a norm, of entries whose squares underflow
+    lost = c.shape[-1] * _lost(c.dtype)
     if isinstance(size, Tensor):
-        return float(torch.linalg.vector_norm(norms(c, keepdim=True).add_(lost).mul_(size), ord=math.inf).item())
+        return float(norms(c, keepdim=True).add_(lost).mul_(size).abs_().amax().item())
     return (largest_norm(c) + lost) * abs(size)
+
+
+@functools.cache
+def _lost(dtype: torch.dtype) -> float:
+    """How large an entry may be that is lost in a norm, for its square underflows."""
+    return math.sqrt(torch.finfo(dtype).tiny)
 
 
 def _series(x: Tensor, c: Tensor, size: Size, terms: int) -> Tensor:
@@ -101,8 +109,10 @@ cayley_move = differentiable(plain, _forward, _pull_x, _pull_a)
 """X (I - A/2)^-1 (I + A/2) for skew A: orthogonal if X is."""
 
 
-def cayley_step(x: Square, c: Square, size: Size) -> Square:
-    """`cayley_move` along size C on CPU, without derivatives, of which only the optimizers have no need."""
+def cayley_step(x: Square, c: Square, size: Size) -> Square | None:
+    """`cayley_move` along size C, past the cost of what records derivatives; None where values may not decide."""
+    if not may_look(x):
+        return None
     kept, x, c = x, batch_last(x), batch_last(c)
     if _is_tiny(c):
         if c.shape == x.shape and may_overwrite(c):

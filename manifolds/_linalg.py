@@ -34,22 +34,22 @@ def sym(a: Square) -> Square:
     return (a + a.mH).mul_(0.5)
 
 
-def minus_adjoint(a: Square) -> Square:
-    """A - A^H."""
-    if not (_is_slow_across(a) and may_overwrite(a)):
-        return a - a.mH
-    t = transposed(a)
-    return torch.sub(a, t, out=t)
+def skew_product(x: Square, g: Square, by: float) -> Square:
+    """by (X^H G - G^H X)."""
+    if _is_slow_across(x):
+        a = product(x.mT, g, alpha=-by)
+        return transposed(a).sub_(a)
+    a = product(x.mH, g, alpha=by)
+    return a - a.mH
 
 
 def _is_slow_across(a: Tensor) -> bool:
-    """Whether to write A^T first is faster than to read A across: where the matrices are many and tiny, or the numbers
-    of a column fall on the same few lines of the cache."""
+    """Whether to write A^T first is faster than to read matrices like A across: where they are many and tiny, or the
+    numbers of a column fall on the same few lines of the cache."""
     n = a.shape[-1]
     if not ((n <= 12 and a.numel() >= MANY * n * n) or (n > 512 and n % 512 == 0)):
         return False
-    plain = a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous()
-    return plain and a.device.type == "cpu" and not torch.compiler.is_compiling()
+    return a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous() and a.is_cpu
 
 
 def eye_like(a: Square) -> Square:
@@ -104,7 +104,12 @@ def geometric_terms(norm: float, dtype: torch.dtype) -> int:
         return 0
     if not norm < 0.5:  # also where it is NaN
         return 1000
-    return max(1, math.ceil(math.log(torch.finfo(dtype).eps / 4) / math.log(norm)) - 1)
+    return max(1, math.ceil(_log_of_rounding(dtype) / math.log(norm)) - 1)
+
+
+@functools.cache
+def _log_of_rounding(dtype: torch.dtype) -> float:
+    return math.log(torch.finfo(dtype).eps / 4)
 
 
 def lyapunov(y: Square, c: Square) -> Square:
@@ -118,14 +123,14 @@ def lyapunov(y: Square, c: Square) -> Square:
 
 def determinant_phase(x: Square) -> Inexact[Tensor, "*batch"]:
     """det X / |det X|, by LU; the product of hundreds of pivots itself under- or overflows. 0 where X is singular."""
-    if x.device.type == "cpu" and x.dim() > 2 and x.shape[-1] >= LU_BATCH:
+    if x.is_cpu and x.dim() > 2 and x.shape[-1] >= LU_BATCH:
         return torch.stack([torch.linalg.slogdet(m).sign for m in x.flatten(0, -3)]).reshape(x.shape[:-2])
     return torch.linalg.slogdet(x).sign  # type: ignore[no-any-return]
 
 
 def on_accelerator(x: Tensor) -> bool:
     """Whether to look at a value is to wait for it, and to factorize is slow."""
-    return x.device.type != "cpu"
+    return not x.is_cpu
 
 
 def is_traced() -> bool:
@@ -135,7 +140,7 @@ def is_traced() -> bool:
 
 def may_look(x: Tensor) -> bool:
     """Whether values may decide: an accelerator would have to be waited for, and a graph has none."""
-    return x.device.type == "cpu" and not is_traced()
+    return x.is_cpu and not is_traced()
 
 
 def in_forward_mode() -> bool:
@@ -172,7 +177,7 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 def _inverse(a: Tensor) -> Tensor:
     """(I - A/2)^-1 by LU, as torch derives it."""
     eye = eye_like(a)
-    if a.device.type == "cpu" and a.dim() > 2 and a.shape[-1] >= LU_BATCH:
+    if a.is_cpu and a.dim() > 2 and a.shape[-1] >= LU_BATCH:
         flat = [torch.linalg.inv(eye - m / 2) for m in a.reshape(-1, *a.shape[-2:])]
         return torch.stack(flat).reshape(a.shape)
     return torch.linalg.inv(eye - a / 2)  # type: ignore[no-any-return]

@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _cayley
 from ._cayley import Size
-from ._linalg import inverse_sqrt_defect, may_look, minus_adjoint
-from ._tiny import batch_last, is_batch_last, norms, product, skew_squares
+from ._linalg import inverse_sqrt_defect, may_look, skew_product
+from ._tiny import batch_last, is_batch_last, norms, skew_squares
 
 Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]
@@ -29,8 +28,7 @@ def mix_square(
     """(keep M + add L, |L|^2) with L = skew(X^H G), twice that for the canonical metric. M is overwritten."""
     if is_batch_last(x):
         g = batch_last(g)
-    a = product(x.mH, g, alpha=1.0 if canonical else 0.5)
-    lifted = minus_adjoint(a)
+    lifted = skew_product(x, g, 1.0 if canonical else 0.5)
     square = skew_squares(lifted, 0.5 if canonical else 1.0)
     return _mixed(stored, lifted, keep, add), square
 
@@ -54,7 +52,7 @@ def mix_tall(
     else:
         normal = norms(twice_s)
         square = torch.addcmul(total, normal, normal, value=-0.25)
-    if not float(torch.sub(square, total, alpha=FEW_DIGITS).amin()) >= 0:
+    if not _keeps_digits(square, total):
         grad = minus(g.clone(), x, a.mH, 1.0, 1.0) if canonical else minus(g.clone(), x, twice_s, 1.0, 0.5)
         square = _squares(grad) - (_squares(gram(x, grad)) / 2 if canonical else 0)  # of one rounding: never negative
     b = _mixed(stored, g, keep, add)
@@ -81,11 +79,6 @@ def polar_step(x: Points, c: Points, size: Size) -> Points | None:
     return torch.bmm(r, y) if is_wide(x) else torch.bmm(y, r)
 
 
-def cayley_step(x: Points, c: Points, size: Size) -> Points | None:
-    """X (I - A/2)^-1 (I + A/2) for A = size C, past the cost of what records derivatives."""
-    return _cayley.cayley_step(x, c, size) if may_look(x) else None
-
-
 def is_wide(x: Tensor) -> bool:
     """Whether the rows are orthonormal, not the columns."""
     return x.shape[-2] < x.shape[-1]
@@ -100,6 +93,13 @@ def minus(a: Points, x: Points, s: Inexact[Tensor, "B p p"], keep: float, by: fl
     """keep A - by X S, for wide matrices keep A - by S X; in the memory of A."""
     left, right = (s, x) if is_wide(x) else (x, s)
     return a.baddbmm_(left, right, beta=keep, alpha=-by)
+
+
+def _keeps_digits(square: Numbers, total: Numbers) -> bool:
+    """Whether the difference `square` of |G|^2 = total and something else is no small part of it, for any point."""
+    if total.numel() == 1:  # two numbers in place of three calls of torch
+        return square.item() - FEW_DIGITS * total.item() >= 0  # not so for Inf - Inf
+    return torch.sub(square, total, alpha=FEW_DIGITS).amin().item() >= 0
 
 
 def _mixed(m: Points, c: Points, keep: float, add: float) -> Points:

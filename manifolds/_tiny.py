@@ -8,7 +8,6 @@ the batch into tiles, each batch last by itself, so that a thread finds what it 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -23,23 +22,23 @@ TILE = 1024  # matrices in a tile, or more, for it to be worth its calls
 Matrices = Inexact[Tensor, "*batch n p"]
 
 
-def is_many_tiny(shape: Sequence[int], device: torch.device) -> bool:
+def is_many_tiny(shape: Sequence[int], *, on_cpu: bool) -> bool:
     """Whether matrices of this shape are best kept batch last."""
-    if len(shape) < 3 or not 0 < shape[-1] < SIDE or shape[-1] != shape[-2]:
+    if len(shape) < 3 or not 1 < shape[-1] < SIDE or shape[-1] != shape[-2]:
         return False
-    return device.type == "cpu" and math.prod(shape[:-2]) >= MANY and not torch.compiler.is_compiling()
+    return on_cpu and math.prod(shape[:-2]) >= MANY and not torch.compiler.is_compiling()
 
 
 def batch_last(a: Matrices) -> Matrices:
     """The same matrices, batch last in memory where they are many and tiny."""
-    if not is_many_tiny(a.shape, a.device) or is_batch_last(a):
+    if a.shape[-1] >= SIDE or is_batch_last(a) or not is_many_tiny(a.shape, on_cpu=a.is_cpu):
         return a
-    return _matrices(_entries(a).contiguous())
+    return a.movedim((-2, -1), (0, 1)).contiguous().movedim((0, 1), (-2, -1))
 
 
 def is_batch_last(a: Matrices) -> bool:
-    """Whether the batch is last in memory."""
-    return a.dim() > 2 and a.stride(-3) == 1 and is_many_tiny(a.shape, a.device)
+    """Whether the batch of tiny matrices is last in memory, as it may be of a few too."""
+    return 1 < a.shape[-1] < SIDE and a.dim() > 2 and a.stride(-3) == 1
 
 
 def tiles(count: int) -> int:
@@ -48,28 +47,39 @@ def tiles(count: int) -> int:
     return next((k for k in range(threads, min(4 * threads, count // TILE) + 1) if count % k == 0), 1)
 
 
-def tiled(a: Float[Tensor, "B n n"], count: int) -> Float[Tensor, "tiles b n n"]:
+def tiled(a: Float[Tensor, "*batch n n"], count: int) -> Float[Tensor, "tiles b n n"]:
     """The same matrices in so many tiles, each batch last in memory."""
     n = a.shape[-1]
-    return transposed(a.reshape(count, -1, n * n)).view(count, n, n, -1).permute(0, 3, 1, 2)
+    b = a.numel() // (count * n * n)
+    return _transposed(a, count, b, n * n).reshape(count, n, n, b).permute(0, 3, 1, 2)
 
 
-def untiled(a: Float[Tensor, "tiles b n n"]) -> Float[Tensor, "B n n"]:
-    """What is in tiles, batch first in memory."""
+def untiled(a: Float[Tensor, "tiles b n n"], shape: Sequence[int]) -> Float[Tensor, "*batch n n"]:
+    """What is in tiles, in this shape, batch first in memory."""
     count, b, n, _ = a.shape
-    return transposed(a.permute(0, 2, 3, 1).reshape(count, n * n, b)).view(-1, n, n)
+    return _transposed(a.permute(0, 2, 3, 1), count, n * n, b).reshape(shape)
 
 
 def transposed(a: Float[Tensor, "B n p"]) -> Float[Tensor, "B p n"]:
-    """A^T, contiguous. Swapping two axes is what a shuffle of channels does, with vector instructions on CPU."""
+    """A^T, contiguous."""
     count, n, p = a.shape
-    shuffled = torch.channel_shuffle(a.reshape(1, count, 1, n * p).permute(0, 3, 1, 2), n)
-    return shuffled.permute(0, 2, 3, 1).reshape(count, p, n)
+    return _transposed(a, count, n, p).reshape(count, p, n)
+
+
+def _transposed(a: Tensor, count: int, n: int, p: int) -> Float[Tensor, "1 count 1 size"]:
+    """The so many matrices of n x p that A consists of, one after the other, transposed.
+
+    Swapping two axes is what a shuffle of channels does, with vector instructions on CPU: of an image of count x 1
+    pixels, channels last in memory, with a channel for each number of a matrix and a group for each row.
+    """
+    image = a.reshape(1, count, 1, n * p).permute(0, 3, 1, 2)
+    return torch.channel_shuffle(image, n).permute(0, 2, 3, 1)
 
 
 def in_order_of(a: Matrices, like: Matrices) -> Matrices:
     """The same matrices, batch last in memory if it is in `like`, else contiguous."""
-    return batch_last(a) if is_batch_last(like) else a.contiguous()
+    a = batch_last(a) if is_batch_last(like) else a
+    return a if is_batch_last(a) and is_batch_last(like) else a.contiguous()
 
 
 def product(
@@ -77,18 +87,20 @@ def product(
 ) -> Matrices:
     """alpha A B; C + alpha A B where C is given."""
     if is_batch_last(a) and is_batch_last(b) and a.dim() == b.dim() and (c is None or c.dim() == a.dim()):
-        columns, rows = _entries(a).split(1, 1), _entries(b).split(1)
+        columns, rows = a.chunk(a.shape[-1], -1), b.chunk(b.shape[-2], -2)
         if c is None and alpha == 1:
             y = columns[0] * rows[0]
         else:
-            y = torch.addcmul(a.new_zeros(()) if c is None else _entries(c), columns[0], rows[0], value=alpha)
+            y = torch.addcmul(a.new_zeros(()) if c is None else c, columns[0], rows[0], value=alpha)
         for column, row in zip(columns[1:], rows[1:], strict=True):
             y.addcmul_(column, row, value=alpha)
-        return _matrices(y)
-    if a.dim() == 3 and a.shape == b.shape:
-        y = torch.baddbmm(a, a, b, beta=0, alpha=alpha)  # with 0 its first argument is not read
-    else:
+        return y
+    if a.dim() != 3 or a.shape != b.shape:
         y = a @ b if alpha == 1 else alpha * (a @ b)
+    elif alpha == 1:
+        y = torch.bmm(a, b)
+    else:
+        y = torch.baddbmm(a, a, b, beta=0, alpha=alpha)  # with 0 its first argument is not read
     if c is None:
         return y
     # baddbmm would copy C first; this is as fast for large matrices and faster for small ones
@@ -113,29 +125,21 @@ def largest_norm(a: Matrices) -> float:
 
 def skew_squares(a: Matrices, by: float = 1.0) -> Float[Tensor, "*batch"]:
     """by |A|^2 of skew A, one number for each matrix."""
-    if not is_batch_last(a) or a.is_complex() or a.shape[-1] == 1:
+    n = a.shape[-1]
+    if n > 3 or not is_batch_last(a) or a.is_complex():
         square = norms(a).square_()
         return square if by == 1 else square.mul_(by)
-    entries, pairs = _entries(a), itertools.combinations(range(a.shape[-1]), 2)
-    first, *others = (entries[i, j] for i, j in pairs)
-    total = first * first
-    for entry in others:
-        total.addcmul_(entry, entry)
-    return total.mul_(2 * by)
+    entries = a.flatten(-2).unbind(-1)  # those above the diagonal are enough
+    total = entries[1] * entries[1]
+    if n == 3:
+        total.addcmul_(entries[2], entries[2]).addcmul_(entries[5], entries[5])
+    return total if by == 0.5 else total.mul_(2 * by)
 
 
 def total_norm(a: Inexact[Tensor, "..."]) -> float:
     """|A| over all entries of all matrices; Inf where its square overflows."""
-    flat = a.movedim(-3, -1) if is_batch_last(a) else a
-    if not flat.is_contiguous() or a.is_complex():
+    flat = a if a.is_contiguous() else a.movedim(-3, -1) if is_batch_last(a) else a
+    if a.is_complex() or not flat.is_contiguous():
         return float(torch.linalg.vector_norm(a))
     flat = flat.view(-1)
     return math.sqrt(torch.dot(flat, flat).item())  # half the time of vector_norm
-
-
-def _entries(a: Matrices) -> Inexact[Tensor, "n p *batch"]:
-    return a.movedim((-2, -1), (0, 1))
-
-
-def _matrices(entries: Inexact[Tensor, "n p *batch"]) -> Matrices:
-    return entries.movedim((0, 1), (-2, -1))

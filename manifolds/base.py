@@ -201,7 +201,10 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         return self.move(x, c * size)
 
     def renormalizes(self, x: Inexact[Tensor, "..."]) -> bool:
-        """Whether `advance` leaves nothing of the rounding errors in x, so that they do not add up step by step."""
+        """Whether `advance` leaves nothing of the rounding errors in x, so that they do not add up from step to step.
+
+        The same for all points of one shape.
+        """
         return False
 
     def split(self, x: Inexact[Tensor, "..."]) -> list[tuple[Manifold, Inexact[Tensor, "..."]]]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from . import _group, _steps
+from ._cayley import cayley_step
 from ._linalg import determinant_phase, eye_like, newton_schulz, orthogonality_error, skew
 from .base import Manifold, check_ndim, inner
 from .retractions import Retraction, cayley, polar
@@ -106,7 +107,7 @@ class Orthogonal(Manifold):
 
     def advance(self, x: Square, c: Square, size: float | Tensor) -> Square:
         """As defined; for short steps by series, where engines use Cayley."""
-        y = _steps.cayley_step(x, c, size) if self.retraction in (cayley, polar) else None
+        y = cayley_step(x, c, size) if self.retraction in (cayley, polar) else None
         return super().advance(x, c, size) if y is None else y
 
 
@@ -201,7 +202,7 @@ class SpecialOrthogonal(Manifold):
 
     def advance(self, x: Square, c: Square, size: float | Tensor) -> Square:
         """As defined; for short steps by series, where engines use Cayley."""
-        y = _steps.cayley_step(x, c, size) if self.retraction in (cayley, polar) else None
+        y = cayley_step(x, c, size) if self.retraction in (cayley, polar) else None
         return super().advance(x, c, size) if y is None else _unit_determinant(y)
 
 

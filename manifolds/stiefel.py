@@ -11,6 +11,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from . import _group, _steps
+from ._cayley import cayley_step
 from ._linalg import newton_schulz, orthogonality_error, skew, sym
 from .base import Manifold, check_ndim, inner
 from .retractions import Metric, Retraction, cayley, exp, polar, qr
@@ -151,12 +152,12 @@ class Stiefel(Manifold):
 
     def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
         """As defined; for short steps by series, where the retraction is polar or, on square matrices, Cayley."""
-        y = None
-        if _square(x) and self.retraction in (cayley, polar):
-            y = _steps.cayley_step(x, c, size)
-        elif self.retraction is polar and not _square(x):
+        y, square = None, _square(x)
+        if square and self.retraction in (cayley, polar):
+            y = cayley_step(x, c, size)
+        elif self.retraction is polar and not square:
             y = _steps.polar_step(x, c, size)
-        elif self.retraction is exp and not _square(x):
+        elif self.retraction is exp and not square:
             # torch.matrix_exp is off by up to 100 eps in float32
             y = newton_schulz(super().advance(x, c, size))
         return super().advance(x, c, size) if y is None else y

@@ -68,12 +68,12 @@ class RiemannianAdam(RiemannianOptimizer):
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         (beta1, beta2), lr = group["betas"], rate(group)
         factor, x, step = bucket.factor, bucket.x, bucket.count_step()
-        stored, v = bucket.points("exp_avg"), bucket.numbers("exp_avg_sq")
+        stored, v = bucket.stored("exp_avg"), bucket.stored("exp_avg_sq")
         m, square = factor.mix(x, stored, self._descent(bucket, group), beta1, 1 - beta1)
         v.lerp_(square, 1 - beta2)
         bucket.put("exp_avg_sq", v)
         if group["amsgrad"]:
-            largest = bucket.numbers("max_exp_avg_sq")
+            largest = bucket.stored("max_exp_avg_sq")
             v = torch.maximum(largest, v, out=largest)
             bucket.put("max_exp_avg_sq", v)
         root = (1 - beta2**step) ** 0.5
@@ -83,7 +83,7 @@ class RiemannianAdam(RiemannianOptimizer):
         else:
             size = v.sqrt().add_(eps)
             none = size < torch.finfo(v.dtype).tiny if group["eps"] < 1e-30 else None
-            size = size.reciprocal_()
+            size.reciprocal_()
             size = size.mul_(scale * root) if isinstance(scale, float) else size.mul_(root).mul_(scale)
             if none is not None:
                 size = size.masked_fill_(none, 0.0)

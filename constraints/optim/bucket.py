@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold, tolerance
-from manifolds._tiny import batch_last, norms, total_norm
+from manifolds._tiny import batch_last, largest_norm, norms, total_norm
 
-from ..values import Checksum, checksum, is_near, master_dtype
+from ..values import is_near, master_dtype
 from .rows import Held, Kind, Leaf, Rows, Tiles, held, is_batch_last
 
 Points = Inexact[Tensor, "B *point"]
@@ -42,9 +42,10 @@ class Bucket:
     x: Points
     g: Points
 
-    def __init__(self, kind: Kind, leaves: list[Leaf], home: Tensor | None) -> None:
-        """home: the memory of the parameter, where it is all of the bucket."""
-        self.kind, self.factor, self.leaves = kind, kind.factor, leaves
+    def __init__(self, kind: Kind, leaves: list[Leaf], home: Tensor | None, numbers: frozenset[str]) -> None:
+        """home: the memory of the parameter, where it is all of the bucket; numbers: the keys of state with one number
+        per point."""
+        self.kind, self.factor, self.leaves, self._numbers = kind, kind.factor, leaves, numbers
         self.shape = (leaves[-1].stop, *kind.point)
         self.dtype, self.device = master_dtype(kind.dtype), kind.device
         self.ok: Bool[Tensor, " B"] | None = None
@@ -52,9 +53,9 @@ class Bucket:
         self.state: dict[str, Tensor] = {}
         self.drift: Float[Tensor, ""] | None = None  # of x since it was last polished, in eps; None if none is kept
         self._drift = math.inf  # the same, without looking at a tensor; unknown at first
-        self._written: Checksum | None = None  # of x as it was written; None where it is not known
+        self._written: complex | None = None  # the sum of x as it was written; None where it is not known
+        self._threads = 0  # which took this sum: by others in number it is another one
         self._foreign = False  # whether somebody else wrote to x since
-        self._sources = [leaf.source for leaf in leaves]
         self._ready: dict[str, Tensor] = {}  # the state with the batch axes of x, where it may be changed at once
         self._held = held(kind, leaves, home, self.dtype)  # the values of the parameters, in their own dtype
         self._gradients: Held | None = self._held if isinstance(self._held, Tiles) else None
@@ -63,20 +64,25 @@ class Bucket:
         self.looks = can_look(self.device)  # whether a step may look at values
         self._watched = self.looks and not isinstance(self.factor, Euclidean)
         self._polishes = type(self.factor).polish is not Manifold.polish
-        self._limit = limit(self.dtype)
+        self._renews: bool | None = None  # whether rounding errors do not add up, for points of this shape
+        self._ones = (1,) * len(kind.point)
+        self._largest, self._limit = torch.finfo(self.dtype).max, limit(self.dtype)
         self._batch_last = is_batch_last(leaves, self.shape, self.device)
 
     # From and to the parameters --------------------------------------------------------------------------
 
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """Gather g. On an accelerator, note which points have a finite one and put zero for the others."""
-        given = [cut[i] for i in self._sources]
-        if len(given) == 1:
-            given = [_as(given[0], self.shape, self.dtype)]
-        self.g = self._order(given[0]) if self._gradients is None else self._gradients.read(given)
+        if self._gradients is not None:
+            self.g = self._gradients.read(cut)
+        else:
+            g = cut[self.leaves[0].source]
+            self.g = self._order(g if g.shape == self.shape else g.reshape(self.shape))
+        if self.g.dtype != self.dtype:
+            self.g = self.g.to(self.dtype)
         if not self.looks:
             self.ok = _is_fit(self.g)
-            self.g = torch.where(self._per_point(self.ok, self.g.dim()), self.g, 0)
+            self.g = self._keep(self.g, 0)
 
     def release_gradients(self) -> Points:
         """g, which the bucket keeps no longer: its memory is there for what is computed of it."""
@@ -86,7 +92,7 @@ class Bucket:
 
     def read_points(self, cut: Sequence[Tensor]) -> None:
         """Gather x. A master follows what was done to its weight since the last step: x + (weight - rounded x)."""
-        values = self._held.read([cut[i] for i in self._sources])
+        values = self._held.read(cut)
         if values.dtype == self.dtype:
             self.x = values
         elif "master" in self.state:
@@ -97,25 +103,25 @@ class Bucket:
 
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""
-        y = self._keep(y, self.x)
+        if self.ok is not None:
+            y = self._keep(y, self.x)
         if "master" in self.state:
             self.state["master"].copy_(y)
-        self._held.write(y, [cut[i] for i in self._sources])
+        self._held.write(y, cut)
         if self.looks and self._written is None:  # x, as it will be read, has another order than y
-            self._written = checksum(self.x.copy_(y))
+            self._written = self.x.copy_(y).sum().item()
         del self.x
 
     def off(self) -> Leaf | None:
         """On CPU, a leaf with a point off its manifold; looked at only where x is not what was written last."""
         if not self._watched:
             return None
-        found, written = checksum(self.x), self._written
-        if found == written:
+        if self.x.sum().item() == self._written:  # but for rare chance, nothing was written
             return None
-        if written is None:  # the first look, after a state was loaded or before there is any
+        if self._written is None:  # the first look, after a state was loaded or before there is any
             self._foreign = not bool((self.factor.residual(self.x) <= tolerance(self.dtype)).all())
         else:
-            self._foreign = found.order == written.order
+            self._foreign = self._threads == torch.get_num_threads()
         rows = self.x.reshape(self.shape)
         leaves = ((leaf, rows[leaf.start : leaf.stop]) for leaf in self.leaves)
         return next((leaf for leaf, x in leaves if not is_near(self.factor, x, self.kind.dtype)), None)
@@ -132,14 +138,18 @@ class Bucket:
 
     def count_step(self) -> float | Tensor:
         """The number of this step, from 1 on; a tensor on the device if capturable."""
-        if not self.kind.capturable and being_captured(self.device):
+        if not (self.looks or self.kind.capturable) and being_captured(self.device):
             raise RuntimeError(
                 "a step that is captured in a CUDA graph counts its steps on the device. Pass capturable=True."
             )
         if self.steps is None:
             self.steps = self._counter(0)
-        self.steps += 1
-        return self.steps if self.kind.capturable else self.steps.item()
+        if self.kind.capturable:
+            self.steps += 1
+            return self.steps
+        step: float = self.steps.item() + 1
+        self.steps.fill_(step)
+        return step
 
     def advance(self, c: Points, size: float | Tensor, longest: float | None = None) -> Points:
         """The points reached from x along the tangent vectors with coordinates size c, polished when rounding asks
@@ -154,47 +164,59 @@ class Bucket:
             if self.looks and size.numel() == 1:
                 size = size.item()
             elif size.dim():
-                size = self._per_point(size, c.dim())
-        if not isinstance(size, Tensor) and not abs(size) <= torch.finfo(self.dtype).max:
+                size = size.view(*size.shape, *self._ones)
+        if not isinstance(size, Tensor) and not abs(size) <= self._largest:
             raise _too_long()
         y, drift = self.factor.advance(self.x, c, size), None
         if self._polishes:
             y, drift = self._polished(y, c, size, longest)
-        if self._lost(y):
-            raise _too_long()
+        if self.looks:
+            written = y.sum().item()
+            if not cmath.isfinite(written):
+                raise _too_long()
+            # x, which y is copied to, is summed in another order if its strides are others
+            self._written = written if y.stride() == self.x.stride() else None
+            self._threads = torch.get_num_threads()
         self._foreign = False
         if drift is not None:
             self._set_drift(drift)
         return y
 
-    def points(self, key: str) -> Points:
-        """State of the shape of x, zero at first: to be changed in place, then handed to `put`."""
-        return self._working(key, self.shape, self.dtype)
-
-    def numbers(self, key: str) -> Numbers:
-        """State with one number per point, zero at first: to be changed in place, then handed to `put`."""
-        return self._working(key, self.shape[:1], real_dtype(self.dtype))
+    def stored(self, key: str) -> Points | Numbers:
+        """State like x, or one number per point; zero at first. To be changed in place, then given to `put`."""
+        ready = self._ready.get(key)
+        if ready is not None:
+            return ready
+        if key not in self.state:
+            shape, dtype = self._layout(key)
+            self.state[key] = self._order(torch.zeros(shape, dtype=dtype, device=self.device))
+        rows = self.state[key]
+        if self.ok is not None:
+            return rows.clone()
+        ready = self._ready[key] = rows.view(*self.x.shape[: self.x.dim() - len(self.kind.point)], *rows.shape[1:])
+        return ready
 
     def put(self, key: str, value: Tensor) -> None:
         """Make value, which is nobody else's, the state, except of points whose gradient is not finite."""
+        kept = self._ready.get(key)
+        if value is kept:
+            return
         if key not in self.state:
             rows = value.flatten(0, 1) if isinstance(self._held, Tiles) else value
             self.state[key] = self._order(rows.contiguous())
             return
-        kept = self._ready.get(key)
         if kept is None:
             kept = self.state[key].view(value.shape)
-        if value is not kept:
-            kept.copy_(self._keep(value, kept))
+        kept.copy_(self._keep(value, kept))
 
     # State, parameter by parameter -----------------------------------------------------------------------
 
-    def load(self, parts: Sequence[dict[str, Tensor]], numbers: frozenset[str]) -> None:
-        """Take the state from one dict a leaf; numbers are the keys that have one number per point."""
+    def load(self, parts: Sequence[dict[str, Tensor]]) -> None:
+        """Take the state from one dict a leaf."""
         if all("drift" in part for part in parts):
             self._set_drift(max(float(part["drift"]) for part in parts))
         for key in self.kind.keys:
-            shape, dtype = (self.shape[:1], real_dtype(self.dtype)) if key in numbers else (self.shape, self.dtype)
+            shape, dtype = self._layout(key)
             rows = torch.cat([p[key].to(self.device, dtype).reshape(-1, *shape[1:]) for p in parts])
             self.state[key] = self._order(rows)
 
@@ -203,30 +225,24 @@ class Bucket:
         tensor = self.state[key]
         return tensor[leaf.start : leaf.stop].view(leaf.shape if tensor.shape == self.shape else leaf.batch)
 
-    def _lost(self, y: Points) -> bool:
-        """Whether y, which is to be written, has NaN or Inf; on CPU."""
-        if not self.looks:
-            return False
-        found = checksum(y)
-        # x, which y is copied to, is summed in another order if its strides are others
-        self._written = found if y.stride() == self.x.stride() else None
-        return not cmath.isfinite(found.total)
-
     def _polished(
         self, y: Points, c: Points, size: float | Tensor, longest: float | None
     ) -> tuple[Points, float | None]:
         """(y, polished where rounding asks for it; the drift that is left, None if none is kept)."""
-        factor, renews = self.factor, self.factor.renormalizes(self.x)
+        factor, renews = self.factor, self._renews
+        if renews is None:
+            renews = self._renews = factor.renormalizes(self.x)
         if self._foreign:  # near the manifold, but not to rounding: 4e-3, as of bfloat16, takes two
             y = factor.polish(factor.polish(y))
         if self.looks and (longest is None or longest > 1):
             longest = self._length(c, size)
         elif longest is None or (self.kind.capturable and not self.looks and not renews):
             longest = math.inf
-        error, eps = 4 + max(2.0, longest) * longest, torch.finfo(self.dtype).eps
+        error = 4 + max(2.0, longest) * longest
         total = error if renews or self._foreign else self._drift + error
         if not 0 <= total <= DRIFT:  # also where a state that was loaded says nonsense
             total, y = 0.0, factor.polish(y)
+            eps = torch.finfo(self.dtype).eps
             if self.looks and not error * eps <= 2 * math.sqrt(eps):  # the square of it is more than rounding
                 y = factor.polish(y)
                 if not bool((factor.residual(y) <= tolerance(self.dtype)).all()):
@@ -235,6 +251,8 @@ class Bucket:
 
     def _length(self, c: Points, size: float | Tensor) -> float:
         """The largest |size c|."""
+        if not isinstance(size, Tensor) and len(self.kind.point) == 2:
+            return largest_norm(c) * abs(size)
         lengths = norms(c).flatten() if len(self.kind.point) == 2 else torch.linalg.vector_norm(_flat(c), dim=1)
         return float((lengths * (size.flatten() if isinstance(size, Tensor) else size)).abs().max())
 
@@ -244,34 +262,18 @@ class Bucket:
             self.drift = torch.zeros((), dtype=torch.float64, device="cpu")
         self.drift.fill_(drift)
 
-    def _working(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if key in self._ready:
-            return self._ready[key]
-        if key not in self.state:
-            self.state[key] = self._order(torch.zeros(shape, dtype=dtype, device=self.device))
-        rows = self.state[key]
-        if self.ok is not None:
-            return rows.clone()
-        self._ready[key] = rows.view(*self.x.shape[: self.x.dim() - len(self.kind.point)], *shape[1:])
-        return self._ready[key]
+    def _layout(self, key: str) -> tuple[tuple[int, ...], torch.dtype]:
+        """The shape and dtype of the state."""
+        return (self.shape[:1], real_dtype(self.dtype)) if key in self._numbers else (self.shape, self.dtype)
 
-    def _keep(self, new: Tensor, old: Tensor) -> Tensor:
-        return new if self.ok is None else torch.where(self._per_point(self.ok, new.dim()), new, old)
+    def _keep(self, new: Tensor, old: Tensor | float) -> Tensor:
+        return new if self.ok is None else torch.where(self.ok.view(-1, *(1,) * (new.dim() - 1)), new, old)
 
     def _order(self, rows: Tensor) -> Tensor:
         return batch_last(rows) if self._batch_last else rows
 
-    def _per_point(self, numbers: Tensor, dim: int) -> Tensor:
-        return numbers.view(*numbers.shape, *(1,) * (dim - numbers.dim()))
-
     def _counter(self, steps: float) -> Float[Tensor, ""]:
         return torch.full((), steps, dtype=torch.float32, device=self.device if self.kind.capturable else "cpu")
-
-
-def _as(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """x in this shape and dtype; itself where it has them, since also calls that do nothing take time."""
-    x = x if x.shape == shape else x.reshape(shape)
-    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _is_fit(gradients: Tensor) -> Bool[Tensor, " B"]:

@@ -50,17 +50,18 @@ class Plan:
         self._lasts = True
         self._leaves: list[dict[int, tuple[Bucket, Leaf]]] = [{} for _ in members]
         self.buckets = self._fill(splits, state, numbers)
+        self._states = [bucket.state for bucket in self.buckets]
         self.devices = {bucket.device.type for bucket in self.buckets}
 
     def fits(self, parameters: Sequence[Tensor], options: Hashable, state: State) -> bool:
         """Whether the plan is still the one for these parameters with gradients, these options and this state."""
-        published, objects = self._published, _objects(state)
+        published = self._published
         return (
             self._lasts
             and self._options == options
             and published is not None
-            and len(objects) == len(published)
-            and all(map(is_, objects, published))
+            and len(published) == len(state) + sum(map(len, state.values()))
+            and all(map(is_, _objects(state), published))
             and len(parameters) == len(self._homes)
             and all(map(Tensor.is_set_to, parameters, self._homes))
         )
@@ -95,7 +96,7 @@ class Plan:
 
     def publish(self, state: State) -> None:
         """Make the state of each parameter views of the buckets: a tensor a key, a tuple if it has several stacks."""
-        keys = sum([len(bucket.state) for bucket in self.buckets])
+        keys = sum(map(len, self._states))
         if self._published is not None and keys == self._keys:
             return
         for i, member in enumerate(self.members):
@@ -110,7 +111,7 @@ class Plan:
                 drifts = tuple(none if bucket.drift is None else bucket.drift for bucket, _ in leaves)
                 entry["drift"] = drifts if len(drifts) > 1 else drifts[0]
             state[member.parameter] = entry
-        self._keys, self._published = keys, _objects(state)
+        self._keys, self._published = keys, list(_objects(state))
         # buckets that differ in what state they had may now be one: the plan is that of the state, as after loading it
         self._lasts = len(self.buckets) == 1 or all(b.state.keys() == b.kind.keys for b in self.buckets)
 
@@ -141,18 +142,18 @@ class Plan:
         place, only = self._places[leaves[0].source], leaves[0].member
         whole = len(leaves) == 1 and place.is_contiguous() and only not in self._copied
         direct = whole and not is_batch_last(leaves, (leaves[0].stop, *kind.point), kind.device)
-        bucket = Bucket(kind, leaves, place.view(-1, *kind.point) if direct else None)
+        bucket = Bucket(kind, leaves, place.view(-1, *kind.point) if direct else None, numbers)
         entries = [(state.get(self.members[leaf.member].parameter, {}), leaf.part) for leaf in leaves]
         keys = kind.keys | {"drift"}
-        bucket.load([{k: state_parts(entry[k])[part] for k in keys & entry.keys()} for entry, part in entries], numbers)
+        bucket.load([{k: state_parts(entry[k])[part] for k in keys & entry.keys()} for entry, part in entries])
         for leaf in leaves:
             self._leaves[leaf.member][leaf.part] = bucket, leaf
         return bucket
 
 
-def _objects(state: State) -> list[Any]:
+def _objects(state: State) -> Iterable[Any]:
     """The entries of the state and what is in them."""
-    return [*state.values(), *chain.from_iterable(map(dict.values, state.values()))]
+    return chain(state.values(), chain.from_iterable(map(dict.values, state.values())))
 
 
 def _same_memory(whole: Tensor, stack: Tensor) -> bool:

@@ -43,10 +43,10 @@ class Leaf:
 class Held(Protocol):
     """Where the points of a bucket are, or their gradients, when they are read and written."""
 
-    def read(self, sources: list[Tensor]) -> Tensor:
-        """The points of all leaves, (B, *point) or in tiles."""
+    def read(self, cut: Sequence[Tensor]) -> Tensor:
+        """The points of all leaves, (B, *point) or in tiles, out of plan.cut(...)."""
 
-    def write(self, values: Tensor, targets: list[Tensor]) -> None:
+    def write(self, values: Tensor, cut: Sequence[Tensor]) -> None:
         """Put these in their place."""
 
 
@@ -56,10 +56,10 @@ class InPlace:
     def __init__(self, rows: Tensor) -> None:
         self._rows = rows
 
-    def read(self, sources: list[Tensor]) -> Tensor:
+    def read(self, cut: Sequence[Tensor]) -> Tensor:
         return self._rows
 
-    def write(self, values: Tensor, targets: list[Tensor]) -> None:
+    def write(self, values: Tensor, cut: Sequence[Tensor]) -> None:
         self._rows.copy_(values)
 
 
@@ -72,35 +72,36 @@ class Rows:
         rows = torch.empty(shape, dtype=dtype, device=device)
         self._rows = batch_last(rows) if is_batch_last(leaves, shape, device) else rows
         self._slots = [self._rows[leaf.start : leaf.stop].view(leaf.shape) for leaf in leaves]
+        self._sources = [leaf.source for leaf in leaves]
         # one kernel for all, where they can be stacked
         same = len({leaf.shape for leaf in leaves}) == 1
         self._stack = self._rows.view(len(leaves), *leaves[0].shape) if same else None
 
-    def read(self, sources: list[Tensor]) -> Tensor:
+    def read(self, cut: Sequence[Tensor]) -> Tensor:
+        sources = [cut[i] for i in self._sources]
         if self._stack is not None and len(sources) > 1:
             torch.stack(sources, out=self._stack)
         else:
             torch._foreach_copy_(self._slots, sources)
         return self._rows
 
-    def write(self, values: Tensor, targets: list[Tensor]) -> None:
+    def write(self, values: Tensor, cut: Sequence[Tensor]) -> None:
         self._rows.copy_(values)
-        torch._foreach_copy_(targets, self._slots)
+        torch._foreach_copy_([cut[i] for i in self._sources], self._slots)
 
 
 class Tiles:
     """One real parameter of many tiny matrices, copied into tiles and back; and its gradient."""
 
-    def __init__(self, shape: tuple[int, ...], count: int) -> None:
-        self._shape, self.count = shape, count
+    def __init__(self, count: int, source: int) -> None:
+        self.count, self._source = count, source
 
-    def read(self, sources: list[Tensor]) -> Tensor:
-        (source,) = sources
-        return tiled(source.reshape(self._shape), self.count)
+    def read(self, cut: Sequence[Tensor]) -> Tensor:
+        return tiled(cut[self._source], self.count)
 
-    def write(self, values: Tensor, targets: list[Tensor]) -> None:
-        (target,) = targets
-        target.copy_(untiled(values).view(target.shape))
+    def write(self, values: Tensor, cut: Sequence[Tensor]) -> None:
+        target = cut[self._source]
+        target.copy_(untiled(values, target.shape))
 
 
 def held(kind: Kind, leaves: Sequence[Leaf], home: Tensor | None, master: torch.dtype) -> Held:
@@ -111,7 +112,7 @@ def held(kind: Kind, leaves: Sequence[Leaf], home: Tensor | None, master: torch.
         return InPlace(home)
     alone = len(leaves) == 1 and kind.dtype == master and not kind.dtype.is_complex
     if alone and _takes_tiles(kind.factor) and is_batch_last(leaves, shape, kind.device):
-        return Tiles(shape, tiles(shape[0]))
+        return Tiles(tiles(shape[0]), leaves[0].source)
     return Rows(shape, kind.dtype, kind.device, leaves)
 
 
@@ -124,4 +125,4 @@ def _takes_tiles(factor: Manifold) -> bool:
 
 def is_batch_last(leaves: Sequence[Leaf], shape: tuple[int, ...], device: torch.device) -> bool:
     """Whether rows of this shape are kept batch last: where they are many and tiny, and leaves are views of them."""
-    return is_many_tiny(shape, device) and all(leaf.shape[-2:] == shape[-2:] for leaf in leaves)
+    return is_many_tiny(shape, on_cpu=device.type == "cpu") and all(leaf.shape[-2:] == shape[-2:] for leaf in leaves)

@@ -70,10 +70,10 @@ class RiemannianSGD(RiemannianOptimizer):
         if group["nesterov"] or "momentum_buffer" not in bucket.state:
             c = factor.lift(x, self._descent(bucket, group))
             old = "momentum_buffer" in bucket.state
-            m = factor.recall(x, bucket.points("momentum_buffer")) * momentum + c * add if old else c.clone()
+            m = factor.recall(x, bucket.stored("momentum_buffer")) * momentum + c * add if old else c.clone()
             direction = c + momentum * m if group["nesterov"] else m
         else:
-            stored = bucket.points("momentum_buffer")
+            stored = bucket.stored("momentum_buffer")
             m, _ = factor.mix(x, stored, self._descent(bucket, group), momentum, add)
             direction = m
         y = bucket.advance(direction, size)

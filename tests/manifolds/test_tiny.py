@@ -12,11 +12,12 @@ from manifolds._cayley import cayley_move
 from manifolds._cayley import plain as cayley_plain
 from manifolds._exponential import exp_move
 from manifolds._exponential import plain as exp_plain
-from manifolds._linalg import minus_adjoint
+from manifolds._linalg import skew_product
 from manifolds._tiny import (
     MANY,
     TILE,
     batch_last,
+    in_order_of,
     is_batch_last,
     norms,
     product,
@@ -77,20 +78,48 @@ def test_a_transposed_batch_is_contiguous_and_equal(shape: tuple[int, int, int],
     [((700, 8, 8), False), ((600, 12, 12), False), ((1, 1024, 1024), False), ((1, 512, 512), True), ((9, 8, 8), True)],
     ids=str,
 )
-def test_a_matrix_less_its_adjoint(shape: tuple[int, ...], across: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_skew_part_of_a_product(shape: tuple[int, ...], across: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fast way is equal, is taken where it is meant to be, and is not in the way of derivatives and vmap."""
     calls: list[Tensor] = []
     monkeypatch.setattr(_linalg, "transposed", lambda a: calls.append(a) or transposed(a))
-    a = some(*shape, dtype=torch.float32)
-    kept, expected = a.clone(), a - a.mT
+    x, g = some(*shape, dtype=torch.float32), some(*shape, dtype=torch.float32)
+    kept, a = (x.clone(), g.clone()), x.mT @ g
+    expected = a - a.mT
+    near = {"rtol": 0, "atol": 1e-6 * shape[-1]}
     with torch.no_grad():
-        assert torch.equal(minus_adjoint(a), expected)
+        torch.testing.assert_close(skew_product(x, g, 1.0), expected, **near)
         assert len(calls) == (0 if across else 1)
-        assert torch.equal(a, kept)
-        assert torch.equal(minus_adjoint(a.mT), -expected)
-        assert torch.equal(torch.vmap(minus_adjoint)(torch.stack([a, -a])), torch.stack([expected, -expected]))
-    (slope,) = torch.autograd.grad(minus_adjoint(a.requires_grad_()), a, expected)
-    assert torch.equal(slope, 2 * expected)
+        assert skew_product(x, g, 1.0).is_contiguous()
+        torch.testing.assert_close(skew_product(x, g, -0.25), -0.25 * expected, **near)
+        assert torch.equal(x, kept[0])
+        assert torch.equal(g, kept[1])
+        many = torch.vmap(lambda g: skew_product(x, g, 1.0))(torch.stack([g, -g]))
+        torch.testing.assert_close(many, torch.stack([expected, -expected]), **near)
+    (slope,) = torch.autograd.grad(skew_product(x, g.requires_grad_(), 1.0), g, expected)
+    torch.testing.assert_close(slope, 2 * x @ expected, rtol=1e-4, atol=1e-4 * shape[-1])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # of the backend
+@pytest.mark.parametrize("backend", ["aot_eager_decomp_partition", "eager"])
+@pytest.mark.parametrize("shape", [(600, 3, 3), (700, 9, 9)], ids=str)
+def test_the_skew_part_of_a_product_in_a_graph(shape: tuple[int, ...], backend: str) -> None:
+    """Whatever order of memory the operators in a graph give their results."""
+    x, g = some(*shape, dtype=torch.float32), some(*shape, dtype=torch.float32).requires_grad_()
+    by_graph = torch.compile(skew_product, backend=backend, fullgraph=True)
+    near = {"rtol": 0, "atol": 1e-5}
+    expected, got = skew_product(x, g, 0.5), by_graph(x, g, 0.5)
+    torch.testing.assert_close(got, expected, **near)
+    slope = some(*shape, dtype=torch.float32)
+    for a, b in zip(torch.autograd.grad(got, g, slope), torch.autograd.grad(expected, g, slope), strict=True):
+        torch.testing.assert_close(a, b, **near)
+
+
+def test_the_order_of_memory_is_that_of_another_batch_or_contiguous() -> None:
+    for like in (some(6, 4, 4), some(4, 4, 6).permute(2, 0, 1), some(4, 4, MANY).permute(2, 0, 1)):
+        for a in (some(*like.shape), some(*like.shape).mT):
+            got = in_order_of(a, like)
+            assert torch.equal(got, a)
+            assert got.is_contiguous() or (is_batch_last(like) and is_batch_last(got))
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of vmap, in torch's words
@@ -117,7 +146,7 @@ def test_steps_of_tiny_matrices_go_where_something_is_recorded_and_in_vmap(count
 
 
 @floats
-@pytest.mark.parametrize("n", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [2, 3, 7])
 def test_tiles_hold_the_same_matrices(n: int, dtype: torch.dtype) -> None:
     count, tight = 3, {"rtol": 0, "atol": 64 * torch.finfo(dtype).eps}
     a, b, c = (some(count * MANY, n, n, dtype=dtype) + k for k in range(3))
@@ -125,10 +154,10 @@ def test_tiles_hold_the_same_matrices(n: int, dtype: torch.dtype) -> None:
     assert u.shape == (count, MANY, n, n)
     assert is_batch_last(u)
     assert torch.equal(u.reshape(a.shape), a)
-    assert torch.equal(untiled(u), a)
-    assert untiled(u).is_contiguous()
-    torch.testing.assert_close(untiled(product(u, v)), a @ b, **tight)
-    torch.testing.assert_close(untiled(product(u.mH, v, w, -0.5)), c - 0.5 * a.mH @ b, **tight)
+    assert torch.equal(untiled(u, a.shape), a)
+    assert untiled(u, a.shape).is_contiguous()
+    torch.testing.assert_close(untiled(product(u, v), a.shape), a @ b, **tight)
+    torch.testing.assert_close(untiled(product(u.mH, v, w, -0.5), a.shape), c - 0.5 * a.mH @ b, **tight)
     torch.testing.assert_close(norms(u).flatten(), norms(a), **tight)
     assert total_norm(u) == pytest.approx(float(torch.linalg.vector_norm(a.double())), rel=1e-6)
     square = norms(a - a.mH).square()

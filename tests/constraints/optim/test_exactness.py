@@ -379,6 +379,7 @@ def test_a_captured_step_that_counts_on_the_host_is_an_error(monkeypatch: Any) -
     """A RuntimeError that names the option; nothing moves."""
     p = nn.Parameter(Stiefel().random(4, 4))
     optimizer, before = RiemannianAdam([{"params": [p], "manifold": Stiefel()}]), p.detach().clone()
+    monkeypatch.setattr(bucket, "can_look", lambda device: False)
     monkeypatch.setattr(bucket, "being_captured", lambda device: True)
     p.grad = torch.ones_like(p)
     with pytest.raises(RuntimeError, match="capturable=True"):

@@ -104,7 +104,7 @@ def test_parameters_of_every_layout_share_one_batch(name: str) -> None:
 def test_a_step_knows_what_the_last_one_wrote(
     name: str, dtype: torch.dtype, tiles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its checksum is of the same numbers in the same order: points are measured only where somebody wrote to them."""
+    """It has the sum of the same numbers in the same order: points are measured only where somebody wrote to them."""
     p = nn.Parameter(Stiefel().random(2, COUNT // 2, 3, 3, dtype=dtype))
     optimizer = OPTIMIZERS[name]([{"params": [p], "manifold": Stiefel()}])
     for k in range(2):
@@ -125,6 +125,30 @@ def test_a_step_knows_what_the_last_one_wrote(
     with pytest.raises(ValueError, match="was changed to a value that is not on Stiefel"):
         optimizer.step()
     assert torch.equal(p, before)
+
+
+def across(x: Tensor, v: Tensor) -> Tensor:
+    """Cayley, with the columns of the result next to each other in memory."""
+    return retractions.cayley(x, v).mT.contiguous().mT
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("shape", [(9, 9), (4, 9, 9), (600, 3, 3)], ids=str)
+def test_a_step_knows_what_it_wrote_also_where_points_come_in_another_order(
+    name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum of the same numbers in another order is another one; it is not taken for what somebody else wrote."""
+    manifold = Stiefel(retraction=across)
+    p = nn.Parameter(manifold.random(*shape))
+    optimizer = OPTIMIZERS[name]([{"params": [p], "manifold": manifold}])
+    p.grad = gradient(p, 1)
+    optimizer.step()  # looks at every point
+    measured: list[Tensor] = []
+    monkeypatch.setattr(bucket, "is_near", lambda manifold, x, *a: measured.append(x) or True)
+    for k in range(8):
+        p.grad = gradient(p, k + 2)
+        optimizer.step()
+    assert not measured
 
 
 def limited(x: Tensor, v: Tensor) -> Tensor:
