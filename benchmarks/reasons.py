@@ -8,7 +8,7 @@ REASONS: Mapping[str, str] = {
     "step-20000x3": (
         "one batched product of 3 x 3 matrices (u) takes as long as Adam's whole step, and a step on the manifold "
         "needs three, with a few passes between them. Batch last in memory, in one tile for each thread, products "
-        "are three times faster, and the step takes 2.8 to 3.0 times Adam's time, down from 3.6. The same sequence of "
+        "are three times faster, and the step takes 2.9 to 3.0 times Adam's time, down from 3.6. The same sequence of "
         "torch's operations written out by hand, with the looks for writes from outside and for gradients that are "
         "not finite, takes 2.0 times. What lies between is calls: some forty views of tensors and a hundred "
         "functions of Python, which a training step finds out of the processor's cache. Tried besides: cross "
@@ -17,18 +17,18 @@ REASONS: Mapping[str, str] = {
     ),
     "step-4096x8": (
         "one batched product of 8 x 8 matrices (u) takes half of Adam's whole step, and a step on the manifold "
-        "needs three, and to transpose one matrix takes as long as half of one. The ratio is 2.5 to 2.6 from run to "
-        "run, down from 2.7. The same operations in one function written out by hand take 2.3 times Adam's time, "
-        "the looks for writes from outside (6 % of ours) and for gradients that are not finite (3 %) among them; "
-        "the rest is bookkeeping. Tried besides: products batch last in memory (slower), the series with its sums "
-        "inside of the products (slower), other sums and norms (no gain)."
+        "needs three, and to transpose one matrix takes as long as half of one. The ratio is 2.55 to 2.75 from run "
+        "to run. The same operations in one function written out by hand take 2.3 times Adam's time, the looks for "
+        "writes from outside (6 % of ours) and for gradients that are not finite (3 %) among them; the rest is "
+        "bookkeeping. Tried besides: products batch last in memory (slower), the series with its sums inside of the "
+        "products (slower), other sums and norms (no gain)."
     ),
     "step-1024x64": (
         "products are too small here to hide what is between them: sums that see a write from outside and a gradient "
         "that is not finite, which POGO does not look for, and some thirty calls of torch."
     ),
     "step-64x64x64": (
-        "the ratio is 2.05 to 2.15 from run to run, and more where gradients are noisy, for then the series needs a "
+        "the ratio is 2.05 to 2.2 from run to run, and more where gradients are noisy, for then the series needs a "
         "term less. Ours are three products and ten passes over memory, one of them a transposition that takes "
         "as long as two others and a half. Working through the matrices in chunks that fit the cache was tried and "
         "gained nothing."
