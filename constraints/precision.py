@@ -28,7 +28,7 @@ def exact_products(*devices: str) -> AbstractContextManager[None]:
 
 
 def _is_exact(device: str) -> bool:
-    backend = _backend(device)  # None for devices without autocast too
+    backend = _backend(device)  # only of devices that have autocast
     return backend is not None and backend.fp32_precision in EXACT and not torch.is_autocast_enabled(device)
 
 

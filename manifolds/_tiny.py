@@ -78,8 +78,9 @@ def _transposed(a: Tensor, count: int, n: int, p: int) -> Float[Tensor, "1 count
 
 def in_order_of(a: Matrices, like: Matrices) -> Matrices:
     """The same matrices, batch last in memory if it is in `like`, else contiguous."""
-    a = batch_last(a) if is_batch_last(like) else a
-    return a if is_batch_last(a) and is_batch_last(like) else a.contiguous()
+    if is_batch_last(like) and is_batch_last(last := batch_last(a)):
+        return last
+    return a.contiguous()
 
 
 def product(

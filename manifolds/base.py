@@ -201,10 +201,7 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         return self.move(x, c * size)
 
     def renormalizes(self, x: Inexact[Tensor, "..."]) -> bool:
-        """Whether `advance` leaves nothing of the rounding errors in x, so that they do not add up from step to step.
-
-        The same for all points of one shape.
-        """
+        """Whether `advance` leaves nothing of the rounding errors in x, so that they do not add up step by step."""
         return False
 
     def split(self, x: Inexact[Tensor, "..."]) -> list[tuple[Manifold, Inexact[Tensor, "..."]]]:

@@ -54,7 +54,7 @@ class Bucket:
         self.drift: Float[Tensor, ""] | None = None  # of x since it was last polished, in eps; None if none is kept
         self._drift = math.inf  # the same, without looking at a tensor; unknown at first
         self._written: complex | None = None  # the sum of x as it was written; None where it is not known
-        self._threads = 0  # which took this sum: by others in number it is another one
+        self._threads = 0  # which took this sum: by others in number it is another one; strides of x do not change
         self._foreign = False  # whether somebody else wrote to x since
         self._ready: dict[str, Tensor] = {}  # the state with the batch axes of x, where it may be changed at once
         self._held = held(kind, leaves, home, self.dtype)  # the values of the parameters, in their own dtype
@@ -64,9 +64,8 @@ class Bucket:
         self.looks = can_look(self.device)  # whether a step may look at values
         self._watched = self.looks and not isinstance(self.factor, Euclidean)
         self._polishes = type(self.factor).polish is not Manifold.polish
-        self._renews: bool | None = None  # whether rounding errors do not add up, for points of this shape
         self._ones = (1,) * len(kind.point)
-        self._largest, self._limit = torch.finfo(self.dtype).max, limit(self.dtype)
+        self._limit = limit(self.dtype)
         self._batch_last = is_batch_last(leaves, self.shape, self.device)
 
     # From and to the parameters --------------------------------------------------------------------------
@@ -165,7 +164,7 @@ class Bucket:
                 size = size.item()
             elif size.dim():
                 size = size.view(*size.shape, *self._ones)
-        if not isinstance(size, Tensor) and not abs(size) <= self._largest:
+        if not isinstance(size, Tensor) and not abs(size) <= torch.finfo(self.dtype).max:
             raise _too_long()
         y, drift = self.factor.advance(self.x, c, size), None
         if self._polishes:
@@ -229,9 +228,7 @@ class Bucket:
         self, y: Points, c: Points, size: float | Tensor, longest: float | None
     ) -> tuple[Points, float | None]:
         """(y, polished where rounding asks for it; the drift that is left, None if none is kept)."""
-        factor, renews = self.factor, self._renews
-        if renews is None:
-            renews = self._renews = factor.renormalizes(self.x)
+        factor, renews = self.factor, self.factor.renormalizes(self.x)
         if self._foreign:  # near the manifold, but not to rounding: 4e-3, as of bfloat16, takes two
             y = factor.polish(factor.polish(y))
         if self.looks and (longest is None or longest > 1):

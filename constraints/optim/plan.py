@@ -50,7 +50,6 @@ class Plan:
         self._lasts = True
         self._leaves: list[dict[int, tuple[Bucket, Leaf]]] = [{} for _ in members]
         self.buckets = self._fill(splits, state, numbers)
-        self._states = [bucket.state for bucket in self.buckets]
         self.devices = {bucket.device.type for bucket in self.buckets}
 
     def fits(self, parameters: Sequence[Tensor], options: Hashable, state: State) -> bool:
@@ -96,7 +95,7 @@ class Plan:
 
     def publish(self, state: State) -> None:
         """Make the state of each parameter views of the buckets: a tensor a key, a tuple if it has several stacks."""
-        keys = sum(map(len, self._states))
+        keys = sum([len(bucket.state) for bucket in self.buckets])
         if self._published is not None and keys == self._keys:
             return
         for i, member in enumerate(self.members):
