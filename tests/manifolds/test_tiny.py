@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import cmath
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -112,6 +115,23 @@ def test_the_skew_part_of_a_product_in_a_graph(shape: tuple[int, ...], backend: 
     slope = some(*shape, dtype=torch.float32)
     for a, b in zip(torch.autograd.grad(got, g, slope), torch.autograd.grad(expected, g, slope), strict=True):
         torch.testing.assert_close(a, b, **near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_a_series_is_cut_below_rounding(dtype: torch.dtype) -> None:
+    """In one plane, and for one phase, the bound of the largest singular value that decides where to cut is sharp."""
+    x, limit = torch.eye(5, dtype=dtype)[None], 3 * torch.finfo(dtype).eps
+    for norm in (0.8**k for k in range(60)):
+        turn, angle = torch.zeros_like(x), 2 * math.atan(norm / math.sqrt(8))
+        turn[0, 1, 0], turn[0, 0, 1] = norm / math.sqrt(2), -norm / math.sqrt(2)
+        y = Orthogonal().advance(x, turn, 1.0)[0]
+        assert abs(y[0, 0].item() - math.cos(angle)) <= limit
+        assert abs(y[1, 0].item() - math.sin(angle)) <= limit
+        if dtype.is_complex:
+            phase = torch.zeros_like(x)
+            phase[0, 0, 0] = 1j * norm
+            y = Orthogonal().advance(x, phase, 1.0)[0]
+            assert abs(y[0, 0].item() - cmath.exp(2j * math.atan(norm / 2))) <= limit
 
 
 def test_the_order_of_memory_is_that_of_another_batch_or_contiguous() -> None:
