@@ -15,6 +15,7 @@ from manifolds._tiny import batch_last, largest_norm, norms, total_norm
 
 from ..values import is_near, master_dtype
 from .rows import Held, Kind, Leaf, Rows, Tiles, held, is_batch_last
+from .short import short_steps
 
 Points = Inexact[Tensor, "B *point"]
 Numbers = Float[Tensor, " B"]
@@ -67,6 +68,7 @@ class Bucket:
         self._ones = (1,) * len(kind.point)
         self._limit = limit(self.dtype)
         self._batch_last = is_batch_last(leaves, self.shape, self.device)
+        self._short = None if self.looks else short_steps(self.factor, self.shape, self.dtype, self.device)
 
     # From and to the parameters --------------------------------------------------------------------------
 
@@ -166,8 +168,11 @@ class Bucket:
                 size = size.view(*size.shape, *self._ones)
         if not isinstance(size, Tensor) and not abs(size) <= torch.finfo(self.dtype).max:
             raise _too_long()
-        y, drift = self.factor.advance(self.x, c, size), None
-        if self._polishes:
+        drift = None
+        y, fit = self._advanced(c, size)
+        if fit is not None:  # and polished
+            self.ok, drift = fit if self.ok is None else self.ok & fit, 0.0
+        elif self._polishes:
             y, drift = self._polished(y, c, size, longest)
         if self.looks:
             written = y.sum().item()
@@ -223,6 +228,12 @@ class Bucket:
         """The rows of one leaf: a view, in the shape of the leaf or with one number per point of it."""
         tensor = self.state[key]
         return tensor[leaf.start : leaf.stop].view(leaf.shape if tensor.shape == self.shape else leaf.batch)
+
+    def _advanced(self, c: Points, size: float | Tensor) -> tuple[Points, Bool[Tensor, " B"] | None]:
+        """Where the points go, and which of them that is right for; None for all."""
+        if self._short is None or being_captured(self.device):
+            return self.factor.advance(self.x, c, size), None
+        return self._short.advance(self.factor, self.x, c, size)
 
     def _polished(
         self, y: Points, c: Points, size: float | Tensor, longest: float | None
