@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import engines, peers
@@ -132,7 +133,7 @@ def _counted(build: Builder, place: Place) -> Numbers:
     with torch.profiler.profile(activities=which) as seen:
         contestant.step()
         place.wait()
-    cuda = torch.autograd.DeviceType.CUDA if not place.pretended else torch.autograd.DeviceType.CPU
+    cuda = DeviceType.CUDA if not place.pretended else DeviceType.CPU
     kernels = [event for event in seen.events() or () if event.device_type == cuda]
     with FlopCounterMode(display=False) as counted:
         contestant.step()
