@@ -17,7 +17,7 @@ from .held import Held, held
 from .method import Method, Site
 from .names import describe, match, tensors
 from .packing import check_packing, packing_of
-from .riemannian import Records, constrained
+from .records import Records, constrained
 from .trivialization import Trivialization, trivialized
 from .values import Init, check_whole, initial
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from manifolds import Manifold, tolerance
 
 from ..precision import exact_products
-from ..riemannian import constrained, name_of
+from ..records import constrained, name_of
 from ..values import check_whole, code, master_dtype
 from .bucket import state_parts
 

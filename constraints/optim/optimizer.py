@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..precision import exact_products
-from ..riemannian import look, off, param_groups
+from ..riemannian import param_groups
+from ..watch import look, off
 from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
 from .plan import Member, Plan

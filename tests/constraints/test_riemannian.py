@@ -15,10 +15,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from constraints import Riemannian, Trivialization, constrain, param_groups, report, unconstrain
-from constraints import riemannian as engine
+from constraints import Riemannian, Trivialization, constrain, param_groups, records, report, unconstrain, watch
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from constraints.riemannian import manifold_of, name_of
+from constraints.records import manifold_of, name_of
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
 
 X = torch.arange(30.0).reshape(3, 2, 5).sin()
@@ -115,12 +114,12 @@ def test_copies_have_records_of_their_own(way: int) -> None:
 
 def test_a_record_dies_with_its_module() -> None:
     gc.collect()  # of what the tests before have left
-    before = len(engine._live)
+    before = len(records._live)
     module = constrained_gru()
-    assert len(engine._live) == before + 1
+    assert len(records._live) == before + 1
     del module
     gc.collect()
-    assert len(engine._live) == before
+    assert len(records._live) == before
 
 
 def test_threads_constrain_and_look_at_once() -> None:
@@ -245,13 +244,13 @@ def test_a_look_is_taken_once_per_optimizer(monkeypatch: pytest.MonkeyPatch) -> 
     gru = constrained_gru()
     optimizer = RiemannianSGD(gru, lr=0.1)
     looks: list[int] = []
-    check = engine._check_point
+    check = watch._check_point
 
     def counted(*arguments: Any) -> None:
         looks.append(1)
         check(*arguments)
 
-    monkeypatch.setattr(engine, "_check_point", counted)
+    monkeypatch.setattr(watch, "_check_point", counted)
     for _ in range(5):
         optimizer.zero_grad()
         gru(X)[0].sum().backward()
@@ -301,7 +300,7 @@ def test_a_write_to_data_of_a_weight_without_a_gradient_is_seen_within_a_hundred
     optimizer.step()
     linear.weight.data.zero_()
     linear.weight.grad = None
-    for _ in range(engine.LOOK_EVERY - 1):
+    for _ in range(watch.LOOK_EVERY - 1):
         optimizer.step()
     with pytest.raises(ValueError, match=r"weight of shape \(2, 2\).*not on Orthogonal"):
         optimizer.step()
