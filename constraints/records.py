@@ -21,12 +21,12 @@ KEY = "_riemannian_constraints"
 class Records:
     """The manifolds of the Riemannian parameters of one module, kept in the module's __dict__.
 
-    It shares the module's own dict of parameters; deepcopy and pickle keep that identity, so that a copy of the
-    module has a record of its own parameters.
+    It shares the module's own dicts of parameters and of modules; deepcopy and pickle keep that identity, so that a
+    copy of the module has a record of its own parameters.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter | None]) -> None:
-        self.parameters = parameters
+    def __init__(self, module: nn.Module) -> None:
+        self.parameters, self.modules = module._parameters, module._modules
         self.manifolds: dict[str, Manifold] = {}
         self.names: dict[str, str] = {}
         self.versions: dict[str, int] = {}  # of the parameters when they were last seen on their manifold
@@ -43,6 +43,16 @@ class Records:
             if parameter is not None:
                 yield attribute, parameter, manifold
 
+    def sources(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(attribute, Parameter that it is computed from), where an attribute is computed by parametrize, pruning or
+        the older weight_norm and spectral_norm."""
+        lists: Any = self.modules.get("parametrizations") or {}
+        for attribute in list(self.manifolds):
+            if self.parameters.get(attribute) is None:
+                found = [self.parameters.get(attribute + end) for end in ("_orig", "_g", "_v")]
+                found += lists[attribute].parameters(recurse=False) if attribute in lists else []
+                yield from ((attribute, p) for p in found if p is not None)
+
 
 def manifold_of(p: Tensor) -> Manifold | None:
     """The manifold that p is held on by `Riemannian`, None if it is free."""
@@ -58,15 +68,19 @@ def name_of(p: Tensor) -> str | None:
 
 def constrained() -> dict[int, tuple[Records, str]]:
     """(record, attribute) of every Parameter that `Riemannian` holds, by its id; made anew, for many look-ups."""
-    alive = (reference() for reference in _live.valuerefs())
-    return {id(p): (records, attribute) for records in alive if records is not None for attribute, p, _ in records}
+    return {id(p): (records, attribute) for records in _alive() for attribute, p, _ in records}
+
+
+def hidden() -> dict[int, tuple[Records, str]]:
+    """(record, attribute) of every Parameter that a held tensor is computed from now, by its id."""
+    return {id(p): (records, attribute) for records in _alive() for attribute, p in records.sources()}
 
 
 def record(module: nn.Module, attribute: str, manifold: Manifold, name: str) -> None:
     """Write down that this attribute of the module is a Parameter on the manifold; name is for messages."""
     records = module.__dict__.get(KEY)
     if records is None:
-        records = module.__dict__[KEY] = Records(module._parameters)
+        records = module.__dict__[KEY] = Records(module)
     records.manifolds[attribute] = manifold
     records.names[attribute] = name
     records.versions.pop(attribute, None)
@@ -117,6 +131,10 @@ def generation() -> int:
 def when_first(call: Callable[[], object]) -> None:
     """Call this when the first record is made, also one that is read from a file."""
     _at_first.append(call)
+
+
+def _alive() -> Iterator[Records]:
+    return (records for reference in _live.valuerefs() if (records := reference()) is not None)
 
 
 def _enlist(records: Records) -> None:

@@ -22,10 +22,12 @@ class Riemannian(Method):
     """The weight is the Parameter itself, and only an optimizer of `constraints.optim` may move it.
 
     Name, state_dict key and forward pass are those of the plain module. `requires_grad_`, `.to`, deepcopy and pickle
-    keep the constraint. A step of any other optimizer raises ValueError, for it would leave the manifold silently.
-    So does a step where the Parameter or its `.data` was changed in place, as by torch.nn.init, to what is not on the
-    manifold; on accelerators `.data` is looked at by every 100th step only. A half precision Parameter holds the point
-    rounded; the optimizers keep it in float32.
+    keep the constraint. A step of any other optimizer raises ValueError, for it would leave the manifold silently; a
+    class of your own that moves each group on its "manifold" says so by an attribute `keeps_manifolds = True`. A step
+    also raises where a parametrization or pruning computes the weight from another Parameter, or where the Parameter or
+    its `.data` was changed in place, as by torch.nn.init, to what is not on the manifold; on accelerators `.data` is
+    looked at by every 100th step only. A half precision Parameter holds the point rounded; the optimizers keep it in
+    float32.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
     >>> sorted(layer.state_dict())

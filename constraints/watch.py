@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from manifolds import Manifold
 
 from .precision import exact_products
-from .records import Records, constrained, generation, lost, when_first
+from .records import Records, constrained, generation, hidden, lost, when_first
 from .values import at_least_float32, code, is_near
 
 LOOK_EVERY = 100  # steps: what a Gram matrix costs then is nothing
@@ -73,15 +73,16 @@ def look(optimizer: Optimizer) -> Looked:
     looked = _looked.get(optimizer)
     if looked is not None and looked.state == state:
         return looked
-    # torch's optimizers keep a "manifold" in their groups and never look at it
-    blind = type(optimizer).__module__.startswith("torch.optim")
-    known = constrained()
+    blind = not getattr(optimizer, "keeps_manifolds", False)  # torch keeps a "manifold" in groups and never looks at it
+    known, computed = constrained(), hidden()
     before = set() if looked is None else {id(p) for _, _, p in looked.held} | {id(p) for p, _, _ in looked.gone}
     held: list[tuple[Records, str, nn.Parameter]] = []
     gone: list[tuple[Tensor, Manifold, Manifold | None]] = []
     for group in optimizer.param_groups:
         manifold = group.get("manifold")
         for p in group["params"]:
+            if id(p) in computed:
+                raise lost(*computed[id(p)])
             if id(p) not in known:
                 if manifold is not None and id(p) in before:
                     gone.append((p, manifold, None))
@@ -94,12 +95,7 @@ def look(optimizer: Optimizer) -> Looked:
                         f"Make it again after constrain: {type(optimizer).__name__}(model, ...)."
                     )
                 if blind or manifold is None:
-                    raise ValueError(
-                        f"{records.names[attribute]} of shape {tuple(p.shape)} is held on "
-                        f"{records.manifolds[attribute]} by Riemannian(), and a step of {type(optimizer).__name__} "
-                        f"would leave the manifold. Use constraints.optim.RiemannianAdam(model) or "
-                        f"RiemannianSGD(model), or constrain it with Trivialization(), which any optimizer can train."
-                    )
+                    raise _blind(optimizer, p, records, attribute)
                 present = records.manifolds[attribute]
                 if present == manifold:
                     held.append((records, attribute, p))
@@ -107,6 +103,16 @@ def look(optimizer: Optimizer) -> Looked:
                     gone.append((p, manifold, present))
     looked = _looked[optimizer] = Looked(state, held, gone)
     return looked
+
+
+def _blind(optimizer: Optimizer, p: Tensor, records: Records, attribute: str) -> ValueError:
+    kind = type(optimizer).__name__
+    return ValueError(
+        f"{records.names[attribute]} of shape {tuple(p.shape)} is held on {records.manifolds[attribute]} by "
+        f"Riemannian(), and a step of {kind} would leave the manifold. Use constraints.optim.RiemannianAdam(model) or "
+        f"RiemannianSGD(model), or constrain it with Trivialization(), which any optimizer can train. A class of your "
+        f'own that moves each group on its "manifold" says so by keeps_manifolds = True, and takes param_groups(model).'
+    )
 
 
 def _outdated(optimizer: Optimizer, p: Tensor, manifold: Manifold, present: Manifold | None) -> ValueError:

@@ -42,6 +42,8 @@ class RiemannianOptimizer(Optimizer, ABC):
     of the last few, and it needs no singular value decomposition.
     """
 
+    keeps_manifolds: ClassVar[bool] = True
+    """A step moves each group on its "manifold". `Riemannian` refuses a step of any optimizer that does not say so."""
     _numbers: ClassVar[frozenset[str]] = frozenset()
     """Keys of the state that hold one number per point; the others hold a tensor like the point."""
     _takes_sparse: ClassVar[bool] = False
