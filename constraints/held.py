@@ -13,7 +13,8 @@ from manifolds import Manifold
 
 from .method import Method
 from .names import owners
-from .riemannian import Riemannian, recorded
+from .records import recorded
+from .riemannian import Riemannian
 from .trivialization import Coordinates, Trivialization, coordinates_of, trivialized
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from constraints import BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.method import Method
-from constraints.riemannian import manifold_of
+from constraints.records import manifold_of
 from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
 
 both = pytest.mark.parametrize("method", [Trivialization(), Riemannian()], ids=repr)

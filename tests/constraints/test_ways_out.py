@@ -211,6 +211,41 @@ def test_a_riemannian_parameter_that_was_replaced_is_not_trained_without_a_word(
         RiemannianSGD(layer, lr=0.1)
 
 
+@pytest.mark.parametrize("case", PROJECTED)
+@pytest.mark.parametrize("kind", [RiemannianSGD, RiemannianAdam])
+def test_a_new_fold_is_constrained_again_as_the_error_says(kind: Any, case: str) -> None:
+    """reset_parameters writes past the constraint; what the optimizer names brings the weight back, to the letter."""
+    manifold, shape = PROJECTED[case]
+    layer = constrain(nn.Linear(shape[1], shape[0]), "weight", manifold, Riemannian())
+    weight = layer.weight
+    for way in ("constrain", "nearest"):
+        layer.reset_parameters()
+        with pytest.raises(ValueError, match=r"is not on .*constrain\(module, name, ") as caught:
+            kind(layer, lr=0.1)
+        code = str(caught.value)
+        if way == "constrain":
+            (written,) = re.findall(r"Use (constrain\(module, name, .*, Riemannian\(\)\)), which", code)
+            names = {"constrain": constrain, "module": layer, "name": "weight", "Riemannian": Riemannian}
+            eval(written, NAMES | names)
+        else:
+            (written,) = re.findall(r"copy (.*\.nearest\(weight\)) into it", code)
+            with torch.no_grad():
+                weight.copy_(eval(written, NAMES | {"weight": weight}))
+        assert layer.weight is weight
+        assert report(layer)[0].ok
+        layer(torch.ones(2, shape[1])).sum().backward()
+        kind(layer, lr=0.1).step()
+
+
+def test_a_held_weight_is_not_constrained_in_another_way() -> None:
+    for manifold, method in ((Stiefel("canonical"), Riemannian()), (Stiefel, Trivialization())):
+        layer = constrain(nn.Linear(4, 4), "weight", Stiefel, Riemannian())
+        before = layer.weight.detach().clone()
+        with pytest.raises(ValueError, match="constrained already, to Stiefel by Riemannian"):
+            constrain(layer, "weight", manifold, method, init="haar")
+        assert torch.equal(layer.weight, before)
+
+
 # Layouts and gradients ----------------------------------------------------------------------------------------------
 
 
