@@ -131,8 +131,8 @@ def check_whole(p: Tensor, who: str) -> None:
         raise ValueError(
             f"{who}, shape {tuple(p.shape)}, is sharded over processes, as by fully_shard, with shape {here} here; a "
             f"constraint is on the whole tensor. Constrain the model before and wrap it in DistributedDataParallel, or "
-            f"shard it without the constraint: unconstrain it before. Leaving it out by ignored_params= alone is wrong: "
-            f"nobody averages gradients that are left out, and the processes drift apart."
+            f"shard it without the constraint: unconstrain it before. Not by ignored_params= alone: nobody averages "
+            f"the gradients that it leaves out, and the processes drift apart."
         )
 
 

@@ -1,4 +1,4 @@
-"""What the refusal of a sharded weight tells a reader to do is right on two processes, and what it warns of is wrong."""
+"""What the refusal of a sharded weight tells a reader to do is right on two processes, and its warning is true."""
 
 from __future__ import annotations
 
