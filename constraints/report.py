@@ -22,8 +22,7 @@ SHOWN = 4  # factors of a row, each with its own numbers; of more, the worst
 class Record:
     """One constraint of a model.
 
-    All of it is of the constrained tensor itself, also where parametrizations on top of it, as a gain, make another one of
-    it for the module.
+    It is of the constrained tensor itself, also where a parametrization on top, as a gain, makes another one of it.
     composed: the kinds of those on top.
     residuals: the worst residual of each factor over the batch; NaN where the weight has a NaN.
     determinants: for each factor "+", "-", or "+-" within a batch, for real orthogonal blocks; "" for others.
