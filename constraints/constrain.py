@@ -17,6 +17,7 @@ from .held import Held, held
 from .method import Method, Site
 from .names import describe, match, tensors
 from .packing import check_packing, packing_of
+from .progress import shown
 from .records import Records, constrained
 from .riemannian import Riemannian
 from .trivialization import Trivialization, trivialized
@@ -72,7 +73,8 @@ def constrain(
             sites.append(Site(full, owner, attribute, parameter))
     _check_ties(module, shared, method)
     plan = []
-    for sites in shared.values():
+    named = ((sites[0].name, sites[0].parameter.numel(), sites) for sites in shared.values())
+    for sites in shown(named, len(shared)):
         try:
             chosen = _fit(manifold, layout, sites[0])
             _check_same(sites[0], chosen, known)

@@ -14,6 +14,7 @@ from constraints import Riemannian, Trivialization, param_groups, rebase
 from constraints.held import held
 from constraints.method import Method
 from constraints.optim import RiemannianAdam, RiemannianSGD
+from manifolds import Euclidean, SpecialOrthogonal, Sphere, Stiefel
 
 from .subjects import (
     Subject,
@@ -157,6 +158,34 @@ def test_the_tangent_norm_itself_is_clipped_once_the_normal_part_is_dropped(subj
     optimizer.step()
     other.step()
     assert distance(weights(net), weights(twin)) < 1e-7
+
+
+METRICS = {
+    "euclidean": (Stiefel(), (6, 4)),
+    "canonical": (Stiefel(metric="canonical"), (6, 4)),
+    "canonical, wide": (Stiefel(metric="canonical"), (4, 6)),
+    "canonical, square": (Stiefel(metric="canonical"), (5, 5)),
+    "a product": (Stiefel(metric="canonical") * Sphere * Euclidean, (18, 4)),
+    "SO": (SpecialOrthogonal(), (5, 5)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("case", METRICS)
+@pytest.mark.parametrize("optimizer_of", [RiemannianSGD, RiemannianAdam])
+def test_the_step_is_the_same_once_the_normal_part_is_dropped(optimizer_of: Any, case: str, dtype: torch.dtype) -> None:
+    """The part that `project` drops is orthogonal to all tangent vectors, so that the gradient in no metric has it."""
+    manifold, shape = METRICS[case]
+    p = nn.Parameter(manifold.random(*shape, dtype=dtype))
+    twin = nn.Parameter(p.detach().clone())
+    g = torch.randn(*shape, dtype=dtype)
+    p.grad, twin.grad = manifold.project(p.detach(), g), g
+    start = p.detach().clone()
+    for parameter in (p, twin):
+        optimizer_of([{"params": [parameter], "manifold": manifold}], lr=0.1).step()
+    assert (p - start).abs().max() > 1e-3
+    # a few products of sums of at most 18 terms of size 1 differ by rounding; a step is not longer than its vector
+    assert (p - twin).abs().max() < 100 * torch.finfo(dtype).eps
 
 
 def tangent_norm(net: nn.Module) -> Tensor:
