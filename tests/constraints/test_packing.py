@@ -202,9 +202,19 @@ def test_bilinear() -> None:
     ("make", "name", "manifold", "problem"),
     [
         # points of as many axes as the tensor: it would be one point
-        (lambda: nn.GRU(3, 4), "weight_hh_l0", Stiefel, r"Stiefel would constrain the \(12, 4\) stack and not each gate"),
+        (
+            lambda: nn.GRU(3, 4),
+            "weight_hh_l0",
+            Stiefel,
+            r"Stiefel would constrain the \(12, 4\) stack and not each gate",
+        ),
         # of fewer axes: a batch of points of which nothing is said
-        (lambda: nn.Conv2d(4, 6, 3), "weight", Stiefel, r"Stiefel alone does not say what of the \(6, 4, 3, 3\) tensor"),
+        (
+            lambda: nn.Conv2d(4, 6, 3),
+            "weight",
+            Stiefel,
+            r"Stiefel alone does not say what of the \(6, 4, 3, 3\) tensor",
+        ),
         (lambda: nn.Bilinear(4, 3, 5), "weight", Stiefel, r"Stiefel alone does not say what of the \(5, 4, 3\) tensor"),
         # a product: another number of blocks
         (lambda: nn.GRU(3, 4), "weight_hh_l0", Stiefel**2, r"Stiefel\*\*2 would cut it into 2 blocks"),
