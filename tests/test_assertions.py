@@ -10,8 +10,8 @@ import pytest
 
 HERE = Path(__file__).parent
 FILES = sorted(file.relative_to(HERE).as_posix() for file in HERE.rglob("test_*.py"))
-# Calls that assert: of pytest, torch, numpy, this library and the methods and helpers of tests.
-ASSERTS = ("raises", "warns", "fail", "check", "gradcheck", "gradgradcheck", "assert")
+# Calls that assert: of pytest, torch, numpy, hypothesis.find, subprocess.run(check=True), this library and the methods and helpers of tests.
+ASSERTS = ("raises", "warns", "fail", "check", "gradcheck", "gradgradcheck", "assert", "find")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -23,6 +23,8 @@ def called(node: ast.AST) -> Iterator[str]:
             yield each.id
         elif isinstance(each, ast.Attribute):
             yield each.attr
+        elif isinstance(each, ast.keyword) and each.arg == "check":
+            yield "check"
 
 
 def asserts(function: ast.AST, functions: dict[str, ast.AST], seen: frozenset[str] = frozenset()) -> bool:
