@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._cayley import cayley_move
 from ._exponential import exp_move
-from ._linalg import skew
+from ._linalg import newton_schulz, skew
 from ._tiny import batch_last, in_order_of, product
 from .retractions import Retraction, cayley, exp, polar
 
@@ -51,7 +51,7 @@ def polar_factor(a: Inexact[Tensor, "*batch n p"]) -> Inexact[Tensor, "*batch n 
     Raises ValueError where A has no unique nearest one: not finite, or of deficient rank.
     """
     w, _, vh = full_rank_svd(a)
-    return w @ vh
+    return newton_schulz(w @ vh)
 
 
 def haar(
@@ -63,7 +63,7 @@ def haar(
     """The polar factor of a Gaussian matrix, which is uniform: a Gaussian of poor condition has one as good as any."""
     gaussian = torch.randn(*shape, generator=generator, dtype=dtype, device=device)
     w, _, vh = torch.linalg.svd(gaussian, full_matrices=False)
-    return w @ vh  # type: ignore[no-any-return]
+    return newton_schulz(w @ vh)
 
 
 def full_rank_svd(a: Inexact[Tensor, "*batch n p"]) -> tuple[Tensor, Tensor, Tensor]:

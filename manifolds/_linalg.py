@@ -66,7 +66,7 @@ def orthogonality_error(x: Inexact[Tensor, "*batch n p"]) -> Float[Tensor, "*bat
 def newton_schulz(x: Inexact[Tensor, "*batch n p"]) -> Inexact[Tensor, "*batch n p"]:
     """X (3I - X^H X) / 2: orthogonality error e becomes 3/4 e^2. Two products."""
     if x.shape[-2] < x.shape[-1]:
-        return newton_schulz(x.mH).mH
+        return 1.5 * x - (x @ x.mH).mul(0.5) @ x
     kept, x = x, batch_last(x)
     return in_order_of(product(x, product(x.mH, x), 1.5 * x, -0.5), kept)
 

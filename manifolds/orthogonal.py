@@ -252,8 +252,7 @@ def _turned(w: Square, s: Float[Tensor, "*batch n"], vh: Square) -> Square:
         turn = torch.polar(torch.ones_like(phases), -phases)
     else:
         turn = torch.cat([torch.ones_like(s[..., :-1]), phase.unsqueeze(-1)], -1)
-    y: Tensor = (w * turn.unsqueeze(-2)) @ vh
-    return y
+    return newton_schulz((w * turn.unsqueeze(-2)) @ vh)
 
 
 def _phases(s: Float[Tensor, "*batch n"], total: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch n"]:
