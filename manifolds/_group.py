@@ -78,7 +78,7 @@ def unique_svd(
     Raises ValueError where A is not finite, or where the gap, 0 where no nearest matrix is unique, is not; where values
     cannot be looked at, the result is NaN there.
     """
-    a = a.detach()
+    a = a.detach().resolve_conj()  # a view of the conjugate is not for vmap
     look = not is_traced()
     if look and not whole(torch.isfinite(a)).all():
         raise ValueError(
