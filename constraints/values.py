@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, tolerance
-from manifolds._linalg import is_transformed
+from manifolds._transforms import is_transformed
 
 from .inside import is_traced
 from .precision import exact_products
@@ -207,9 +207,9 @@ def _check_signs(manifold: Manifold, x: Tensor, who: str) -> None:
     negative, count = _reflections(manifold, x, NEAR)
     if negative:
         raise ValueError(
-            f"{who}, shape {tuple(x.shape)}, has {negative} of {count} orthogonal matrices with determinant -1, and "
-            f"every matrix of {manifold} is at a distance of 2 or more. Orthogonal admits them; pass "
-            f"init={code(manifold)}.nearest to take the nearest rotation, or init='haar'."
+            f"{who}, shape {tuple(x.shape)}, has {negative} of {count} orthogonal matrices with determinant -1: many "
+            f"rotations are at a distance of 2, and none is nearer. Orthogonal admits them; for a random rotation pass "
+            f"init='haar'."
         )
 
 

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import _InverseSqrt, is_transformed, may_look, may_overwrite, newton_schulz, orthogonality_error
+from ._linalg import _InverseSqrt, may_look, may_overwrite, newton_schulz, orthogonality_error
 from ._tiny import largest_norm
+from ._transforms import is_transformed
 
 Points = Inexact[Tensor, "*batch n p"]
 

@@ -31,6 +31,11 @@ def _tall(retraction: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(retraction)
     def either(x: Tensor, v: Tensor, **options: object) -> Tensor:
+        if x.shape[-2:] != v.shape[-2:] or x.dim() < 2:
+            raise ValueError(
+                f"the points and tangent vectors of {retraction.__name__} are matrices of one shape, with batch axes "
+                f"before; got shapes {tuple(x.shape)} and {tuple(v.shape)}."
+            )
         if x.shape[-2] < x.shape[-1]:
             return retraction(x.mH, v.mH, **options).mH
         return retraction(x, v, **options)
@@ -87,6 +92,7 @@ def exp(x: Point, v: Point, *, metric: Metric = "euclidean") -> Point:
     k = v - x @ a
     s = sym(k.mH @ k)
     # the basis [X, K / scale] keeps the exponent balanced for long steps; the result does not depend on scale
+    x = x.expand(k.shape)
     scale = s.detach().diagonal(dim1=-2, dim2=-1).real.sum(-1).sqrt().clamp_min(1)[..., None, None]
     eye = eye_like(a).expand(a.shape)
     m = 1 if metric == "canonical" else 2
