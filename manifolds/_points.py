@@ -39,9 +39,15 @@ def length(a: Inexact[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
 
 def broadcast(manifold: Pointed, *tensors: Inexact[Tensor, "..."]) -> tuple[Tensor, ...]:
     """The tensors with the batch axes of all of them. ValueError where their points have different shapes."""
-    shape, ndim = tensors[0].shape, manifold.ndim
-    if all(t.shape == shape for t in tensors[1:]):
-        return tensors
+    shape = tensors[0].shape
+    for t in tensors:
+        if t.shape != shape:
+            return _broadcast(manifold, tensors)
+    return tensors
+
+
+def _broadcast(manifold: Pointed, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    ndim = manifold.ndim
     shapes = [tuple(t.shape) for t in tensors]
     points = {s[len(s) - ndim :] for s in shapes if len(s) >= ndim}
     if len(points) > 1 or min(map(len, shapes)) < ndim:

@@ -5,7 +5,7 @@ what it gives is the constant start of an iteration of plain torch operations, t
 solved in the singular basis. Each step is right to one order more in dA, so that derivatives up to ORDER, in every
 mode of differentiation, are those of the nearest point: dQ = Q Omega + (I - Q Q^H) dA P^-1 with P = Q^H A and
 Omega P + P Omega = Q^H dA - dA^H Q.
-Source: Higham, Functions of Matrices (2008), section 8.2 and problem 8.10, for the equation.
+Source: Higham, Functions of Matrices (2008), chapter 8, on the polar decomposition.
 """
 
 from __future__ import annotations
