@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from constraints import Riemannian, constrain
-from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim import RiemannianAdam, RiemannianSGD, bucket
+from constraints.optim import optimizer as optimizers
 from constraints.optim.optimizer import RiemannianOptimizer
 from manifolds import BlockSpec, Euclidean, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel, retractions
 
@@ -153,3 +154,39 @@ def test_a_run_goes_on_bit_for_bit(held: str, kind: str, tmp_path: Path) -> None
         if cut:  # torch takes a step of length zero to find out which state a fresh optimizer has, and counts it
             assert same(net.state_dict(), straight.state_dict())
             assert same(optimizer.state_dict(), whole.state_dict())
+
+
+# A step of length zero, as torch takes to find out which state there is ---------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("looks", [True, False], ids=["looks", "does not look"])
+@pytest.mark.parametrize("tensor", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("held", HELD)
+def test_a_step_of_length_zero_moves_nothing(
+    held: str, kind: str, tensor: bool, looks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At first and in the middle of a run, on a CPU and, as on an accelerator, without a look at values."""
+    if not looks and held == "many tiny":
+        pytest.skip("matrices are in tiles on a CPU only")
+    if not looks:
+        for module in (bucket, optimizers):
+            monkeypatch.setattr(module, "can_look", lambda device: False)
+    for steps in (0, 3):
+        net, moving = build(held, kind)
+        run(net, moving, 0, steps)
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        lr: Any = torch.tensor(0.0) if tensor else 0.0
+        for group in moving.param_groups:
+            group["lr"] = lr
+        run(net, moving, steps, steps + 3)
+        assert same(dict(net.state_dict()), before)
+        for group in moving.param_groups:
+            group["lr"] = 0.05
+        run(net, moving, 7, 8)
+        assert not torch.equal(net.weight, before["weight"])
+        factor, _, dtype = HELD[held]
+        manifold = factor() if isinstance(factor, type) else factor
+        wide = net.weight.detach().to(dtype if dtype.is_complex else torch.promote_types(dtype, torch.float32))
+        assert bool((manifold.residual(wide) <= 128 * torch.finfo(dtype).eps).all())
