@@ -124,6 +124,14 @@ def lyapunov(y: Square, c: Square) -> Square:
     return _Lyapunov.apply(y, c, values, q)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def cholesky(s: Square) -> Square:
+    """L with L L^H = S. On accelerators, which torch would wait for to raise an error, NaN where there is none."""
+    if not on_accelerator(s):
+        return torch.linalg.cholesky(s)  # type: ignore[no-any-return]
+    factor, info = torch.linalg.cholesky_ex(s)
+    return torch.where((info == 0)[..., None, None], factor, torch.nan)
+
+
 def on_accelerator(x: Tensor) -> bool:
     """Whether to look at a value is to wait for it, and to factorize is slow."""
     return not x.is_cpu

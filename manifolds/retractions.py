@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._cayley import cayley_move
 from ._exponential import exp_move, matrix_exp
-from ._linalg import eye_like, resolvent, skew, sym
+from ._linalg import cholesky, eye_like, resolvent, skew, sym
 from ._mend import inverse_sqrt_and_condition, largest_square, length_of, orthonormal, unit_columns, wider
 from ._tiny import largest_norm
 
@@ -66,9 +66,7 @@ def cayley(x: Point, v: Point) -> Point:
     if wide := wider(condition, v.dtype):
         return cayley(x.to(wide), v.to(wide)).to(v.dtype)
     # B = L^-H (I - (L^-1 A L^-H)/2)^-1 L^-1 with L L^H = I + S/4
-    inverse = torch.linalg.solve_triangular(
-        torch.linalg.cholesky(eye_like(a) + s / 4), eye_like(a).expand(a.shape), upper=False
-    )
+    inverse = torch.linalg.solve_triangular(cholesky(eye_like(a) + s / 4), eye_like(a).expand(a.shape), upper=False)
     b = inverse.mH @ resolvent(skew(inverse @ a @ inverse.mH)) @ inverse
     return orthonormal(unit_columns((2 * x + k) @ b - x), condition)
 
@@ -148,4 +146,4 @@ def polar(x: Point, v: Point) -> Point:
 
 def _by_cholesky(y: Tensor, s: Tensor) -> Tensor:
     """Y R^-1 with R^H R = S = Y^H Y."""
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(s).mH, y, upper=True, left=False)  # type: ignore[no-any-return]
+    return torch.linalg.solve_triangular(cholesky(s).mH, y, upper=True, left=False)  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.accelerator import report
 from benchmarks.accelerator.__main__ import SECONDS, all_checks, main
 from benchmarks.accelerator.checks import Check, Place, require, run_all, write
 from benchmarks.accelerator.pretend import Waits, pretended
@@ -82,3 +83,13 @@ def test_what_is_pretended_is_undone() -> None:
 def test_a_run_without_a_device_says_so() -> None:
     with pytest.raises(SystemExit, match="no CUDA device"):
         main([])
+
+
+def test_the_page_shows_the_run_that_is_kept() -> None:
+    text = (report.DOCS / "accelerators.md").read_text()
+    assert report.docs(report.kept()) in text
+
+
+def test_without_a_run_nothing_is_claimed() -> None:
+    assert report.docs(None).startswith("*Not measured*")
+    assert report.docs({"pretended": True}).startswith("*Not measured*")
