@@ -16,7 +16,7 @@ SECTIONS = {
     "contract": "Contract of the manifolds, in float32, float64, complex64 and complex128",
     "waiting": "Without waiting, in CUDA graphs, compiled",
 }
-STEPS = ("step of", "ours", "fused Adam", "our products alone", "/ products", "POGO", "geoopt", "max|QᵀQ − I|")
+STEPS = ("step of", "ours", "fused Adam", "our products alone", "/ products", "POGO", "geoopt", "max|QᵀQ - I|")
 TARGETS = {"1024 x 1024": 1.5, "2048 x 2048": 1.5, "4096 x 4096": 1.5, "4096 x 256": 2.0}
 
 
