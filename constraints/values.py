@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, tolerance
+from manifolds._points import check_map
 from manifolds._transforms import is_transformed
 
 from .inside import is_traced
@@ -82,7 +83,7 @@ def nearest(manifold: Manifold, x: Tensor, who: str) -> Tensor:
     exact = (x.cpu() if x.device.type == "mps" else x).to(torch.promote_types(x.dtype, torch.float64))
     try:
         with exact_products(x.device.type):
-            y = manifold.nearest(exact).to(x)
+            y = check_map(manifold, "nearest", exact, manifold.nearest(exact)).to(x)
     except ValueError as error:
         where, reason = _culprit(manifold, exact)
         raise ValueError(f"{who}, shape {tuple(x.shape)}{where}: {reason or error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -38,12 +39,42 @@ def length(a: Inexact[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
 
 
 def broadcast(manifold: Pointed, *tensors: Inexact[Tensor, "..."]) -> tuple[Tensor, ...]:
-    """The tensors with the batch axes of all of them. ValueError where their points have different shapes."""
+    """The tensors with the batch axes of all of them. ValueError where their points have different shapes, or no axes
+    of a point."""
     shape = tensors[0].shape
     for t in tensors:
         if t.shape != shape:
             return _broadcast(manifold, tensors)
+    check_axes(manifold, shape)
     return tensors
+
+
+def check_axes(manifold: Pointed, shape: Sequence[int]) -> None:
+    """ValueError where a tensor of this shape has fewer axes than a point."""
+    if len(shape) < manifold.ndim:
+        raise ValueError(
+            f"points and tangent vectors of {manifold} have {manifold.ndim} axes, and batch axes before them; got "
+            f"shape {tuple(shape)}. Give the tensor the axes of a point, as by reshape or unsqueeze."
+        )
+
+
+def sizes(shape: tuple[int | Sequence[int], ...]) -> tuple[int, ...]:
+    """The shape that was given as numbers or as one tuple of them. TypeError for anything else."""
+    one = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    if not all(hasattr(size, "__index__") for size in one):
+        raise TypeError(f"the shape of random points is written as random(4, 3) or random((4, 3)); got {shape}.")
+    return tuple(one)
+
+
+def check_map(manifold: Pointed, name: str, x: Tensor, y: Tensor) -> Tensor:
+    """y; ValueError where it, the result of the manifold's map of this name, is not of the shape and dtype of x."""
+    if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
+        got = f"{tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise ValueError(
+            f"{manifold}.{name} of a tensor of shape {tuple(x.shape)} of {x.dtype} is a tensor of the same shape and "
+            f"dtype; got {got}. Mend {type(manifold).__name__}.{name}, and see manifolds.testing.check_manifold."
+        )
+    return y
 
 
 def _broadcast(manifold: Pointed, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

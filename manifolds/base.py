@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from ._points import broadcast, inner, length, root
+from ._points import broadcast, check_axes, check_map, inner, length, root, sizes
 
 if TYPE_CHECKING:
     from .product import ProductManifold
@@ -96,7 +96,8 @@ class Manifold(ABC, metaclass=ManifoldMeta):
 
     def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
         """|x - nearest(x)|, one number per point: the distance from feasibility. NaN where x has a NaN."""
-        return length(x - self.nearest(x), self.ndim)
+        check_axes(self, x.shape)
+        return length(x - check_map(self, "nearest", x, self.nearest(x)), self.ndim)
 
     def contains(self, x: Inexact[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """residual(x) <= `tolerance`(x.dtype), one truth value per point; False where x has a NaN."""
@@ -131,14 +132,18 @@ class Manifold(ABC, metaclass=ManifoldMeta):
 
     def random(
         self,
-        *shape: int,
+        *shape: int | Sequence[int],
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Inexact[Tensor, "..."]:
-        """A random point of this shape: nearest(Gaussian), which is uniform where M is a compact homogeneous space."""
-        self.dim(shape)
-        return self.nearest(torch.randn(shape, generator=generator, dtype=dtype, device=device))
+        """A random point of this shape: nearest(Gaussian), which is uniform where M is a compact homogeneous space.
+
+        The shape is numbers or one tuple of them.
+        """
+        self.dim(shape := sizes(shape))
+        gaussian = torch.randn(shape, generator=generator, dtype=dtype, device=device)
+        return check_map(self, "nearest", gaussian, self.nearest(gaussian))
 
     # What engines (optimizers, trivializations) call. An author of a manifold never has to know. ----------
     # Coordinates of a tangent vector are a tensor of the shape of the point: the vector itself by default;

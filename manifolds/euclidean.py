@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._points import broadcast
+from ._points import broadcast, sizes
 from .base import GeodesicManifold
 
 Points = Inexact[Tensor, "*batch"]
@@ -59,13 +59,13 @@ class Euclidean(GeodesicManifold):
 
     def random(
         self,
-        *shape: int,
+        *shape: int | Sequence[int],
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Points:
         """Standard normal entries."""
-        return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+        return torch.randn(sizes(shape), generator=generator, dtype=dtype, device=device)
 
     def exp(self, x: Points, v: Points) -> Points:
         """x + v."""

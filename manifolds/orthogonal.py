@@ -13,9 +13,9 @@ from . import _group, _rotation, _steps
 from ._cayley import cayley_step
 from ._determinant import determinant_phase, unit_determinant
 from ._linalg import eye_like, newton_schulz, orthogonality_error, skew
-from ._points import broadcast, inner
+from ._points import broadcast, inner, sizes
 from .base import Manifold, check_ndim
-from .retractions import Retraction, cayley, polar
+from .retractions import Retraction, cayley, check_retraction, polar
 
 Square = Inexact[Tensor, "*batch n n"]
 
@@ -40,6 +40,9 @@ class Orthogonal(Manifold):
     ndim = 2
     constant_norm = True
 
+    def __post_init__(self) -> None:
+        check_retraction("Orthogonal", self.retraction)
+
     def project(self, x: Square, a: Square) -> Square:
         """X skew(X^H A)."""
         _check_square("Orthogonal", x.shape)
@@ -56,13 +59,13 @@ class Orthogonal(Manifold):
 
     def random(
         self,
-        *shape: int,
+        *shape: int | Sequence[int],
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Square:
         """A uniform (Haar) random point."""
-        self.dim(shape)
+        self.dim(shape := sizes(shape))
         return _group.haar(shape, generator, dtype, device)
 
     def residual(self, x: Square) -> Float[Tensor, "*batch"]:
@@ -131,6 +134,9 @@ class SpecialOrthogonal(Manifold):
     ndim = 2
     constant_norm = True
 
+    def __post_init__(self) -> None:
+        check_retraction("SpecialOrthogonal", self.retraction)
+
     def project(self, x: Square, a: Square) -> Square:
         """X skew(X^H A), less its trace part on SU(n)."""
         _check_square("SpecialOrthogonal", x.shape)
@@ -150,13 +156,13 @@ class SpecialOrthogonal(Manifold):
 
     def random(
         self,
-        *shape: int,
+        *shape: int | Sequence[int],
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Square:
         """A uniform (Haar) random point: the rotation nearest to a Gaussian matrix."""
-        self.dim(shape)
+        self.dim(shape := sizes(shape))
         gaussian = torch.randn(*shape, generator=generator, dtype=dtype, device=device)
         return _rotation.turned(*torch.linalg.svd(gaussian))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._points import broadcast
+from ._points import broadcast, check_map, sizes
 from .base import Manifold, check_ndim
 from .layout import BlockSpec, Layout
 
@@ -67,6 +67,19 @@ class ProductManifold(Manifold):
     def __len__(self) -> int:
         return len(self.factors)
 
+    def __iter__(self) -> Iterator[Manifold]:
+        return iter(self.factors)
+
+    def __getitem__(self, i: int) -> Manifold:
+        """The i-th factor, negative i from the end. TypeError for a slice, which would not say which layout it has."""
+        if not hasattr(i, "__index__"):
+            raise TypeError(
+                f"{self}[i] is its factor i, a number; got {i!r}. For several write ProductManifold(M.factors[:2])."
+            )
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{self} has {len(self)} factors, from 0 to {len(self) - 1}; got index {i}.")
+        return self.factors[i]
+
     def __repr__(self) -> str:
         """Python that makes an equal product, as far as the reprs of its factors do."""
         runs: list[tuple[Manifold, int]] = []
@@ -92,7 +105,7 @@ class ProductManifold(Manifold):
         """Whether the layout is the default one: k equal blocks stacked on axis 0."""
         return self.layout == BlockSpec(rows=len(self.factors), axis=0)
 
-    @property
+    @cached_property
     def ndim(self) -> int:
         return self._where.ndim(max(f.ndim for f in self.factors))
 
@@ -138,7 +151,7 @@ class ProductManifold(Manifold):
         return self._map(lambda m, *t: m.project(*t), x, a)
 
     def nearest(self, x: Tensor) -> Tensor:
-        return self._map(lambda m, *t: m.nearest(*t), x)
+        return self._map(lambda m, t: check_map(m, "nearest", t, m.nearest(t)), x)
 
     def dim(self, shape: Sequence[int]) -> int:
         count, point = check_ndim(self, shape, self.ndim)
@@ -165,13 +178,13 @@ class ProductManifold(Manifold):
 
     def random(
         self,
-        *shape: int,
+        *shape: int | Sequence[int],
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
         """A packed tensor of independent random points of the factors."""
-        self.dim(shape)
+        self.dim(shape := sizes(shape))
         point = self._point(shape)
         batch, blocks, stacks = shape[: len(shape) - len(point)], self._where.shapes(point), []
         for factor, indices in self._runs(point):

@@ -11,7 +11,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from ._linalg import may_look
-from ._points import broadcast, inner, length
+from ._points import broadcast, check_axes, inner, length
 from ._transforms import whole
 from .base import GeodesicManifold, check_ndim
 
@@ -40,6 +40,7 @@ class Sphere(GeodesicManifold):
 
     def nearest(self, x: Points) -> Points:
         """x / |x|. Raises ValueError for a zero vector, which every point of the sphere is nearest to."""
+        check_axes(self, x.shape)
         # entries scaled by the largest first: the square of a tiny or huge vector would under- or overflow
         largest = x.detach().abs().amax(-1, keepdim=True)
         if may_look(x) and bool(whole(largest == 0).any()):
@@ -57,6 +58,7 @@ class Sphere(GeodesicManifold):
 
     def residual(self, x: Points) -> Float[Tensor, "*batch"]:
         """| |x| - 1 |."""
+        check_axes(self, x.shape)
         return (length(x, 1) - 1).abs()
 
     def retract(self, x: Points, v: Points) -> Points:

@@ -13,9 +13,9 @@ from torch import Tensor
 from . import _group, _steps
 from ._cayley import cayley_step
 from ._linalg import newton_schulz, orthogonality_error, skew, sym
-from ._points import broadcast, inner
+from ._points import broadcast, check_axes, inner, sizes
 from .base import Manifold, check_ndim
-from .retractions import Metric, Retraction, cayley, exp, polar, qr
+from .retractions import Metric, Retraction, cayley, check_retraction, exp, polar, qr
 
 Points = Inexact[Tensor, "*batch n p"]
 
@@ -48,11 +48,7 @@ class Stiefel(Manifold):
     def __post_init__(self) -> None:
         if self.metric not in get_args(Metric):
             raise ValueError(f"the metric of Stiefel is 'euclidean' or 'canonical'; got {self.metric!r}.")
-        if not callable(self.retraction):
-            raise TypeError(
-                f"the retraction of Stiefel is a function (x, v) -> y; got {self.retraction!r}. "
-                f"Pass manifolds.retractions.polar, qr, cayley or exp, or a function of your own."
-            )
+        check_retraction("Stiefel", self.retraction)
 
     def project(self, x: Points, a: Points) -> Points:
         """A - X sym(X^H A)."""
@@ -63,6 +59,7 @@ class Stiefel(Manifold):
 
     def nearest(self, x: Points) -> Points:
         """The polar factor W V^H of X = W S V^H. Raises ValueError for deficient rank, NaN or Inf."""
+        check_axes(self, x.shape)
         return _group.polar_factor(x)
 
     def dim(self, shape: Sequence[int]) -> int:
@@ -73,17 +70,18 @@ class Stiefel(Manifold):
 
     def random(
         self,
-        *shape: int,
+        *shape: int | Sequence[int],
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Points:
         """A uniform (Haar) random point."""
-        self.dim(shape)
+        self.dim(shape := sizes(shape))
         return _group.haar(shape, generator, dtype, device)
 
     def residual(self, x: Points) -> Float[Tensor, "*batch"]:
         """max |X^H X - I|; max |X X^H - I| for n < p."""
+        check_axes(self, x.shape)
         return orthogonality_error(x)
 
     def gradient(self, x: Points, g: Points) -> Points:
