@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip
 # Two test processes share two cores; more threads inside each would only contend.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo tutorials test slow bench docs format clean
+.PHONY: demo tutorials test slow matrix mutants bench docs format clean
 
 demo: $(VENV)/.has-demo
 	$(BIN)/python tutorials/01_orthogonal_gru.py
@@ -24,6 +24,20 @@ test: $(VENV)/.has-test,demo,docs
 
 slow: $(VENV)/.has-test,demo,docs
 	$(PYTEST) -n 2 --dist worksteal -m slow
+
+# the tests under ten other seeds, each with one of the instruction sets and one or two threads; a table at its end
+matrix: $(VENV)/.has-test,demo,docs
+	$(BIN)/python -m tests.matrix $(MATRIX)
+
+# hours: which changes of one operator no test sees, in one file: make mutants MUTANTS=manifolds/sphere.py MUTANT_TESTS=tests/manifolds/test_sphere.py
+MUTANTS ?= manifolds/sphere.py
+MUTANT_TESTS ?= tests/manifolds/test_sphere.py
+mutants: $(VENV)/.has-test,demo,docs,mutation
+	printf '[cosmic-ray]\nmodule-path = "%s"\ntimeout = 300\nexcluded-modules = []\ntest-command = "%s"\n[cosmic-ray.distributor]\nname = "local"\n' \
+		"$(MUTANTS)" "$(BIN)/python -m pytest -x -q -p no:cacheprovider $(MUTANT_TESTS)" > mutants.toml
+	$(BIN)/cosmic-ray init mutants.toml mutants.sqlite
+	OMP_NUM_THREADS=1 $(BIN)/cosmic-ray exec mutants.toml mutants.sqlite
+	$(BIN)/cr-report --show-pending mutants.sqlite | tail -n 40
 
 # make bench BENCH="--rows gru"
 bench: $(VENV)/.has-bench

@@ -101,7 +101,5 @@ def _master(optimizer: Optimizer, p: nn.Parameter) -> Tensor:
 
 
 def _unrounded(holder: Any) -> Tensor:
-    held, original = holder.parametrizations.weight[0], holder.parametrizations.weight.original
-    manifold, base = held.manifold, held.base_point
-    point: Tensor = manifold.move(base, manifold.coordinates(base, original))
+    point: Tensor = holder.parametrizations.weight[0].exact(holder.parametrizations.weight.original)
     return point

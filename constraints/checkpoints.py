@@ -111,7 +111,8 @@ def _entries(each: Held, where: str, state: dict[str, Any]) -> tuple[list[str], 
         value = _point(each, plain, state[plain])
         if isinstance(each.method, Trivialization):
             return [plain], {original: torch.zeros_like(value), base: value}
-        return [], {plain: value}
+        # a half precision weight is a point rounded; the nearest point may be rounded to another one
+        return [], {} if value.dtype != each.like.dtype else {plain: value}
     if original in state and base in state:
         at, c = _point(each, base, state[base]), state[original]
         check_finite(c, f"{original} of the checkpoint")

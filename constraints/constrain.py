@@ -17,7 +17,9 @@ from .held import Held, held
 from .method import Method, Site
 from .names import describe, match, tensors
 from .packing import check_packing, packing_of
-from .riemannian import Records, constrained
+from .progress import shown
+from .records import Records, constrained
+from .riemannian import Riemannian
 from .trivialization import Trivialization, trivialized
 from .values import Init, check_whole, initial
 
@@ -48,9 +50,10 @@ def constrain(
     manifolds), "identity", "torus" (rotations by uniform angles in pairs of axes), a tensor or a function of the
     present value that returns one, each within 1e-3 of the manifold.
 
+    A Parameter that `Riemannian` holds may be given again, with the same manifold, to bring it back after a write.
     Raises ValueError or TypeError, and leaves the module as it was, where a name matches nothing, a tensor is
-    constrained already or shared with one that is not constrained too, the manifold, the layout and the shape do not
-    fit, a packed tensor needs a layout, or there is no initial value.
+    constrained in another way already or shared with one that is not constrained too, the manifold, the layout and the
+    shape do not fit, a packed tensor needs a layout, or there is no initial value.
 
     >>> gru = constrain(torch.nn.GRU(5, 8), "weight_hh_l0", Stiefel**3)
     >>> conv = torch.nn.Conv2d(4, 8, 3)
@@ -70,9 +73,11 @@ def constrain(
             sites.append(Site(full, owner, attribute, parameter))
     _check_ties(module, shared, method)
     plan = []
-    for sites in shared.values():
+    named = ((sites[0].name, sites[0].parameter.numel(), sites) for sites in shared.values())
+    for sites in shown(named, len(shared)):
         try:
             chosen = _fit(manifold, layout, sites[0])
+            _check_same(sites[0], chosen, known)
         except ValueError as error:
             raise ValueError(f"{error}{_among(name, sites[0], shared.values())}") from error
         plan.append((sites, chosen, initial(chosen, sites[0].parameter, init, str(sites[0]))))
@@ -133,7 +138,7 @@ def _free_parameter(
         )
     parameter = owner._parameters[attribute]
     assert parameter is not None
-    if id(parameter) in known:
+    if id(parameter) in known and not isinstance(method, Riemannian):
         records, place = known[id(parameter)]
         raise ValueError(
             f"{who} is constrained already, to {records.manifolds[place]} by Riemannian(). Call unconstrain first."
@@ -150,6 +155,15 @@ def _free_parameter(
             f"{method} holds {dtypes}. Convert the module with .float()."
         )
     return parameter
+
+
+def _check_same(site: Site, manifold: Manifold, known: dict[int, tuple[Records, str]]) -> None:
+    """ValueError where `Riemannian` holds the Parameter on another manifold."""
+    records, place = known.get(id(site.parameter), (None, ""))
+    if records is not None and records.manifolds[place] != manifold:
+        raise ValueError(
+            f"{site} is constrained already, to {records.manifolds[place]} by Riemannian(). Call unconstrain first."
+        )
 
 
 def _among(name: str | Sequence[str], site: Site, groups: Collection[Sequence[Site]]) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .names import describe
+from .records import KEY
 from .resetting import make_resettable
 
 
@@ -96,6 +97,8 @@ def _restore(module: nn.Module, state: dict[str, Any]) -> None:
         module.register_parameter(attribute, nn.Parameter(torch.empty(0)))
         parametrize.register_parametrization(module, attribute, nn.Identity(), unsafe=True)
         module.parametrizations[attribute] = coordinates  # type: ignore[operator]
+    if KEY in module.__dict__:
+        module.__dict__[KEY].modules = module._modules
     make_copyable(module)
 
 

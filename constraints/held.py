@@ -13,7 +13,8 @@ from manifolds import Manifold
 
 from .method import Method
 from .names import owners
-from .riemannian import Riemannian, recorded
+from .records import recorded
+from .riemannian import Riemannian
 from .trivialization import Coordinates, Trivialization, coordinates_of, trivialized
 
 
@@ -29,14 +30,23 @@ class Held:
 
     @property
     def weight(self) -> Tensor:
-        """The present value, without its graph. ValueError where the coordinates are such that there is none."""
-        weight: Tensor = getattr(self.owner, self.attribute)
-        return weight.detach()
+        """The present point, without its graph and without what torch composes on top of it, as a gain. ValueError
+        where the coordinates are such that there is none."""
+        coordinates = self.coordinates
+        if coordinates is None:
+            return getattr(self.owner, self.attribute).detach()  # type: ignore[no-any-return]
+        return coordinates[0](coordinates.original).detach()  # type: ignore[no-any-return]
 
     @property
     def coordinates(self) -> Coordinates | None:
         """What a `Trivialization` computes the weight from; None under another engine."""
         return dict(coordinates_of(self.owner)).get(self.attribute)
+
+    @property
+    def composed(self) -> tuple[str, ...]:
+        """The kinds of the parametrizations on top of the point, which compute the tensor of the module from it."""
+        coordinates: Any = self.coordinates
+        return () if coordinates is None else tuple(type(each).__name__.lstrip("_") for each in list(coordinates)[1:])
 
     @property
     def like(self) -> Tensor:

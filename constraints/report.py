@@ -22,6 +22,8 @@ SHOWN = 4  # factors of a row, each with its own numbers; of more, the worst
 class Record:
     """One constraint of a model.
 
+    It is of the constrained tensor itself, also where a parametrization on top, as a gain, makes another one of it.
+    composed: the kinds of those on top.
     residuals: the worst residual of each factor over the batch; NaN where the weight has a NaN.
     determinants: for each factor "+", "-", or "+-" within a batch, for real orthogonal blocks; "" for others.
     """
@@ -34,6 +36,7 @@ class Record:
     dtype: torch.dtype
     residuals: tuple[float, ...]
     determinants: tuple[str, ...]
+    composed: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -82,6 +85,7 @@ def _record(each: Held) -> Record:
         dtype,
         tuple(_worst(factor, block) for factor, block in blocks),
         tuple(_sign(factor, block) for factor, block in blocks),
+        each.composed,
     )
 
 
@@ -117,7 +121,7 @@ def _row(record: Record) -> tuple[str, ...]:
         # the layout has a column of its own
         repr(ProductManifold(manifold.factors) if isinstance(manifold, ProductManifold) else manifold),
         "" if record.layout is None else repr(record.layout),
-        repr(record.method),
+        ", then ".join([repr(record.method), *record.composed]),
         _residuals(record.residuals),
         _determinants(record.determinants) if any(record.determinants) else "",
     )

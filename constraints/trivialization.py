@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import LBFGS, Optimizer
 
 from manifolds import Manifold
-from manifolds._linalg import is_transformed
+from manifolds._transforms import is_transformed
 
 from .copying import forget_computed_weights, make_copyable
 from .inside import is_traced

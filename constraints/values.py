@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, tolerance
-from manifolds._linalg import is_transformed
+from manifolds._transforms import is_transformed
 
 from .inside import is_traced
 from .precision import exact_products
@@ -127,9 +127,12 @@ def check_finite(x: Tensor, who: str) -> None:
 def check_whole(p: Tensor, who: str) -> None:
     """ValueError where p is sharded over processes: what is a constraint on a tensor says nothing about its shards."""
     if hasattr(p, "placements") and hasattr(p, "to_local"):  # DTensor, which takes a second to import
+        here = tuple(p.to_local().shape)
         raise ValueError(
-            f"{who}, shape {tuple(p.shape)}, is sharded over processes, as by fully_shard; a constraint is on the "
-            f"whole tensor. Leave it out of the sharding, as by ignored_params=, or use DistributedDataParallel."
+            f"{who}, shape {tuple(p.shape)}, is sharded over processes, as by fully_shard, with shape {here} here; a "
+            f"constraint is on the whole tensor. Constrain the model before and wrap it in DistributedDataParallel, or "
+            f"shard it without the constraint: unconstrain it before. Not by ignored_params= alone: nobody averages "
+            f"the gradients that it leaves out, and the processes drift apart."
         )
 
 
@@ -204,9 +207,9 @@ def _check_signs(manifold: Manifold, x: Tensor, who: str) -> None:
     negative, count = _reflections(manifold, x, NEAR)
     if negative:
         raise ValueError(
-            f"{who}, shape {tuple(x.shape)}, has {negative} of {count} orthogonal matrices with determinant -1, and "
-            f"every matrix of {manifold} is at a distance of 2 or more. Orthogonal admits them; pass "
-            f"init={code(manifold)}.nearest to take the nearest rotation, or init='haar'."
+            f"{who}, shape {tuple(x.shape)}, has {negative} of {count} orthogonal matrices with determinant -1: many "
+            f"rotations are at a distance of 2, and none is nearer. Orthogonal admits them; for a random rotation pass "
+            f"init='haar'."
         )
 
 

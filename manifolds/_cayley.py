@@ -14,9 +14,21 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import LU_BATCH, eye_like, geometric_terms, may_look, may_overwrite, on_accelerator, resolvent
+from ._linalg import (
+    LU_BATCH,
+    eye_like,
+    geometric_terms,
+    may_look,
+    may_overwrite,
+    newton_schulz,
+    on_accelerator,
+    resolvent,
+)
+from ._mend import unit_columns
 from ._move import differentiable
 from ._tiny import batch_last, in_order_of, largest_norm, norms, product, skew_squares
+
+FAR = 256  # a norm from which on rounding in LU is more than anywhere else
 
 Square = Inexact[Tensor, "*batch n n"]
 Size = float | Tensor  # one for all, or one for each matrix, shaped to multiply it
@@ -24,7 +36,8 @@ Size = float | Tensor  # one for all, or one for each matrix, shaped to multiply
 
 def plain(x: Square, a: Square) -> Square:
     """2 X (I - A/2)^-1 - X."""
-    return 2 * x @ resolvent(a) - x
+    y = 2 * x @ resolvent(a) - x
+    return y if a.shape[-1] < LU_BATCH else unit_columns(y)
 
 
 def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +54,22 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = x + (0 * a).sum((-2, -1), keepdim=True)
     lu, pivots = _factor(a)
     half = _solve(x, lu, pivots)
-    return torch.lerp(x, half, 2.0, out=half), lu, pivots
+    y = torch.lerp(x, half, 2.0, out=half)
+    if a.shape[-1] >= LU_BATCH:
+        y = unit_columns(y, out=y)
+    return _polished(x, a, y, norm) if norm > FAR else y, lu, pivots
+
+
+def _polished(x: Tensor, a: Tensor, y: Tensor, norm: float) -> Tensor:
+    """Y, the move of X along A of this norm by LU, which is off by up to norm eps / 6."""
+    eps = torch.finfo(a.dtype).eps
+    if eps > 1e-10 and norm * eps > 0.1:
+        wide = torch.promote_types(a.dtype, torch.float64)
+        return _forward(x.to(wide), a.to(wide))[0].to(y.dtype)
+    error = norm * eps / 6
+    while error > 4 * eps and error < 0.1:
+        y, error = newton_schulz(y), error**2
+    return y if error <= 4 * eps else y * torch.nan
 
 
 def _tiny(x: Tensor, a: Tensor, out: Tensor | None = None) -> Tensor:
@@ -124,6 +152,7 @@ def cayley_step(x: Square, c: Square, size: Size) -> Square | None:
         y = _series(x, c, size, terms)
     else:
         y = _forward(x, c * size)[0]
+        y = y if c.shape[-1] >= LU_BATCH else unit_columns(y)
     return y if x is kept else in_order_of(y, kept)
 
 

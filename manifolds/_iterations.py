@@ -15,6 +15,9 @@ from torch import Tensor
 
 Square = Inexact[Tensor, "*batch p p"]
 
+ORDER = 4
+"""Up to this order derivatives are right where they are those of an iteration that starts at its limit."""
+
 
 def inverse_sqrt_by_products(s: Square) -> Square:
     """S^(-1/2) for Hermitian positive definite S, to about (20 + condition) eps; NaN where there is none."""
@@ -29,6 +32,22 @@ def inverse_sqrt_by_products(s: Square) -> Square:
     near = z @ (s @ z)
     found = torch.linalg.vector_norm(near - eye, dim=(-2, -1)) < 0.5
     return torch.where(found[..., None, None], (3 * z - near @ z) / 2, torch.nan)
+
+
+def inverse_sqrt_in_basis(s: Square) -> Square:
+    """S^(-1/2) for Hermitian positive definite S by eigh, with derivatives up to ORDER in every mode of torch.
+
+    In the eigenbasis at S, R <- R - Z with R^-1 Z + Z R^-1 = R S R - I: where R starts, a constant, is the limit, and
+    each step is right to one order more in dS.
+    """
+    values, q = torch.linalg.eigh(s.detach())
+    r = values.rsqrt()
+    s, x = q.mH @ s @ q, torch.diag_embed(r).to(q.dtype)
+    by = 1 / (r.reciprocal().unsqueeze(-1) + r.reciprocal().unsqueeze(-2))
+    eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
+    for _ in range(ORDER):
+        x = x - (x @ s @ x - eye) * by
+    return q @ x @ q.mH  # type: ignore[no-any-return]
 
 
 def lyapunov_by_products(y: Square, c: Square) -> Square:

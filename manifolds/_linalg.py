@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._iterations import inverse_sqrt_by_products, lyapunov_by_products
+from ._iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products
 from ._tiny import MANY, batch_last, in_order_of, largest_norm, product, transposed
+from ._transforms import in_forward_mode, is_batched, is_transformed
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
 
@@ -66,7 +67,7 @@ def orthogonality_error(x: Inexact[Tensor, "*batch n p"]) -> Float[Tensor, "*bat
 def newton_schulz(x: Inexact[Tensor, "*batch n p"]) -> Inexact[Tensor, "*batch n p"]:
     """X (3I - X^H X) / 2: orthogonality error e becomes 3/4 e^2. Two products."""
     if x.shape[-2] < x.shape[-1]:
-        return newton_schulz(x.mH).mH
+        return 1.5 * x - (x @ x.mH).mul(0.5) @ x
     kept, x = x, batch_last(x)
     return in_order_of(product(x, product(x.mH, x), 1.5 * x, -0.5), kept)
 
@@ -81,6 +82,8 @@ def inverse_sqrt(s: Square) -> Square:
 
     By its series where S is near I, else by eigh; on accelerators, which would have to be waited for, by products only.
     """
+    if in_forward_mode():
+        return _inverse_sqrt(s)
     return _InverseSqrt.apply(s)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -121,13 +124,6 @@ def lyapunov(y: Square, c: Square) -> Square:
     return _Lyapunov.apply(y, c, values, q)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def determinant_phase(x: Square) -> Inexact[Tensor, "*batch"]:
-    """det X / |det X|, by LU; the product of hundreds of pivots itself under- or overflows. 0 where X is singular."""
-    if x.is_cpu and x.dim() > 2 and x.shape[-1] >= LU_BATCH:
-        return torch.stack([torch.linalg.slogdet(m).sign for m in x.flatten(0, -3)]).reshape(x.shape[:-2])
-    return torch.linalg.slogdet(x).sign  # type: ignore[no-any-return]
-
-
 def on_accelerator(x: Tensor) -> bool:
     """Whether to look at a value is to wait for it, and to factorize is slow."""
     return not x.is_cpu
@@ -143,21 +139,12 @@ def may_look(x: Tensor) -> bool:
     return x.is_cpu and not is_traced()
 
 
-def in_forward_mode() -> bool:
-    """Whether forward derivatives are taken. torch loses the derivatives of what a Function gives as its `jvp`, and
-    says nothing, so none here has one: torch derives the formulas themselves."""
-    return torch.autograd.forward_ad._current_level >= 0
-
-
-def is_transformed(x: Tensor) -> bool:
-    """Whether x is many tensors seen as one, as by vmap, where nothing can be written into given memory."""
-    functorch = torch._C._functorch
-    return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x)
-
-
 def may_overwrite(x: Tensor) -> bool:
     """Whether results may be written into given memory: nothing is recorded, and x is one tensor."""
     return not torch.is_grad_enabled() and not in_forward_mode() and not is_transformed(x)
+
+
+AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,7 +153,9 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(backward)
     def exact(ctx: Any, grad: Tensor | None, *rest: Any) -> Any:
         device = "cpu" if grad is None else grad.device.type
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        # before torch 2.9 a graph cannot hold the question
+        has = device in AUTOCAST if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device)
+        if not has or not torch.is_autocast_enabled(device):
             return backward(ctx, grad, *rest)
         with torch.autocast(device, enabled=False):
             return backward(ctx, grad, *rest)
@@ -177,10 +166,25 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 def _inverse(a: Tensor) -> Tensor:
     """(I - A/2)^-1 by LU, as torch derives it."""
     eye = eye_like(a)
+    if a.is_cpu and a.shape[-1] >= LU_BATCH and is_batched(a):
+        return _inverse_by_cholesky(a)
     if a.is_cpu and a.dim() > 2 and a.shape[-1] >= LU_BATCH:
         flat = [torch.linalg.inv(eye - m / 2) for m in a.reshape(-1, *a.shape[-2:])]
         return torch.stack(flat).reshape(a.shape)
     return torch.linalg.inv(eye - a / 2)  # type: ignore[no-any-return]
+
+
+def _inverse_by_cholesky(a: Tensor) -> Tensor:
+    """(I - A/2)^-1 = (I + A/2)(I + A^H A/4)^-1, then one Newton step: no LU."""
+    eye = eye_like(a)
+    factor = torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L
+    p = (eye + a / 2) @ torch.cholesky_solve(eye.expand(a.shape), factor)
+    return 2 * p - p @ (p - a @ p / 2)
+
+
+def _inverse_sqrt(s: Tensor) -> Tensor:
+    """S^(-1/2) as torch derives it."""
+    return inverse_sqrt_by_products(s) if on_accelerator(s) else inverse_sqrt_in_basis(s)
 
 
 class _Skew(torch.autograd.Function):
@@ -206,9 +210,7 @@ class _Resolvent(torch.autograd.Function):
     def forward(a: Tensor) -> Tensor:
         if not on_accelerator(a):
             return _inverse(a)
-        eye = eye_like(a)  # no LU: (I - A/2)^-1 = (I + A/2)(I + A^H A/4)^-1, then one Newton step
-        p = (eye + a / 2) @ torch.cholesky_inverse(torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L)
-        return 2 * p - p @ (p - a @ p / 2)
+        return _inverse_by_cholesky(a)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -247,6 +249,8 @@ class _InverseSqrt(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:
         # R = Y^-1 with Y^2 = S: dR = -R dY R and Y dY + dY Y = dS; the solve is its own adjoint
         s, r, values, q = ctx.saved_tensors
+        if in_forward_mode():
+            return torch.func.vjp(_inverse_sqrt, s)[1](grad)[0]  # type: ignore[no-any-return]
         y, c = s @ r, -r @ sym(grad) @ r
         if not values.numel():
             return lyapunov(y, c)

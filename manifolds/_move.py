@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._linalg import in_forward_mode, is_traced, is_transformed, without_autocast
+from ._linalg import is_traced, without_autocast
 from ._tiny import batch_last, in_order_of
+from ._transforms import in_forward_mode, is_transformed
 
 Move = Callable[[Tensor, Tensor], Tensor]
 

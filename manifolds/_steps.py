@@ -12,7 +12,8 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from ._cayley import Size
-from ._linalg import inverse_sqrt_defect, may_look, skew_product
+from ._linalg import inverse_sqrt_defect, may_look, newton_schulz, skew_product
+from ._mend import MUCH
 from ._tiny import batch_last, is_batch_last, norms, skew_squares
 
 Points = Inexact[Tensor, "B n p"]
@@ -76,7 +77,8 @@ def polar_step(x: Points, c: Points, size: Size) -> Points | None:
         return torch.baddbmm(y, left, right, alpha=-0.5)
     values, q = torch.linalg.eigh(e)
     r = torch.bmm(q * (1 + values).rsqrt().unsqueeze(-2), q.mH)
-    return torch.bmm(r, y) if is_wide(x) else torch.bmm(y, r)
+    y = torch.bmm(r, y) if is_wide(x) else torch.bmm(y, r)
+    return newton_schulz(y) if values.max().item() > MUCH else y
 
 
 def is_wide(x: Tensor) -> bool:

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
+from ._points import broadcast, inner, length, root
+
 if TYPE_CHECKING:
     from .product import ProductManifold
 
@@ -94,7 +96,7 @@ class Manifold(ABC, metaclass=ManifoldMeta):
 
     def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
         """|x - nearest(x)|, one number per point: the distance from feasibility. NaN where x has a NaN."""
-        return _norm(x - self.nearest(x), self.ndim)
+        return length(x - self.nearest(x), self.ndim)
 
     def contains(self, x: Inexact[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """residual(x) <= `tolerance`(x.dtype), one truth value per point; False where x has a NaN."""
@@ -108,20 +110,23 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         self, x: Inexact[Tensor, "..."], u: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]
     ) -> Float[Tensor, "..."]:
         """Re<u, v>, one number per point: the metric of the ambient space unless overridden."""
+        _, u, v = broadcast(self, x, u, v)
         return inner(u, v, self.ndim)
 
     def norm(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """sqrt(inner(x, v, v)), one number per point."""
-        return self.inner(x, v, v).clamp_min(0).sqrt()
+        """sqrt(inner(x, v, v)), one number per point, with derivative 0 at v = 0."""
+        return root(self.inner(x, v, v))
 
     def retract(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """R_x(v), with R_x(tv) = x + tv + O(t^2); nearest(x + v) unless overridden."""
+        x, v = broadcast(self, x, v)
         return self.nearest(x + v)
 
     def transport(
         self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]
     ) -> Inexact[Tensor, "..."]:
         """v carried from T_x to T_y, linear in v; project(y, v) unless overridden."""
+        _, y, v = broadcast(self, x, y, v)
         return self.project(y, v)
 
     def random(
@@ -270,12 +275,6 @@ def tolerance(dtype: torch.dtype) -> float:
     return 128 * torch.finfo(dtype).eps
 
 
-def inner(u: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
-    """Re<u, v> = Re sum(conj(u) v) over the last ndim axes."""
-    product = (u.conj() * v).real if u.is_complex() else u * v
-    return product.sum(tuple(range(-ndim, 0))) if ndim else product
-
-
 def per_point(s: Float[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
     """Numbers that belong one to a point, shaped to multiply points of ndim axes."""
     return s[(..., *(None,) * ndim)]
@@ -291,7 +290,3 @@ def check_ndim(name: object, shape: Sequence[int], ndim: int) -> tuple[int, tupl
         )
     cut = len(shape) - ndim
     return math.prod(shape[:cut]), shape[cut:]
-
-
-def _norm(a: Inexact[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
-    return inner(a, a, ndim).sqrt()

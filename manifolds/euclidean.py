@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from ._points import broadcast
 from .base import GeodesicManifold
 
 Points = Inexact[Tensor, "*batch"]
@@ -30,7 +31,7 @@ class Euclidean(GeodesicManifold):
 
     def project(self, x: Points, a: Points) -> Points:
         """a."""
-        return a
+        return broadcast(self, x, a)[1]
 
     def nearest(self, x: Points) -> Points:
         """x."""
@@ -44,13 +45,17 @@ class Euclidean(GeodesicManifold):
         """0 for each entry; NaN where x is not finite."""
         return (x - x).abs()
 
+    def norm(self, x: Points, v: Points) -> Float[Tensor, "*batch"]:
+        """|v|, entry by entry."""
+        return broadcast(self, x, v)[1].abs()
+
     def retract(self, x: Points, v: Points) -> Points:
         """x + v."""
         return x + v
 
     def transport(self, x: Points, y: Points, v: Points) -> Points:
         """v."""
-        return v
+        return broadcast(self, x, y, v)[2]
 
     def random(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +9,12 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _group, _steps
+from . import _group, _rotation, _steps
 from ._cayley import cayley_step
-from ._linalg import determinant_phase, eye_like, newton_schulz, orthogonality_error, skew
-from .base import Manifold, check_ndim, inner
+from ._determinant import determinant_phase, unit_determinant
+from ._linalg import eye_like, newton_schulz, orthogonality_error, skew
+from ._points import broadcast, inner
+from .base import Manifold, check_ndim
 from .retractions import Retraction, cayley, polar
 
 Square = Inexact[Tensor, "*batch n n"]
@@ -42,7 +43,7 @@ class Orthogonal(Manifold):
     def project(self, x: Square, a: Square) -> Square:
         """X skew(X^H A)."""
         _check_square("Orthogonal", x.shape)
-        return _group.project(x, a)
+        return _group.project(*broadcast(self, x, a))
 
     def nearest(self, x: Square) -> Square:
         """The polar factor W V^H of X = W S V^H. Raises ValueError for deficient rank, NaN or Inf."""
@@ -71,11 +72,11 @@ class Orthogonal(Manifold):
 
     def retract(self, x: Square, v: Square) -> Square:
         """retraction(X, V)."""
-        return self.retraction(x, v)
+        return self.retraction(*broadcast(self, x, v))
 
     def transport(self, x: Square, y: Square, v: Square) -> Square:
         """Y X^H V: the same Omega at Y, an isometry."""
-        return _group.transport(x, y, v)
+        return _group.transport(*broadcast(self, x, y, v))
 
     def coordinates(self, x: Square, a: Square) -> Square:
         """skew(A)."""
@@ -133,13 +134,15 @@ class SpecialOrthogonal(Manifold):
     def project(self, x: Square, a: Square) -> Square:
         """X skew(X^H A), less its trace part on SU(n)."""
         _check_square("SpecialOrthogonal", x.shape)
+        x, a = broadcast(self, x, a)
         return x @ _traceless(skew(x.mH @ a))
 
     def nearest(self, x: Square) -> Square:
         """The polar factor W V^H of X = W S V^H if its determinant is 1; else its singular directions are turned until
-        it is, most that of the smallest singular value. Raises ValueError for deficient rank, NaN or Inf."""
+        it is, most that of the smallest singular value. Raises ValueError where that is not unique, as for diag(1, 1,
+        -1) and for rank n - 2 or less, and for NaN or Inf."""
         _check_square("SpecialOrthogonal", x.shape)
-        return _turned(*_group.full_rank_svd(x))
+        return _rotation.nearest(x)
 
     def dim(self, shape: Sequence[int]) -> int:
         """n (n - 1) / 2 for each matrix."""
@@ -155,7 +158,7 @@ class SpecialOrthogonal(Manifold):
         """A uniform (Haar) random point: the rotation nearest to a Gaussian matrix."""
         self.dim(shape)
         gaussian = torch.randn(*shape, generator=generator, dtype=dtype, device=device)
-        return _turned(*torch.linalg.svd(gaussian))
+        return _rotation.turned(*torch.linalg.svd(gaussian))
 
     def residual(self, x: Square) -> Float[Tensor, "*batch"]:
         """The larger of max |X^H X - I| and |det X - 1|, the latter being 2 for a reflection."""
@@ -164,11 +167,11 @@ class SpecialOrthogonal(Manifold):
 
     def retract(self, x: Square, v: Square) -> Square:
         """retraction(X, V), with determinant 1."""
-        return _unit_determinant(self.retraction(x, v))
+        return unit_determinant(self.retraction(*broadcast(self, x, v)))
 
     def transport(self, x: Square, y: Square, v: Square) -> Square:
         """Y X^H V: the same Omega at Y, an isometry."""
-        return _group.transport(x, y, v)
+        return _group.transport(*broadcast(self, x, y, v))
 
     def coordinates(self, x: Square, a: Square) -> Square:
         """skew(A), traceless."""
@@ -180,7 +183,7 @@ class SpecialOrthogonal(Manifold):
 
     def move(self, x: Square, c: Square) -> Square:
         """As for `Orthogonal`, with determinant 1."""
-        return _unit_determinant(_group.move(self.retraction, x, c))
+        return unit_determinant(_group.move(self.retraction, x, c))
 
     def carry(self, x: Square, y: Square, c: Square) -> Square:
         """C."""
@@ -203,7 +206,7 @@ class SpecialOrthogonal(Manifold):
     def advance(self, x: Square, c: Square, size: float | Tensor) -> Square:
         """As defined; for short steps by series, where engines use Cayley."""
         y = cayley_step(x, c, size) if self.retraction in (cayley, polar) else None
-        return super().advance(x, c, size) if y is None else _unit_determinant(y)
+        return super().advance(x, c, size) if y is None else unit_determinant(y)
 
 
 def _check_square(name: str, shape: Sequence[int]) -> None:
@@ -230,52 +233,7 @@ def _traceless(omega: Square) -> Square:
     return omega - trace[..., None, None] * eye_like(omega)
 
 
-def _unit_determinant(y: Square) -> Square:
-    """Y / det(Y)^(1/n); a real path on O(n) keeps its determinant."""
-    if not y.is_complex():
-        return y
-    phase = determinant_phase(y).angle() / y.shape[-1]
-    return y * torch.polar(torch.ones_like(phase), -phase)[..., None, None]
-
-
 def _determinant_error(x: Square) -> Float[Tensor, "*batch"]:
     """How far the phase of det X is from 1, shared by the n directions that can mend it; 2 for a real reflection."""
     phase = determinant_phase(x)
     return (phase - 1).abs() / x.shape[-1] if x.is_complex() else 1 - phase
-
-
-def _turned(w: Square, s: Float[Tensor, "*batch n"], vh: Square) -> Square:
-    """The matrix of determinant 1 nearest to W S V^H: W V^H with its singular directions turned."""
-    phase = determinant_phase(w @ vh)
-    if w.is_complex():
-        phases = _phases(s, phase.angle())
-        turn = torch.polar(torch.ones_like(phases), -phases)
-    else:
-        turn = torch.cat([torch.ones_like(s[..., :-1]), phase.unsqueeze(-1)], -1)
-    y: Tensor = (w * turn.unsqueeze(-2)) @ vh
-    return y
-
-
-def _phases(s: Float[Tensor, "*batch n"], total: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch n"]:
-    """The angles phi that sum to total, in (-pi, pi], and maximize sum_i s_i cos(phi_i), for descending s > 0.
-
-    At the optimum s_i sin(phi_i) is one number for all i. Let t = phi_n: the others are asin(s_n sin(t) / s_i), and
-    their sum is continuous in t, 0 at t = 0 and pi at t = pi: bisection finds the t in between.
-    """
-    target = total.abs()
-    last = s[..., -1:]
-
-    def angles(t: Tensor) -> Tensor:
-        others = torch.asin((last / s[..., :-1]).clamp(max=1) * t.sin().unsqueeze(-1))
-        return torch.cat([others, t.unsqueeze(-1)], -1)
-
-    half = torch.full_like(target, math.pi / 2)
-    early = angles(half).sum(-1) >= target
-    low, high = torch.where(early, torch.zeros_like(half), half), torch.where(early, half, 2 * half)
-    for _ in range(2 + math.ceil(-math.log2(torch.finfo(s.dtype).eps))):
-        middle = (low + high) / 2
-        below = angles(middle).sum(-1) < target
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    found = angles(high)
-    found += ((target - found.sum(-1)) / s.shape[-1]).unsqueeze(-1)  # asin near 1 jumps by more than rounding
-    return found * total.sign().unsqueeze(-1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._points import broadcast
 from .base import Manifold, check_ndim
 from .layout import BlockSpec, Layout
 
@@ -240,12 +241,14 @@ class ProductManifold(Manifold):
 
     def _map(self, method: Map, *tensors: Tensor) -> Tensor:
         """method of every factor on its blocks, packed again."""
+        tensors = broadcast(self, *tensors)
         point = self._point(tensors[0].shape)
         parts = [(run.indices, method(run.factor, *self._gather(run, tensors))) for run in self._runs(point)]
         return self._where.scatter(parts, point)
 
     def _per_factor(self, method: Map, reduce: Map, *tensors: Tensor) -> Tensor:
         """method of every factor on its blocks, reduced to one number a factor: (*batch, k)."""
+        tensors = broadcast(self, *tensors)
         batch = tensors[0].dim() - self.ndim
         columns: dict[int, Tensor] = {}
         for run in self._runs(self._point(tensors[0].shape)):

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ._cayley import cayley_move
 from ._exponential import exp_move, matrix_exp
-from ._linalg import eye_like, inverse_sqrt, resolvent, skew, sym
+from ._linalg import eye_like, resolvent, skew, sym
+from ._mend import inverse_sqrt_and_condition, largest_square, length_of, orthonormal, unit_columns, wider
+from ._tiny import largest_norm
 
 Point = Inexact[Tensor, "*batch n p"]
 Retraction = Callable[[Tensor, Tensor], Tensor]
@@ -29,6 +31,11 @@ def _tall(retraction: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(retraction)
     def either(x: Tensor, v: Tensor, **options: object) -> Tensor:
+        if x.shape[-2:] != v.shape[-2:] or x.dim() < 2:
+            raise ValueError(
+                f"the points and tangent vectors of {retraction.__name__} are matrices of one shape, with batch axes "
+                f"before; got shapes {tuple(x.shape)} and {tuple(v.shape)}."
+            )
         if x.shape[-2] < x.shape[-1]:
             return retraction(x.mH, v.mH, **options).mH
         return retraction(x, v, **options)
@@ -40,7 +47,7 @@ def _tall(retraction: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def cayley(x: Point, v: Point) -> Point:
     """(I - W/2)^-1 (I + W/2) X with W = P V X^H - X V^H P, P = I - X X^H / 2; X (I - A/2)^-1 (I + A/2) if square.
 
-    Computed as X (2B - I) + K B with B = (I + S/4 - A/2)^-1, p x p. Second order. Differentiable at v = 0.
+    Computed as (2X + K) B - X with B = (I + S/4 - A/2)^-1, p x p. Second order. Differentiable at v = 0.
     Source: Wen & Yin, A feasible method for optimization with orthogonality constraints (2013), section 2.2.
 
     >>> x = Stiefel().random(5, 3)
@@ -52,12 +59,18 @@ def cayley(x: Point, v: Point) -> Point:
     if x.shape[-2] == x.shape[-1]:
         return cayley_move(x, a)
     k = v - x @ a
+    s = sym(k.mH @ k)
+    condition = length_of(v)
+    if condition is not None and condition > 4:  # at p right angles |V| is sqrt(p), and nothing is ill-conditioned
+        condition = (largest_norm(s.detach()) + largest_norm(a.detach())) / 4
+    if wide := wider(condition, v.dtype):
+        return cayley(x.to(wide), v.to(wide)).to(v.dtype)
     # B = L^-H (I - (L^-1 A L^-H)/2)^-1 L^-1 with L L^H = I + S/4
     inverse = torch.linalg.solve_triangular(
-        torch.linalg.cholesky(eye_like(a) + sym(k.mH @ k) / 4), eye_like(a).expand(a.shape), upper=False
+        torch.linalg.cholesky(eye_like(a) + s / 4), eye_like(a).expand(a.shape), upper=False
     )
     b = inverse.mH @ resolvent(skew(inverse @ a @ inverse.mH)) @ inverse
-    return x @ (2 * b - eye_like(b)) + k @ b  # type: ignore[no-any-return]
+    return orthonormal(unit_columns((2 * x + k) @ b - x), condition)
 
 
 @_tall
@@ -79,6 +92,7 @@ def exp(x: Point, v: Point, *, metric: Metric = "euclidean") -> Point:
     k = v - x @ a
     s = sym(k.mH @ k)
     # the basis [X, K / scale] keeps the exponent balanced for long steps; the result does not depend on scale
+    x = x.expand(k.shape)
     scale = s.detach().diagonal(dim1=-2, dim2=-1).real.sum(-1).sqrt().clamp_min(1)[..., None, None]
     eye = eye_like(a).expand(a.shape)
     m = 1 if metric == "canonical" else 2
@@ -86,7 +100,10 @@ def exp(x: Point, v: Point, *, metric: Metric = "euclidean") -> Point:
     first = matrix_exp(torch.cat([top, bottom], -2))[..., : a.shape[-1]]
     y = torch.cat([x, k / scale], -1) @ first
     y = y @ matrix_exp(-a) if metric == "euclidean" else y
-    return y @ inverse_sqrt(sym(y.mH @ y))  # rounding of the exponentials grows with the length of v
+    r, condition = inverse_sqrt_and_condition(sym(y.mH @ y))  # rounding of the exponentials grows with the length of v
+    if wide := wider(condition, y.dtype):
+        return exp(x.to(wide), v.to(wide), metric=metric).to(v.dtype)
+    return orthonormal(y @ r, condition)
 
 
 @_tall
@@ -100,7 +117,14 @@ def qr(x: Point, v: Point) -> Point:
     >>> torch.equal(retractions.qr(x, torch.zeros(3, 2)), x)
     True
     """
-    return _cholesky_qr(_cholesky_qr(x + v))
+    y = x + v
+    s = sym(y.mH @ y)
+    largest = largest_square(s)
+    if largest is not None and not s.shape[-1] * largest * torch.finfo(s.dtype).eps <= 1e-2:
+        q, r = torch.linalg.qr(y)
+        return q * torch.where(r.diagonal(dim1=-2, dim2=-1).real < 0, -1, 1).unsqueeze(-2)  # type: ignore[no-any-return]
+    y = _by_cholesky(y, s)
+    return _by_cholesky(y, sym(y.mH @ y))  # the error of the first grows with the square of the condition of Y
 
 
 @_tall
@@ -116,10 +140,12 @@ def polar(x: Point, v: Point) -> Point:
             [0.7071]])
     """
     y = x + v
-    return y @ inverse_sqrt(sym(y.mH @ y))
+    r, condition = inverse_sqrt_and_condition(sym(y.mH @ y))
+    if wide := wider(condition, y.dtype):
+        return polar(x.to(wide), v.to(wide)).to(y.dtype)
+    return orthonormal(y @ r, condition)
 
 
-def _cholesky_qr(y: Tensor) -> Tensor:
-    """Y R^-1 with R^H R = Y^H Y; its error grows with the square of the condition of Y, so callers do it twice."""
-    factor = torch.linalg.cholesky(sym(y.mH @ y))
-    return torch.linalg.solve_triangular(factor.mH, y, upper=True, left=False)  # type: ignore[no-any-return]
+def _by_cholesky(y: Tensor, s: Tensor) -> Tensor:
+    """Y R^-1 with R^H R = S = Y^H Y."""
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(s).mH, y, upper=True, left=False)  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,9 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from ._linalg import may_look
-from .base import GeodesicManifold, check_ndim, inner
+from ._points import broadcast, inner, length
+from ._transforms import whole
+from .base import GeodesicManifold, check_ndim
 
 Points = Inexact[Tensor, "*batch n"]
 
@@ -32,13 +35,14 @@ class Sphere(GeodesicManifold):
 
     def project(self, x: Points, a: Points) -> Points:
         """a - Re<x, a> x."""
+        x, a = broadcast(self, x, a)
         return a - inner(x, a, 1).unsqueeze(-1) * x
 
     def nearest(self, x: Points) -> Points:
         """x / |x|. Raises ValueError for a zero vector, which every point of the sphere is nearest to."""
         # entries scaled by the largest first: the square of a tiny or huge vector would under- or overflow
         largest = x.detach().abs().amax(-1, keepdim=True)
-        if may_look(x) and bool((largest == 0).any()):
+        if may_look(x) and bool(whole(largest == 0).any()):
             raise ValueError(
                 f"a zero vector has no nearest point on Sphere; got shape {tuple(x.shape)} with a zero along the last "
                 f"axis. Give a nonzero start, or init='haar'."
@@ -53,16 +57,18 @@ class Sphere(GeodesicManifold):
 
     def residual(self, x: Points) -> Float[Tensor, "*batch"]:
         """| |x| - 1 |."""
-        return (inner(x, x, 1).sqrt() - 1).abs()
+        return (length(x, 1) - 1).abs()
 
     def retract(self, x: Points, v: Points) -> Points:
         """(x + v) / |x + v|."""
+        x, v = broadcast(self, x, v)
         y = x + v
         y = y / y.detach().abs().amax(-1, keepdim=True)  # the square of a huge step would overflow
         return y / inner(y, y, 1).sqrt().unsqueeze(-1)
 
     def exp(self, x: Points, v: Points) -> Points:
         """cos(t) x + sin(t) v / t with t = |v|."""
+        x, v = broadcast(self, x, v)
         squared = inner(v, v, 1).unsqueeze(-1)
         # cos t and sin t / t are smooth in t^2, but sqrt is not at 0: below 1e-4 use their series there
         small = squared < 1e-4
@@ -72,17 +78,42 @@ class Sphere(GeodesicManifold):
         return cos * x + sinc * v
 
     def log(self, x: Points, y: Points) -> Points:
-        """t w / |w| with w = project(x, y - x) and t the angle between x and y; zero at y = x.
+        """t w / |w| with w = project(x, y) and t = atan2(|w|, Re<x, y>), the angle between x and y.
 
-        At y = -x, where every direction is shortest, the result is zero or arbitrary of length pi.
+        At y = -x, where every direction is shortest, one of length pi, and NaN on the two points of the sphere of R^1.
+        Smooth at y = x, twice too: for second derivatives of a squared distance there, take that of |log(x, y)|^2.
         """
-        w = self.project(x, y - x)
-        t = self.distance(x, y).unsqueeze(-1)
-        length = inner(w, w, 1).unsqueeze(-1).sqrt()
-        near = length < torch.finfo(x.dtype).eps
-        return torch.where(near, w, t / torch.where(near, torch.ones_like(length), length) * w)
+        x, y = broadcast(self, x, y)
+        c = inner(x, y, 1).unsqueeze(-1)
+        # of y and y -+ x, which have one projection, the shortest loses no digits
+        w = self.project(x, torch.where(c < 0, y + x, y - x))
+        # atan(r) / r is smooth in r^2 = |w|^2 / c^2, but sqrt is not at 0: for small angles its series
+        front = torch.where(c > 0, c, 1)
+        r2 = inner(w, w, 1).unsqueeze(-1) / front**2
+        small = (c > 0) & (r2 < 1e-4)
+        series = (1 - r2 / 3 + r2**2 / 5 - r2**3 / 7) / front
+        opposite = (c < 0) & (w == 0).all(-1, keepdim=True)
+        w_far = torch.where(small | opposite, _tangent(x), w)
+        s = length(w_far, 1).unsqueeze(-1)
+        t = torch.where(opposite, math.pi, torch.atan2(s, c))
+        v = torch.where(small, series * w, t * (w_far / s))
+        return torch.where(opposite, torch.nan, v) if x.shape[-1] == 1 and not x.is_complex() else v
 
     def distance(self, x: Points, y: Points) -> Float[Tensor, "*batch"]:
-        """2 atan2(|x - y|, |x + y|), the angle of x and y: exact near 0 and pi, where acos loses half its digits."""
-        apart, together = x - y, x + y
-        return 2 * torch.atan2(inner(apart, apart, 1).sqrt(), inner(together, together, 1).sqrt())
+        """2 atan2(|x - y|, |x + y|), the angle of x and y: exact near 0 and pi, where acos loses half its digits.
+
+        Its derivative is 0 where it has none, at y = x and y = -x; see `log` for second derivatives at y = x.
+        """
+        x, y = broadcast(self, x, y)
+        return 2 * torch.atan2(length(x - y, 1), length(x + y, 1))
+
+
+def _tangent(x: Points) -> Points:
+    """A constant unit tangent vector at x; for real n = 1, where there is none, x itself."""
+    x = x.detach()
+    if x.is_complex() or x.shape[-1] == 1:
+        return 1j * x if x.is_complex() else x
+    place = x.abs().argmin(-1, keepdim=True)
+    axis = (torch.arange(x.shape[-1], device=x.device) == place).to(x.dtype)
+    v = axis - inner(x, axis, 1).unsqueeze(-1) * x
+    return v / length(v, 1).unsqueeze(-1)

@@ -13,7 +13,8 @@ from torch import Tensor
 from . import _group, _steps
 from ._cayley import cayley_step
 from ._linalg import newton_schulz, orthogonality_error, skew, sym
-from .base import Manifold, check_ndim, inner
+from ._points import broadcast, inner
+from .base import Manifold, check_ndim
 from .retractions import Metric, Retraction, cayley, exp, polar, qr
 
 Points = Inexact[Tensor, "*batch n p"]
@@ -55,6 +56,7 @@ class Stiefel(Manifold):
 
     def project(self, x: Points, a: Points) -> Points:
         """A - X sym(X^H A)."""
+        x, a = broadcast(self, x, a)
         if _steps.is_wide(x):
             return a - sym(a @ x.mH) @ x
         return _group.project(x, a) if _square(x) else a - x @ sym(x.mH @ a)
@@ -88,10 +90,12 @@ class Stiefel(Manifold):
         """G - X sym(X^H G) for the Euclidean metric, G - X G^H X for the canonical one."""
         if self.metric == "euclidean":
             return self.project(x, g)
+        x, g = broadcast(self, x, g)
         return g - x @ (g.mH @ x) if not _steps.is_wide(x) else g - (x @ g.mH) @ x
 
     def inner(self, x: Points, u: Points, v: Points) -> Float[Tensor, "*batch"]:
         """Re tr(U^H V), less Re tr(U^H X X^H V) / 2 for the canonical metric."""
+        x, u, v = broadcast(self, x, u, v)
         if self.metric == "euclidean":
             return inner(u, v, 2)
         a, b = (u @ x.mH, v @ x.mH) if _steps.is_wide(x) else (x.mH @ u, x.mH @ v)
@@ -99,12 +103,14 @@ class Stiefel(Manifold):
 
     def retract(self, x: Points, v: Points) -> Points:
         """retraction(X, V)."""
+        x, v = broadcast(self, x, v)
         if self.retraction is exp:
             return exp(x, v, metric=self.metric)
         return self.retraction(x, v)
 
     def transport(self, x: Points, y: Points, v: Points) -> Points:
         """The projection of V at Y; for square matrices Y X^H V, an isometry."""
+        x, y, v = broadcast(self, x, y, v)
         return _group.transport(x, y, v) if _square(x) else self.project(y, v)
 
     def coordinates(self, x: Points, a: Points) -> Points:

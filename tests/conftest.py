@@ -8,10 +8,22 @@ from hypothesis import settings
 
 # A shared machine is slow now and then, which is no failure; and a run that failed must fail again when repeated.
 settings.register_profile("library", deadline=None, derandomize=True)
-settings.load_profile("library")
+# With another base seed Hypothesis draws other examples too: those of --hypothesis-seed.
+settings.register_profile("other seeds", deadline=None, database=None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--base-seed", type=int, default=0, help="other random numbers for every test; see `make matrix`")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("other seeds" if config.getoption("--base-seed") else "library")
 
 
 @pytest.fixture(autouse=True)
-def _same_start() -> None:
-    """The same random numbers for a test whatever ran before it."""
+def _same_start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same random numbers for a test whatever ran before it; of another base seed also where it seeds by itself."""
+    base, seed = request.config.getoption("--base-seed"), torch.manual_seed
+    if base:
+        monkeypatch.setattr(torch, "manual_seed", lambda value: seed(value + 1000 * base))
     torch.manual_seed(0)

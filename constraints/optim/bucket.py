@@ -15,6 +15,7 @@ from manifolds._tiny import batch_last, largest_norm, norms, total_norm
 
 from ..values import is_near, master_dtype
 from .rows import Held, Kind, Leaf, Rows, Tiles, held, is_batch_last
+from .short import short_steps
 
 Points = Inexact[Tensor, "B *point"]
 Numbers = Float[Tensor, " B"]
@@ -35,6 +36,7 @@ class Bucket:
     g: their gradients, of the shape and dtype of x. May be memory of the gradient itself: not to be written to.
     steps, drift: what the state holds as "step" and "drift", each None where it is not kept.
     ok: None on CPU, where a gradient that is not finite is an error; elsewhere which points have a finite one, (B,).
+    moves: False where lr is 0, and not a bit of x may change; on an accelerator a tensor of it, if lr is one.
     state: one tensor a key, (B, *point), or (B,) where the optimizer keeps one number per point; what is called with
         it has the batch axes of x.
     """
@@ -49,6 +51,9 @@ class Bucket:
         self.shape = (leaves[-1].stop, *kind.point)
         self.dtype, self.device = master_dtype(kind.dtype), kind.device
         self.ok: Bool[Tensor, " B"] | None = None
+        self.moves: bool | Bool[Tensor, ""] = True
+        self._stays = False  # whether nothing is to be written in this step
+        self._start: Tensor | None = None  # the values of which a master was made in this step
         self.steps: Float[Tensor, ""] | None = None if kind.steps is None else self._counter(kind.steps)
         self.state: dict[str, Tensor] = {}
         self.drift: Float[Tensor, ""] | None = None  # of x since it was last polished, in eps; None if none is kept
@@ -67,6 +72,7 @@ class Bucket:
         self._ones = (1,) * len(kind.point)
         self._limit = limit(self.dtype)
         self._batch_last = is_batch_last(leaves, self.shape, self.device)
+        self._short = None if self.looks else short_steps(self.factor, self.shape, self.dtype, self.device)
 
     # From and to the parameters --------------------------------------------------------------------------
 
@@ -98,17 +104,25 @@ class Bucket:
             master = self.state["master"]
             self.x = master + (values.to(self.dtype) - master.to(values.dtype).to(self.dtype))
         else:
+            self._start = values
             self.x = self.state["master"] = self.factor.nearest(values.to(self.dtype))
 
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""
-        if self.ok is not None:
-            y = self._keep(y, self.x)
-        if "master" in self.state:
-            self.state["master"].copy_(y)
-        self._held.write(y, cut)
-        if self.looks and self._written is None:  # x, as it will be read, has another order than y
-            self._written = self.x.copy_(y).sum().item()
+        start, self._start = self._start, None
+        if self.ok is not None or isinstance(self.moves, Tensor):
+            old = self.x if start is None else start.to(self.dtype)
+            y = self._keep(y, old)
+            y = torch.where(self.moves, y, old) if isinstance(self.moves, Tensor) else y
+        if not self._stays:
+            if "master" in self.state:
+                self.state["master"].copy_(y)
+            self._held.write(y, cut)
+            if self.looks and self._written is None:  # x, as it will be read, has another order than y
+                self._written = self.x.copy_(y).sum().item()
+        elif start is not None:  # the nearest point may be rounded to another value than that which is there
+            self.state["master"].copy_(start)
+        self._stays = False
         del self.x
 
     def off(self) -> Leaf | None:
@@ -166,8 +180,13 @@ class Bucket:
                 size = size.view(*size.shape, *self._ones)
         if not isinstance(size, Tensor) and not abs(size) <= torch.finfo(self.dtype).max:
             raise _too_long()
-        y, drift = self.factor.advance(self.x, c, size), None
-        if self._polishes:
+        if self.moves is False or (not isinstance(size, Tensor) and size == 0):
+            return self._stay()
+        drift = None
+        y, fit = self._advanced(c, size)
+        if fit is not None:  # and polished
+            self.ok, drift = fit if self.ok is None else self.ok & fit, 0.0
+        elif self._polishes:
             y, drift = self._polished(y, c, size, longest)
         if self.looks:
             written = y.sum().item()
@@ -180,6 +199,13 @@ class Bucket:
         if drift is not None:
             self._set_drift(drift)
         return y
+
+    def _stay(self) -> Points:
+        """x, of which nothing is written, and nothing is known that was not before."""
+        self._stays = True
+        if self._polishes and self.drift is None and not self.factor.renormalizes(self.x):
+            self._set_drift(math.inf)  # not measured yet; a saved state has its key
+        return self.x
 
     def stored(self, key: str) -> Points | Numbers:
         """State like x, or one number per point; zero at first. To be changed in place, then given to `put`."""
@@ -212,7 +238,7 @@ class Bucket:
 
     def load(self, parts: Sequence[dict[str, Tensor]]) -> None:
         """Take the state from one dict a leaf."""
-        if all("drift" in part for part in parts):
+        if self._polishes and all("drift" in part for part in parts):
             self._set_drift(max(float(part["drift"]) for part in parts))
         for key in self.kind.keys:
             shape, dtype = self._layout(key)
@@ -224,12 +250,19 @@ class Bucket:
         tensor = self.state[key]
         return tensor[leaf.start : leaf.stop].view(leaf.shape if tensor.shape == self.shape else leaf.batch)
 
+    def _advanced(self, c: Points, size: float | Tensor) -> tuple[Points, Bool[Tensor, " B"] | None]:
+        """Where the points go, and which of them that is right for; None for all."""
+        if self._short is None or being_captured(self.device):
+            return self.factor.advance(self.x, c, size), None
+        return self._short.advance(self.factor, self.x, c, size)
+
     def _polished(
         self, y: Points, c: Points, size: float | Tensor, longest: float | None
     ) -> tuple[Points, float | None]:
         """(y, polished where rounding asks for it; the drift that is left, None if none is kept)."""
         factor, renews = self.factor, self.factor.renormalizes(self.x)
-        if self._foreign:  # near the manifold, but not to rounding: 4e-3, as of bfloat16, takes two
+        # near the manifold, but not to rounding: 4e-3, as of bfloat16, takes two
+        if self._foreign or ("master" in self.state and self._drift == math.inf and not self.looks):
             y = factor.polish(factor.polish(y))
         if self.looks and (longest is None or longest > 1):
             longest = self._length(c, size)
@@ -301,11 +334,6 @@ def can_look(device: torch.device) -> bool:
 def being_captured(device: torch.device) -> bool:
     """Whether what runs on the device goes into a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def state_parts(value: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-    """The state of one parameter under one key, as one tensor for each of its stacks."""
-    return [value] if isinstance(value, Tensor) else value
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -13,9 +13,9 @@ from torch import Tensor
 from manifolds import Manifold, tolerance
 
 from ..precision import exact_products
-from ..riemannian import constrained, name_of
+from ..records import constrained, name_of
 from ..values import check_whole, code, master_dtype
-from .bucket import state_parts
+from .parts import key_of, part_of
 
 Group = dict[str, Any]
 
@@ -118,11 +118,14 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
 
 def _check_state(name: str, p: Tensor, manifold: Manifold, entry: dict[str, Any], numbers: frozenset[str]) -> None:
     stacks = manifold.split(p.detach())
-    for key in entry.keys() - {"step"}:
+    parts = [part_of(entry, i, len(stacks)) for i in range(len(stacks))]
+    keys = sorted(set().union(*parts))
+    known = {"step"} | {key_of(key, i, len(stacks)) for key in keys for i in range(len(stacks))}
+    for key in [*keys, *sorted(entry.keys() - known)]:
         sizes = [math.prod(s.shape[: s.dim() - f.ndim]) if key in numbers else s.numel() for f, s in stacks]
-        if key == "drift":
-            sizes = [1 for _ in stacks]
-        shapes = [tuple(part.shape) for part in state_parts(entry[key])]
+        shapes = [tuple(part[key].shape) for part in parts if key in part] or [tuple(entry[key].shape)]
+        if key == "drift":  # some factors need none
+            sizes = [1 for _ in shapes]
         if [math.prod(shape) for shape in shapes] != sizes:
             raise ValueError(
                 f"the saved state {key!r} of {name} has shapes {shapes}, but {manifold} needs tensors of {sizes} "

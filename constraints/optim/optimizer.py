@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..precision import exact_products
-from ..riemannian import look, off, param_groups
-from .bucket import Bucket
+from ..riemannian import param_groups
+from ..watch import look, off
+from .bucket import Bucket, can_look
 from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
+from .parts import tensors_only
 from .plan import Member, Plan
 
 FIND = "Look for the cause in the loss, or skip this step"
@@ -41,6 +43,8 @@ class RiemannianOptimizer(Optimizer, ABC):
     of the last few, and it needs no singular value decomposition.
     """
 
+    keeps_manifolds: ClassVar[bool] = True
+    """A step moves each group on its "manifold". `Riemannian` refuses a step of any optimizer that does not say so."""
     _numbers: ClassVar[frozenset[str]] = frozenset()
     """Keys of the state that hold one number per point; the others hold a tensor like the point."""
     _takes_sparse: ClassVar[bool] = False
@@ -107,8 +111,10 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
         """`_move`. Raises ValueError where the step is too long to be computed; no parameter has moved then."""
+        group = self.param_groups[bucket.kind.group]
+        bucket.moves = _moves(group, bucket.device)
         try:
-            return self._move(bucket, self.param_groups[bucket.kind.group])
+            return self._move(bucket, group)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             pass
         member = plan.members[bucket.leaves[0].member]
@@ -204,8 +210,8 @@ class RiemannianOptimizer(Optimizer, ABC):
 
         The state of a constrained parameter holds "step" and "drift", one number each; tensors of the shape of the
         parameter, where its memory is one stack of factors, or else of its stacks of equal factors; and tensors with
-        one number per factor. Under one key lies a tensor, or a tuple of tensors if the parameter has factors of
-        several kinds.
+        one number per factor. If the parameter has factors of several kinds, each has tensors of its own, under keys
+        as "exp_avg:0" and "exp_avg:1".
         """
         saved = super().state_dict()
         for group in saved["param_groups"]:
@@ -223,6 +229,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         saved: dict[str, Any] = {}
 
         def check(_: Optimizer, loaded: dict[str, Any]) -> None:
+            loaded["state"] = {key: tensors_only(entry) for key, entry in loaded["state"].items()}
             saved.update(loaded)
             check_loaded(loaded, self.param_groups, self._numbers)
 
@@ -265,6 +272,14 @@ def rate(group: Group) -> float | Tensor:
     return lr.reshape(()) if isinstance(lr, Tensor) else lr
 
 
+def _moves(group: Group, device: torch.device) -> bool | Tensor:
+    """Whether lr is not 0; a tensor on the device where looking at lr would stall."""
+    lr: float | Tensor = group["lr"]
+    if not isinstance(lr, Tensor):
+        return lr != 0
+    return lr.item() != 0 if can_look(lr.device) else (lr.reshape(()) != 0).to(device)
+
+
 def _by_value(option: Any) -> Hashable:
     """A stand-in that is equal for equal options; tensors are compared by identity, which does not look at them."""
     if isinstance(option, Tensor):
@@ -274,6 +289,4 @@ def _by_value(option: Any) -> Hashable:
 
 def _own(value: Any, device: torch.device) -> Any:
     """A copy of saved state, on the device."""
-    if isinstance(value, Tensor):
-        return value.detach().to(device, copy=True)
-    return tuple(_own(v, device) for v in value) if isinstance(value, (tuple, list)) else value
+    return value.detach().to(device, copy=True) if isinstance(value, Tensor) else value

@@ -8,12 +8,12 @@ from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from manifolds import Manifold
 
-from .bucket import COUNTS, Bucket, Points, state_parts
+from .bucket import COUNTS, Bucket, Points
+from .parts import key_of, part_of
 from .rows import Kind, Leaf, is_batch_last
 
 State = MutableMapping[Tensor, dict[str, Any]]
@@ -94,7 +94,7 @@ class Plan:
             self._homes[i].copy_(self.members[i].manifold.join(parts, self._homes[i].shape))
 
     def publish(self, state: State) -> None:
-        """Make the state of each parameter views of the buckets: a tensor a key, a tuple if it has several stacks."""
+        """Make the state of each parameter views of the buckets: a tensor for each key and stack, see `parts`."""
         keys = sum([len(bucket.state) for bucket in self.buckets])
         if self._published is not None and keys == self._keys:
             return
@@ -102,13 +102,11 @@ class Plan:
             leaves = self._in_order(i)
             first, _ = leaves[0]
             entry: dict[str, Any] = {} if first.steps is None else {"step": first.steps}
-            for key in first.state:
-                views = tuple(bucket.leaf_state(key, leaf) for bucket, leaf in leaves)
-                entry[key] = views if len(views) > 1 else views[0]
-            if any(bucket.drift is not None for bucket, _ in leaves):
-                none = torch.zeros((), dtype=torch.float64, device="cpu")
-                drifts = tuple(none if bucket.drift is None else bucket.drift for bucket, _ in leaves)
-                entry["drift"] = drifts if len(drifts) > 1 else drifts[0]
+            for part, (bucket, leaf) in enumerate(leaves):
+                for key in bucket.state:
+                    entry[key_of(key, part, len(leaves))] = bucket.leaf_state(key, leaf)
+                if bucket.drift is not None:
+                    entry[key_of("drift", part, len(leaves))] = bucket.drift
             state[member.parameter] = entry
         self._keys, self._published = keys, list(_objects(state))
         # buckets that differ in what state they had may now be one: the plan is that of the state, as after loading it
@@ -124,8 +122,9 @@ class Plan:
         source = len(self.members)
         for i, (member, split) in enumerate(zip(self.members, splits, strict=True)):
             entry = state.get(member.parameter, {})
-            steps, keys = float(entry["step"]) if "step" in entry else None, frozenset(entry) - COUNTS
+            steps = float(entry["step"]) if "step" in entry else None
             for part, (factor, stack) in enumerate(split):
+                keys = frozenset(part_of(entry, part, len(split))) - COUNTS
                 cut = stack.dim() - factor.ndim
                 batch, point = tuple(stack.shape[:cut]), tuple(stack.shape[cut:])
                 kind = Kind(factor, point, stack.dtype, stack.device, member.group, member.capturable, steps, keys)
@@ -135,16 +134,22 @@ class Plan:
                 shape = tuple(self._places[at].shape)
                 leaves.append(Leaf(i, part, at, shape, batch, start, start + math.prod(batch)))
                 source += i in self._packed
-        return [self._bucket(kind, leaves, state, numbers) for kind, leaves in kinds.items()]
+        return [self._bucket(kind, leaves, splits, state, numbers) for kind, leaves in kinds.items()]
 
-    def _bucket(self, kind: Kind, leaves: list[Leaf], state: State, numbers: frozenset[str]) -> Bucket:
+    def _bucket(
+        self,
+        kind: Kind,
+        leaves: list[Leaf],
+        splits: Sequence[Sequence[tuple[Manifold, Tensor]]],
+        state: State,
+        numbers: frozenset[str],
+    ) -> Bucket:
         place, only = self._places[leaves[0].source], leaves[0].member
         whole = len(leaves) == 1 and place.is_contiguous() and only not in self._copied
         direct = whole and not is_batch_last(leaves, (leaves[0].stop, *kind.point), kind.device)
         bucket = Bucket(kind, leaves, place.view(-1, *kind.point) if direct else None, numbers)
-        entries = [(state.get(self.members[leaf.member].parameter, {}), leaf.part) for leaf in leaves]
-        keys = kind.keys | {"drift"}
-        bucket.load([{k: state_parts(entry[k])[part] for k in keys & entry.keys()} for entry, part in entries])
+        entries = [state.get(self.members[leaf.member].parameter, {}) for leaf in leaves]
+        bucket.load([part_of(e, leaf.part, len(splits[leaf.member])) for e, leaf in zip(entries, leaves, strict=True)])
         for leaf in leaves:
             self._leaves[leaf.member][leaf.part] = bucket, leaf
         return bucket

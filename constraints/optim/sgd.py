@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.optim.sgd import sgd
 
@@ -52,6 +54,15 @@ class RiemannianSGD(RiemannianOptimizer):
             "maximize": maximize,
         }
         super().__init__(params, options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in `RiemannianOptimizer`. Held parameters have state without momentum too; then all others have an empty
+        entry, for torch.distributed.checkpoint asks for one of each, or of none."""
+        saved = super().state_dict()
+        if saved["state"]:
+            for key in [key for group in saved["param_groups"] for key in group["params"]]:
+                saved["state"].setdefault(key, {})
+        return saved
 
     def _check_options(self, group: Group) -> None:
         check_at_least_zero(group, "lr", "momentum", "weight_decay")

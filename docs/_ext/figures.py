@@ -1,4 +1,4 @@
-"""The figures of the tutorials in frames of their own, which scroll where a screen is too narrow for their print."""
+"""The figures of the tutorials in frames of their own, by which the style of the site finds them."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..base import Manifold, inner, per_point, tolerance
+from .._points import inner
+from ..base import Manifold, per_point, tolerance
 
 
 class Finding(NamedTuple):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..base import Manifold, inner, per_point
+from .._points import inner
+from ..base import Manifold, per_point
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from constraints import BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.method import Method
-from constraints.riemannian import manifold_of
+from constraints.records import manifold_of
 from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
 
 both = pytest.mark.parametrize("method", [Trivialization(), Riemannian()], ids=repr)
@@ -186,7 +186,8 @@ def test_a_function_gets_the_present_value(method: Method) -> None:
 @pytest.mark.parametrize("init", ["haar", "identity", "torus"])
 def test_named_starts_are_points(init: Any, shape: tuple[int, int], method: Method) -> None:
     linear = constrain(nn.Linear(shape[1], shape[0]), "weight", Stiefel, method, init=init)
-    assert error(linear.weight) < 1e-6
+    # a product of p reflections of length n, each rounded: Higham (2002), theorem 19.4
+    assert error(linear.weight) <= (shape[0] * shape[1] + 4) * torch.finfo(torch.float32).eps
     if init == "identity":
         torch.testing.assert_close(linear.weight.detach(), torch.eye(*shape), rtol=0, atol=1e-6)
 
@@ -221,7 +222,7 @@ def test_named_starts_leave_free_blocks_alone(init: Any) -> None:
     before = gru.weight_hh_l0.detach().clone()
     constrain(gru, "weight_hh_l0", Stiefel * Euclidean**2, init=init)
     assert torch.equal(gru.weight_hh_l0[4:], before[4:])
-    assert error(gru.weight_hh_l0[:4]) < 1e-6
+    assert error(gru.weight_hh_l0[:4]) <= (4 * 4 + 4) * torch.finfo(torch.float32).eps  # as above
 
 
 def test_haar_on_vectors_and_each_block_of_a_product_is_its_own() -> None:

@@ -198,6 +198,34 @@ def test_bilinear() -> None:
     torch.testing.assert_close(bilinear.weight.mT @ bilinear.weight, torch.eye(3).expand(5, 3, 3), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("make", "name", "manifold", "problem"),
+    [
+        # points of as many axes as the tensor: it would be one point
+        (
+            lambda: nn.GRU(3, 4),
+            "weight_hh_l0",
+            Stiefel,
+            r"Stiefel would constrain the \(12, 4\) stack and not each gate",
+        ),
+        # of fewer axes: a batch of points of which nothing is said
+        (
+            lambda: nn.Conv2d(4, 6, 3),
+            "weight",
+            Stiefel,
+            r"Stiefel alone does not say what of the \(6, 4, 3, 3\) tensor",
+        ),
+        (lambda: nn.Bilinear(4, 3, 5), "weight", Stiefel, r"Stiefel alone does not say what of the \(5, 4, 3\) tensor"),
+        # a product: another number of blocks
+        (lambda: nn.GRU(3, 4), "weight_hh_l0", Stiefel**2, r"Stiefel\*\*2 would cut it into 2 blocks"),
+        (lambda: nn.Conv2d(4, 6, 3), "weight", Stiefel**2, r"Stiefel\*\*2 would cut it into 2 blocks"),
+    ],
+)
+def test_the_problem_that_is_named_is_the_one_at_hand(make: Any, name: str, manifold: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        constrain(make(), name, manifold)
+
+
 def test_rows_of_an_embedding() -> None:
     embedding = constrain(nn.Embedding(7, 4), "weight", Sphere, Riemannian())
     torch.testing.assert_close(embedding.weight.norm(dim=1), torch.ones(7))
@@ -304,9 +332,13 @@ def test_third_parties_register_with_one_call(kind: Any, registered: Any) -> Non
         constrain(module, "qkv", Stiefel)
     assert "BlockSpec(rows=(4, 2, 2), axis=0)" in str(caught.value)
     constrain(module, "qkv", Stiefel, layout=BlockSpec(rows=(4, 2, 2)))
+    for block in module.qkv.detach().split((4, 2, 2)):
+        assert Stiefel().contains(block)
 
 
 @pytest.mark.parametrize("kind", [Fused, nn.Linear])
 def test_unknown_modules_take_any_manifold(kind: Any) -> None:
     module = kind(4, 4) if kind is nn.Linear else kind()
-    constrain(module, "weight" if kind is nn.Linear else "qkv", Stiefel**2)
+    name = "weight" if kind is nn.Linear else "qkv"
+    constrain(module, name, Stiefel**2)
+    assert (Stiefel**2).contains(getattr(module, name).detach()).all()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from constraints import Riemannian, Trivialization, constrain
+from constraints.precision import exact_products
 from manifolds import Stiefel, retractions
 
 
@@ -34,6 +35,20 @@ def test_a_trivialized_weight_is_orthonormal_under_any_precision_of_products(ret
     with torch.no_grad():
         linear.parametrizations.weight.original.normal_(std=0.02)
     assert error(linear.weight) < 2e-5
+
+
+def test_settings_of_the_process_stay_out_of_a_graph(lowered):
+    """A graph with a change of settings in it would break, whether one is needed (here lowered) or not."""
+
+    def seen(x):
+        with exact_products("cpu"):
+            return x @ x
+
+    x = torch.eye(2)
+    compiled = torch.compile(seen, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(compiled(x).float(), x)
 
 
 @pytest.mark.usefixtures("lowered")

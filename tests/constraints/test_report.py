@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constraints import BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
+from constraints import AveragedModel, BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.optim import RiemannianSGD
 from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
 
@@ -242,3 +242,81 @@ def test_a_rounded_point_is_a_point(dtype: torch.dtype, method: object) -> None:
     assert row.ok
     assert row.dtype == dtype
     assert row.residuals[0] > 1e-5
+
+
+# What torch composes on top ------------------------------------------------------------------------------------------
+
+
+class Gain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, w: Tensor) -> Tensor:
+        return self.gain * w
+
+
+class LowRankUpdate(nn.Module):
+    def __init__(self, n: int, p: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(n, 2)), nn.Parameter(torch.randn(2, p))
+
+    def forward(self, w: Tensor) -> Tensor:
+        return w + (self.a @ self.b).to(w.dtype)
+
+
+def on_top(kind: str, layer: nn.Module) -> None:
+    if kind == "SpectralNorm":
+        nn.utils.parametrizations.spectral_norm(layer)
+        return
+    top = Gain() if kind == "Gain" else LowRankUpdate(*layer.weight.shape)
+    nn.utils.parametrize.register_parametrization(layer, "weight", top)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kinds", [("Gain",), ("LowRankUpdate",), ("SpectralNorm",), ("Gain", "LowRankUpdate")])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (4, 4)])
+def test_it_speaks_of_the_constrained_tensor_whatever_is_on_top(
+    shape: tuple[int, int], kinds: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    layer: Any = constrain(nn.Linear(*shape), "weight", Stiefel).to(dtype)
+    for kind in kinds:
+        on_top(kind, layer)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(torch.ones(2, shape[0], dtype=dtype)).square().sum().backward()
+        optimizer.step()
+    (row,) = report(layer)
+    assert row.ok
+    assert row.composed == kinds
+    assert ", then ".join(["Trivialization()", *kinds]) in str(report(layer))
+    held = layer.parametrizations.weight
+    point = held[0](held.original).detach().float() if dtype == torch.bfloat16 else held[0](held.original).detach()
+    assert row.residuals == (float(Stiefel().residual(point)),)
+    with torch.no_grad():
+        held.original.fill_(math.nan)
+    assert not report(layer)[0].ok
+
+
+def test_it_computes_the_constrained_tensor_and_nothing_of_what_is_on_top() -> None:
+    layer: Any = constrain(nn.Linear(4, 4), "weight", Stiefel)
+    on_top("SpectralNorm", layer)
+    before = {key: value.clone() for key, value in layer.state_dict().items()}  # its power iteration moves when read
+    report(layer)
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+
+
+def test_an_average_of_a_weight_with_a_gain_is_on_its_manifold() -> None:
+    layer: Any = constrain(nn.Linear(4, 4), "weight", Stiefel)
+    on_top("Gain", layer)
+    average = AveragedModel(layer)
+    for _ in range(2):
+        with torch.no_grad():
+            layer.parametrizations.weight.original += 0.1 * torch.randn(4, 4)
+            layer.parametrizations.weight[1].gain += 1.0
+        average.update_parameters(layer)
+    assert report(average)[0].ok
+    assert average.module.parametrizations.weight[1].gain == 3.5
+    w = average.module.weight.detach() / 3.5
+    torch.testing.assert_close(w.T @ w, torch.eye(4), rtol=0, atol=1e-5)

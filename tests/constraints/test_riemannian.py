@@ -15,11 +15,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from constraints import Riemannian, Trivialization, constrain, param_groups, report, unconstrain
-from constraints import riemannian as engine
+from constraints import Riemannian, Trivialization, constrain, param_groups, records, report, unconstrain, watch
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from constraints.riemannian import manifold_of, name_of
-from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
+from constraints.records import manifold_of, name_of
+from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
 
 X = torch.arange(30.0).reshape(3, 2, 5).sin()
 
@@ -115,12 +114,12 @@ def test_copies_have_records_of_their_own(way: int) -> None:
 
 def test_a_record_dies_with_its_module() -> None:
     gc.collect()  # of what the tests before have left
-    before = len(engine._live)
+    before = len(records._live)
     module = constrained_gru()
-    assert len(engine._live) == before + 1
+    assert len(records._live) == before + 1
     del module
     gc.collect()
-    assert len(engine._live) == before
+    assert len(records._live) == before
 
 
 def test_threads_constrain_and_look_at_once() -> None:
@@ -194,23 +193,134 @@ def test_groups_hold_frozen_parameters_too() -> None:
 # Steps of other optimizers ----------------------------------------------------------------------------------------
 
 
-FOREIGN: dict[str, Callable[[nn.Module], Any]] = {
-    "Adam": lambda m: torch.optim.Adam(m.parameters()),
-    "SGD": lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
-    "AdamW with our groups": lambda m: torch.optim.AdamW(param_groups(m)),
+class Subclass(torch.optim.Adam):
+    """Of a module that is not torch's."""
+
+
+class OwnStep(torch.optim.SGD):
+    """With a step around that of torch."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+class FromScratch(torch.optim.Optimizer):
+    """Sign descent, as the many that are published as one file."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(group["lr"] * p.grad.sign())
+
+
+class Around(torch.optim.Optimizer):
+    """Calls another one, and is no optimizer of its own to torch: no hook of its step is called."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups, self.state = inner, inner.param_groups, inner.state
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+FOREIGN: dict[str, Callable[[Any], Any]] = {
+    "Adam": torch.optim.Adam,
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
+    "AdamW": torch.optim.AdamW,
+    "LBFGS": torch.optim.LBFGS,
+    "a subclass": Subclass,
+    "a step of its own": lambda p: OwnStep(p, lr=0.1),
+    "from scratch": FromScratch,
+    "around another": lambda p: Around(Subclass(p)),
+    "Adam of geoopt": lambda p: pytest.importorskip("geoopt").optim.RiemannianAdam(p),
+    "SGD of geoopt": lambda p: pytest.importorskip("geoopt").optim.RiemannianSGD(p, lr=0.1),
+}
+HELD: dict[str, Callable[[], tuple[Any, str, Any, torch.Tensor]]] = {
+    "packed": lambda: (nn.GRU(5, 4), "weight_hh_l0", Stiefel**3, X),
+    "mixed": lambda: (nn.GRU(5, 4), "weight_hh_l0", Stiefel * Euclidean**2, X),
+    "double": lambda: (nn.Linear(5, 4).double(), "weight", Sphere, X.double()),
+    "half": lambda: (nn.Linear(5, 8).bfloat16(), "weight", Stiefel, X.bfloat16()),
+    "within": lambda: (nn.Sequential(nn.Linear(5, 5)), "0.weight", SpecialOrthogonal, X),
 }
 
 
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("given", ["parameters", "groups"])
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_step_of_another_optimizer_is_refused(name: str) -> None:
+def test_a_step_of_another_optimizer_is_refused(name: str, given: str, held: str) -> None:
+    """The first one, and nothing moves, whatever class the optimizer is of and whatever it is given."""
+    module, weight, manifold, x = HELD[held]()
+    constrain(module, weight, manifold, Riemannian())
+    before = [p.detach().clone() for p in module.parameters()]
+    if name == "LBFGS" and given == "groups":
+        pytest.skip("LBFGS takes one group")
+    optimizer = FOREIGN[name](module.parameters() if given == "parameters" else param_groups(module))
+
+    def loss() -> torch.Tensor:
+        out = module(x)
+        total: torch.Tensor = (out[0] if isinstance(out, tuple) else out).square().sum()
+        total.backward()
+        return total
+
+    loss()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{weight} of shape .* is held on .*RiemannianAdam.*keeps_manifolds = T"):
+            optimizer.step(loss)
+    assert all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
+
+
+class Ours(RiemannianAdam):
+    """A subclass of ours, with a step of its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+class Knowing(torch.optim.Optimizer):
+    """An optimizer of somebody else that does what the groups say."""
+
+    keeps_manifolds = True
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"manifold": None})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if group["manifold"] is None:
+                    p.sub_(p.grad)
+                else:
+                    p.copy_(group["manifold"].retract(p, -group["manifold"].gradient(p, p.grad)))
+
+
+@pytest.mark.parametrize("kind", [RiemannianAdam, lambda p: RiemannianSGD(p, lr=0.1), Ours, Knowing])
+def test_an_optimizer_that_keeps_manifolds_is_taken(kind: Any) -> None:
+    """Ours, subclasses of ours, and any other class that says so; given no groups it is refused like the others."""
     gru = constrained_gru()
     before = gru.weight_hh_l0.detach().clone()
-    optimizer = FOREIGN[name](gru)
+    optimizer = kind(param_groups(gru))
     gru(X)[0].sum().backward()
-    for _ in range(2):
-        with pytest.raises(ValueError, match=r"weight_hh_l0 of shape \(12, 4\).*Stiefel\*\*3.*RiemannianAdam"):
-            optimizer.step()
-    assert torch.equal(gru.weight_hh_l0, before)
+    optimizer.step()
+    assert not torch.equal(gru.weight_hh_l0, before)
+    assert bool((Stiefel**3).contains(gru.weight_hh_l0).all())
+    with pytest.raises(ValueError, match="weight_hh_l0 of shape"):
+        kind(gru.parameters()).step()
+
+
+def test_a_point_of_another_library_is_not_ours() -> None:
+    """geoopt's parameters under geoopt's optimizers, beside a constraint of ours in the same model."""
+    geoopt = pytest.importorskip("geoopt")
+    gru = constrained_gru()
+    point = geoopt.ManifoldParameter(geoopt.Stiefel().random(4, 4))
+    optimizer = geoopt.optim.RiemannianAdam([point, gru.weight_ih_l0, gru.bias_hh_l0])
+    (gru(X)[0].sum() + point.sum()).backward()
+    optimizer.step()
 
 
 def test_a_constraint_after_the_first_step_is_seen() -> None:
@@ -237,21 +347,26 @@ def test_a_group_that_is_added_later_is_seen() -> None:
 def test_others_are_not_disturbed() -> None:
     """Optimizers of other tensors, of trivialized ones, and of the free parameters of a constrained module."""
     gru = constrained_gru()
-    torch.optim.Adam([gru.weight_ih_l0, gru.bias_hh_l0]).step()
-    torch.optim.Adam(constrain(nn.Linear(4, 4), "weight", Stiefel).parameters()).step()
+    free, trivialized = [gru.weight_ih_l0, gru.bias_hh_l0], constrain(nn.Linear(4, 4), "weight", Stiefel)
+    for tensors in (free, list(trivialized.parameters())):
+        before = [p.detach().clone() for p in tensors]
+        for p in tensors:
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+        torch.optim.Adam(tensors).step()
+        assert all(torch.equal(p, b) != p.requires_grad for p, b in zip(tensors, before, strict=True))
 
 
 def test_a_look_is_taken_once_per_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     gru = constrained_gru()
     optimizer = RiemannianSGD(gru, lr=0.1)
     looks: list[int] = []
-    check = engine._check_point
+    check = watch._check_point
 
     def counted(*arguments: Any) -> None:
         looks.append(1)
         check(*arguments)
 
-    monkeypatch.setattr(engine, "_check_point", counted)
+    monkeypatch.setattr(watch, "_check_point", counted)
     for _ in range(5):
         optimizer.zero_grad()
         gru(X)[0].sum().backward()
@@ -301,10 +416,21 @@ def test_a_write_to_data_of_a_weight_without_a_gradient_is_seen_within_a_hundred
     optimizer.step()
     linear.weight.data.zero_()
     linear.weight.grad = None
-    for _ in range(engine.LOOK_EVERY - 1):
+    for _ in range(99):
         optimizer.step()
     with pytest.raises(ValueError, match=r"weight of shape \(2, 2\).*not on Orthogonal"):
         optimizer.step()
+
+
+def test_looks_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at a hundred steps costs nothing beside them; one at each would."""
+    linear = constrain(nn.Linear(2, 2), "weight", Orthogonal, Riemannian())
+    optimizer = RiemannianSGD(linear, lr=1e-2)
+    looks: list[int] = []
+    monkeypatch.setattr(engine, "_check_point", lambda *_: looks.append(1))
+    for _ in range(200):
+        optimizer.step()
+    assert len(looks) == 2
 
 
 def test_a_point_may_be_written(trained: tuple[nn.GRU, Any]) -> None:
@@ -324,10 +450,37 @@ class Doubled(nn.Module):
 TAKEN: dict[str, Callable[[Any], Any]] = {
     "parametrize": lambda m: parametrize.register_parametrization(m, "weight_hh_l0", Doubled()),
     "prune": lambda m: prune.random_unstructured(m, "weight_hh_l0", 0.5),
+    "spectral_norm": lambda m: nn.utils.parametrizations.spectral_norm(m, "weight_hh_l0"),
+    "weight_norm": lambda m: nn.utils.parametrizations.weight_norm(m, "weight_hh_l0"),
+    "orthogonal": lambda m: nn.utils.parametrizations.orthogonal(m, "weight_hh_l0"),
+    "the older spectral_norm": lambda m: nn.utils.spectral_norm(m, "weight_hh_l0"),
+    "the older weight_norm": lambda m: nn.utils.weight_norm(m, "weight_hh_l0"),
+}
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "itself": lambda m: m,
+    "a deepcopy": copy.deepcopy,
+    "beside a trivialized weight": lambda m: constrain(m, "weight_hh_l1", Stiefel**3),
+    "its deepcopy": lambda m: copy.deepcopy(constrain(m, "weight_hh_l1", Stiefel**3)),
+    "its pickle": lambda m: pickle.loads(pickle.dumps(constrain(m, "weight_hh_l1", Stiefel**3))),
 }
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("way", TAKEN)
+def test_a_parameter_that_others_take_is_not_moved_by_any_optimizer(way: str, copied: str) -> None:
+    """What they compute the weight from is a Parameter that no manifold keeps: the first step is refused."""
+    net = COPIES[copied](constrain(nn.GRU(5, 4, num_layers=2), "weight_hh_l0", Stiefel**3, Riemannian()))
+    TAKEN[way](net)
+    before = [p.detach().clone() for p in net.parameters()]
+    net(X)[0].sum().backward()
+    for kind in (torch.optim.Adam, Subclass, FromScratch, lambda p: RiemannianSGD(p, lr=0.1)):
+        with pytest.raises(ValueError, match=r"weight_hh_l0 was held on Stiefel\*\*3 by Riemannian.*parametrization"):
+            kind(net.parameters()).step()
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("way", ["parametrize", "prune"])
 def test_a_parameter_that_others_take_is_not_lost_silently(way: str) -> None:
     """It has another name and no manifold then: nothing that looks for constraints goes on as if there were none."""
     gru = constrained_gru()

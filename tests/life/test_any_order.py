@@ -140,7 +140,8 @@ class Life(RuleBasedStateMachine):
         before, output = bits(living.net), living.output()
         living.net.get_submodule(part).requires_grad_(flag)
         assert same(bits(living.net), before)
-        assert torch.equal(living.output(), output)
+        # torch has another kernel for attention whose weights need no gradient
+        assert close(living.output(), output, living.tolerance)
 
     # Constraints ------------------------------------------------------------------------------------------
 
@@ -161,7 +162,7 @@ class Life(RuleBasedStateMachine):
             return
         before, output = weights(living.net), living.output()
         unconstrain(living.net, "*")
-        assert torch.equal(living.output(), output)
+        assert close(living.output(), output, living.tolerance)
         for name, weight in before.items():
             assert torch.equal(living.net.get_parameter(name), weight)
 

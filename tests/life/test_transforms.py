@@ -53,11 +53,12 @@ def loss_of(net: nn.Module, x: Tensor) -> Any:
 @engine
 def test_functional_call_uses_the_values_that_are_given(subject: Subject, method: Method) -> None:
     net, x = subject.constrained(method), batch()
-    assert torch.equal(functional_call(net, parameters(net), (x,)), net(x))
+    # to rounding: torch has another kernel for attention whose weights need no gradient
+    torch.testing.assert_close(functional_call(net, parameters(net), (x,)), net(x))
     before = net(x).detach()
     values = nearby(net, 3)
     moved = functional_call(net, values, (x,))
-    assert (moved - before).abs().max() > 1e-3
+    assert (moved - before).abs().max() > 1e-4  # more than is taken for rounding below
     assert torch.equal(net(x), before)
     with torch.no_grad():
         for name, p in net.named_parameters():

@@ -13,8 +13,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from manifolds._determinant import determinant_phase
 from manifolds._linalg import (
-    determinant_phase,
     inverse_sqrt,
     lyapunov,
     newton_schulz,
@@ -161,7 +161,8 @@ import torch
 torch.set_num_threads(2)
 torch.manual_seed(0)
 from manifolds import Orthogonal, Stiefel
-from manifolds._linalg import determinant_phase, resolvent, skew
+from manifolds._determinant import determinant_phase
+from manifolds._linalg import resolvent, skew
 
 for n, batch in ((256, 8), (512, 2)):
     a = skew(torch.randn(batch, n, n, dtype=torch.float64)) / n**0.5
@@ -184,7 +185,11 @@ for n, batch in ((256, 8), (512, 2)):
     expected = (expected - expected.transpose(0, 2, 1)) / 2
     for grad in grads:
         assert np.abs(skew(grad).numpy() - expected).max() < 1e-11, "gradient"
-    assert np.abs(determinant_phase(x).numpy() - np.linalg.slogdet(x.numpy())[0]).max() < 1e-10, "determinant"
+    for phase in (determinant_phase, torch.vmap(determinant_phase)):
+        assert np.abs(phase(x).numpy() - np.linalg.slogdet(x.numpy())[0]).max() < 1e-10, "determinant"
+    along = torch.vmap(lambda a, e: torch.func.jvp(resolvent, (a,), (e,)))
+    for found, right in zip(along(a, a), (p, p @ a.numpy() @ p / 2), strict=True):
+        assert np.abs(found.numpy() - right).max() < 1e-11, "forward derivative in vmap"
 print("right")
 """
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Orthogonal, SpecialOrthogonal, Stiefel, retractions
+from manifolds._rotation import turned
 
 RETRACTIONS = (retractions.polar, retractions.qr, retractions.cayley, retractions.exp)
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -39,11 +40,11 @@ def test_nearest_is_scipys_polar_factor(dtype: torch.dtype, n: int) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nearest_rotation_is_a_rotation(n: int, dtype: torch.dtype) -> None:
-    """Also where all singular values are equal, and where they are far apart."""
+    """Also at multiples of rotations, and where singular values are far apart."""
     z = torch.randn(200, n, n, dtype=dtype)
     same = Orthogonal().nearest(z)
     spread = same * torch.logspace(0, -4, n, dtype=z.real.dtype)
-    for start in (z, same, spread):
+    for start in (z, SpecialOrthogonal().random(200, n, n, dtype=dtype) * 7, spread):
         x = SpecialOrthogonal().nearest(start)
         assert SpecialOrthogonal().contains(x).all()
         assert (torch.linalg.det(x) - 1).abs().max() < 300 * torch.finfo(dtype).eps
@@ -97,8 +98,14 @@ def test_nearest_special_unitary_point_is_the_best_of_a_brute_force_search(s: li
     w, v = (SpecialOrthogonal().random(n, n, dtype=torch.complex128) for _ in range(2))
     w[:, 0] *= complex(math.cos(total), math.sin(total))
     z = (w * values) @ v
-    x = SpecialOrthogonal().nearest(z)
-    assert SpecialOrthogonal().contains(x)
+    m = SpecialOrthogonal()
+    if abs(total) == math.pi and sum(s[-1] / one for one in s[:-1]) >= 1:  # -pi is as good, and elsewhere
+        with pytest.raises(ValueError, match="several nearest matrices of determinant 1"):
+            m.nearest(z)
+    else:
+        torch.testing.assert_close(m.nearest(z), turned(*torch.linalg.svd(z)), rtol=0, atol=1e-12)
+    x = turned(*torch.linalg.svd(z))
+    assert m.contains(x)
     reached = (n + float((values**2).sum()) - float((x - z).norm() ** 2)) / 2
     assert reached >= best_phases(values, total) - 1e-9
 
@@ -272,3 +279,20 @@ def test_a_nearly_singular_matrix_has_a_nearest_one_in_float32() -> None:
     s[-1] = 0
     with pytest.raises(ValueError, match="1 of 1 matrices"):
         Orthogonal().nearest(((u * s) @ v).float())
+
+
+REFLECTION = torch.diag(torch.tensor([1.0, 1, -1]))
+
+
+@double
+def test_a_nearest_rotation_is_returned_where_it_is_unique_and_refused_where_it_is_not(dtype: torch.dtype) -> None:
+    m, u, v = SpecialOrthogonal(), *SpecialOrthogonal().random(2, 3, 3, dtype=dtype)
+    for values in ([2, 1, 0], [2e6, 1e6, 0], [3, 2, -1]):  # of rank 2 a direction is left, which the determinant turns
+        if values[-1] == 0 or not dtype.is_complex:  # of complex matrices all directions are turned a little
+            close(m.nearest(u @ torch.diag(torch.tensor(values, dtype=dtype)) @ v), u @ v, atol=1e-13)
+    assert m.nearest(torch.zeros(2, 1, 1, dtype=dtype)).eq(1).all()  # of 1 x 1 matrices there is one
+    for bad in (REFLECTION, 1e3 * REFLECTION, torch.diag(torch.tensor([1.0, 0, 0])), -torch.eye(3)):
+        with pytest.raises(ValueError, match="deficient rank, below n - 1, or several nearest"):
+            m.nearest(u @ bad.to(dtype) @ v)
+        with pytest.raises(ValueError, match="1 of 2 matrices"):
+            torch.vmap(m.nearest)(torch.stack([u, u @ bad.to(dtype) @ v]))

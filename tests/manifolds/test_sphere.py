@@ -49,6 +49,15 @@ def test_distance_and_log_are_exact_at_every_angle(dtype: torch.dtype, t: float)
     assert abs(float(Sphere().norm(x, Sphere().log(x, y))) - t) < allowed
 
 
+@pytest.mark.parametrize("t", [1e-300, 1e-160, 1e-30, 1e-17, 1e-15, 1e-12, 1e-8, 1e-5, 1e-2, 1.0])
+def test_log_has_all_its_digits_at_small_angles(t: float) -> None:
+    """Relative to its length, from a point with exact entries: y - x is exact, so only log rounds."""
+    x = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    y = torch.tensor([math.cos(t), 0.6 * math.sin(t), 0.8 * math.sin(t)], dtype=torch.float64)
+    v = t * torch.tensor([0.0, 0.6, 0.8], dtype=torch.float64)
+    torch.testing.assert_close(Sphere().log(x, y), v, rtol=8 * torch.finfo(torch.float64).eps, atol=0)
+
+
 @dtypes
 def test_opposite_points_are_pi_apart_and_log_is_finite(dtype: torch.dtype) -> None:
     x, _ = frame(dtype)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import find, given
 
 from manifolds import BlockSpec, Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
-from manifolds.base import inner
+from manifolds._points import inner
 from manifolds.testing import points, shapes, tangent_vectors
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)

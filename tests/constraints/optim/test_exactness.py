@@ -432,7 +432,7 @@ def test_a_group_that_changes_its_manifold_moves_on_the_new_one() -> None:
         optimizer.param_groups[0]["manifold"] = manifold
         p.grad = torch.ones(3, 4)
         optimizer.step()
-        assert manifold.residual(p.detach()).max() < 1e-6
+        assert manifold.residual(p.detach()).max() < 1e-5
     assert Stiefel().residual(p.detach()) > 1e-3
 
 

@@ -204,7 +204,7 @@ def test_a_model_and_its_optimizer_are_copied_together() -> None:
 
 
 def test_state_speaks_per_parameter() -> None:
-    """Tensors of the shape of the parameter and one number per factor; a tuple for factors of several kinds."""
+    """Tensors of the shape of the parameter and one number per factor; one of each for factors of several kinds."""
     groups = setup()
     optimizer = RiemannianAdam(groups)
     train(optimizer, seed=0)
@@ -212,9 +212,9 @@ def test_state_speaks_per_parameter() -> None:
     assert sorted(state) == list(range(6))
     shapes = {"step": (), "drift": (), "exp_avg": (12, 4), "exp_avg_sq": (3,)}
     assert {k: tuple(v.shape) for k, v in state[0].items()} == shapes
-    assert [tuple(t.shape) for t in state[2]["drift"]] == [(), ()]
-    assert [tuple(t.shape) for t in state[2]["exp_avg"]] == [(1, 4, 4), (2, 4, 4)]
-    assert [tuple(t.shape) for t in state[2]["exp_avg_sq"]] == [(1,), (2, 4, 4)]
+    first = {"step": (), "drift:0": (), "exp_avg:0": (1, 4, 4), "exp_avg_sq:0": (1,)}
+    shapes = {**first, "exp_avg:1": (2, 4, 4), "exp_avg_sq:1": (2, 4, 4)}
+    assert {k: tuple(v.shape) for k, v in state[2].items()} == shapes
     assert tuple(state[3]["exp_avg"].shape) == (2, 4, 4)
     assert tuple(state[4]["exp_avg_sq"].shape) == ()
     assert tuple(state[5]["exp_avg_sq"].shape) == (5,)
@@ -278,6 +278,34 @@ def test_state_of_another_shape_is_refused() -> None:
     state["state"][0]["exp_avg_sq"] = torch.zeros(12, 4)
     refused(state, r"'exp_avg_sq' of parameter 0 of group 0 has shapes \[\(12, 4\)\]")
     refused({**state, "param_groups": state["param_groups"][:2]}, "different number of parameter groups")
+    for key, other in (("exp_avg", None), ("exp_avg:2", None), ("exp_avg:0", "exp_avg:1")):
+        state = copy.deepcopy(optimizer.state_dict())
+        state["state"][2][key] = state["state"][2].pop("exp_avg:0")
+        if other is not None:
+            del state["state"][2][other]
+        refused(
+            state, r"the saved state 'exp_avg.* of parameter 0 of group 1 has shapes \[.*needs tensors of \[16, 32\]"
+        )
+
+
+def test_tuples_of_older_files_are_read() -> None:
+    """Where the state of a mixed product was a tuple under one key."""
+    optimizer = RiemannianAdam(setup(), lr=0.05)
+    train(optimizer, seed=0)
+    state = copy.deepcopy(optimizer.state_dict())
+    mixed = state["state"][2]
+    for key in ("exp_avg", "exp_avg_sq"):
+        mixed[key] = (mixed.pop(f"{key}:0"), mixed.pop(f"{key}:1"))
+    mixed["drift"] = (mixed.pop("drift:0"), torch.zeros((), dtype=torch.float64))
+    before, inside = copy.deepcopy(state), state["state"][2]
+    other = copy.deepcopy(optimizer)
+    other.load_state_dict(state)
+    assert same(state, before), "what is loaded is not changed"
+    assert state["state"][2] is inside
+    train(optimizer, seed=1)
+    train(other, seed=1)
+    assert same(values(other), values(optimizer))
+    assert same(other.state_dict(), optimizer.state_dict())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -304,7 +332,8 @@ def test_options_may_ask_for_more_state_on_the_way() -> None:
         for group in optimizer.param_groups:
             group.update(option)
         train(optimizer, seed=1)
-        assert all(key in entry for entry in optimizer.state_dict()["state"].values())
+        for entry in optimizer.state_dict()["state"].values():
+            assert {key, f"{key}:0"} & entry.keys()
         other = copy.deepcopy(optimizer)
         train(optimizer, seed=2)
         train(other, seed=2)

@@ -1,0 +1,188 @@
+"""Does a step wait for the device? And may it be captured in a graph, or compiled?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from constraints import Riemannian, constrain
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
+
+from .checks import Check, Numbers, Place, require
+
+SECTION = "waiting"
+
+POINTS: dict[str, tuple[Manifold, tuple[int, ...]]] = {
+    "tall": (Stiefel(), (40, 6)),
+    "wide, canonical": (Stiefel("canonical"), (6, 40)),
+    "square": (Stiefel(), (64, 64)),
+    "packed": (Stiefel() ** 3, (48, 16)),
+    "mixed": (Stiefel() * Euclidean() ** 2, (48, 16)),
+    "many of 3 x 3": (SpecialOrthogonal(), (1000, 3, 3)),
+    "sphere": (Sphere(), (50, 8)),
+    "tall, qr": (Stiefel(retraction=retractions.qr), (40, 6)),
+    "tall, cayley": (Stiefel(retraction=retractions.cayley), (40, 6)),
+    "square, exp": (Orthogonal(retractions.exp), (64, 64)),
+}
+
+Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Make] = {
+    "Adam": RiemannianAdam,
+    "Adam, capturable, amsgrad": lambda groups: RiemannianAdam(groups, capturable=True, amsgrad=True),
+    "SGD": RiemannianSGD,
+    "SGD with momentum": lambda groups: RiemannianSGD(groups, momentum=0.9),
+}
+
+
+def checks() -> Iterator[Check]:
+    for which, make in OPTIMIZERS.items():
+        for name, (manifold, shape) in POINTS.items():
+            yield Check(SECTION, f"step of {which}: {name}", partial(step_waits, make, manifold, shape))
+    for name, (manifold, shape) in POINTS.items():
+        if name not in ("mixed", "packed"):
+            yield Check(SECTION, f"weight and gradient: {name}", partial(weight_waits, manifold, shape))
+    yield Check(SECTION, "a training step in a CUDA graph, Riemannian", captured)
+    yield Check(SECTION, "a training step in a CUDA graph, trivialized", captured_trivialized)
+    yield Check(SECTION, "torch.compile of a trivialized model", compiled)
+
+
+def step_waits(make: Make, manifold: Manifold, shape: tuple[int, ...], place: Place) -> Numbers:
+    """The fourth step: the first ones make state and plans."""
+    p = nn.Parameter(manifold.random(*shape).to(place.device))
+    optimizer, g = make([{"params": [p], "manifold": manifold}]), torch.randn(shape).to(place.device)
+    for _ in range(3):
+        p.grad = g.clone()
+        optimizer.step()
+    waits = _waits(optimizer.step, manifold, place)
+    require(bool(manifold.contains(p.detach()).all()), "the step left the manifold")
+    return waits
+
+
+class Holder(nn.Module):
+    """A module whose forward pass does nothing but read its weight."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+def weight_waits(manifold: Manifold, shape: tuple[int, ...], place: Place) -> Numbers:
+    holder = constrain(Holder(manifold.random(*shape).to(place.device)), "weight", manifold)
+    (p, *_), g = [p for p in holder.parameters() if p.requires_grad], torch.randn(shape).to(place.device)
+    with torch.no_grad():
+        p.add_(0.1 * torch.randn(shape).to(place.device))
+    for _ in range(2):
+        holder().backward(g)
+    waits = _waits(lambda: holder().backward(g), manifold, place)
+    require(bool(manifold.contains(holder().detach()).all()), "the weight is off the manifold")
+    return waits
+
+
+def _waits(run: Callable[[], object], manifold: Manifold, place: Place) -> Numbers:
+    """Nothing waits but the exponential, whose length decides how it is computed; that is noted."""
+    if getattr(manifold, "retraction", None) is not retractions.exp:
+        with place.without_waiting():
+            run()
+        return {}
+    try:
+        with place.without_waiting():
+            run()
+    except RuntimeError:
+        run()
+        return {"waits": "yes, as documented"}
+    return {"waits": "no"}
+
+
+# Graphs ---------------------------------------------------------------------------------------------------
+
+
+class Model(nn.Module):
+    """A recurrent matrix, a tall one and a free bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.square, self.tall = nn.Linear(32, 32, bias=False), nn.Linear(8, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.square(self.tall(x)).tanh()
+        return (y - 0.1).square().mean()
+
+
+def _captures(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, place: Place) -> Callable[[], None]:
+    """One training step as a graph; as it is where graphs are pretended."""
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        model(x).backward()
+        optimizer.step()
+
+    if place.pretended:
+        return train
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            train()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        train()
+    return graph.replay
+
+
+def _replays(model: nn.Module, make: Callable[[nn.Module], torch.optim.Optimizer], place: Place) -> Numbers:
+    """Replays end where the same number of eager steps ends."""
+    torch.manual_seed(0)
+    model, x = model.to(place.device), torch.randn(16, 8).to(place.device)
+    start = copy.deepcopy(model.state_dict())
+    replay = _captures(model, optimizer := make(model), x, place)
+    warm = 0 if place.pretended else 3
+    for _ in range(10):
+        replay()
+    after = {key: value.clone() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    eager = copy.deepcopy(model)
+    eager.load_state_dict(start)
+    again = make(eager)
+    for _ in range(warm + 10):
+        again.zero_grad()
+        eager(x).backward()
+        again.step()
+    worst = max(float((value - after[key]).abs().max()) for key, value in eager.state_dict().items() if key in after)
+    require(worst < 1e-4, f"replays and eager steps end {worst:.1e} apart")
+    del optimizer
+    return {"largest difference after 13 steps": worst}
+
+
+def captured(place: Place) -> Numbers:
+    model = constrain(Model(), ["square.weight", "tall.weight"], Stiefel, Riemannian())
+    return _replays(model, lambda m: RiemannianAdam(m, lr=1e-3, capturable=not place.pretended), place)
+
+
+def captured_trivialized(place: Place) -> Numbers:
+    model = constrain(Model(), ["square.weight", "tall.weight"], Stiefel)
+    return _replays(model, lambda m: torch.optim.Adam(m.parameters(), lr=1e-3, capturable=not place.pretended), place)
+
+
+def compiled(place: Place) -> Numbers:
+    """One graph, whose loss and gradients are those of eager."""
+    torch.manual_seed(0)
+    model = constrain(Model(), ["square.weight", "tall.weight"], Stiefel).to(place.device)
+    x = torch.randn(16, 8).to(place.device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model(x).backward()
+    expected = [p.grad.clone() for p in trained if p.grad is not None]
+    model.zero_grad()
+    run = torch.compile(model, fullgraph=True, backend="aot_eager" if place.pretended else "inductor")
+    run(x).backward()
+    worst = max(float((p.grad - e).abs().max()) for p, e in zip(trained, expected, strict=True) if p.grad is not None)
+    require(worst < 1e-5, f"gradients of the compiled model are {worst:.1e} off")
+    return {"largest difference of a gradient": worst}

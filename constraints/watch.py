@@ -1,0 +1,147 @@
+"""The watch over optimizers: none moves a held Parameter as if it were free, or from off its manifold."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from manifolds import Manifold
+
+from .precision import exact_products
+from .records import Records, constrained, generation, hidden, lost, when_first
+from .values import at_least_float32, code, is_near
+
+LOOK_EVERY = 100  # steps: what a Gram matrix costs then is nothing
+
+
+@dataclass
+class Looked:
+    """What an optimizer held when it was last looked at, and how many steps it took since."""
+
+    state: tuple[int, ...]
+    held: list[tuple[Records, str, nn.Parameter]]
+    gone: list[tuple[Tensor, Manifold, Manifold | None]]  # held once; the manifold of the group, and that of now
+    steps: int = 0
+
+
+_looked: weakref.WeakKeyDictionary[Optimizer, Looked] = weakref.WeakKeyDictionary()
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """ValueError if a constrained parameter is about to be moved as if it were free, or from off its manifold."""
+    if torch.compiler.is_compiling():  # looking is no part of the graph
+        torch.compiler.disable(_before_step)(optimizer, args, kwargs)
+        return
+    looked = look(optimizer)
+    for parameter, manifold, present in looked.gone:
+        if parameter.grad is not None:
+            raise _outdated(optimizer, parameter, manifold, present)
+    for records, attribute, p in looked.held:
+        if attribute not in records.parameters:
+            raise lost(records, attribute)
+        if records.parameters[attribute] is not p:
+            raise ValueError(
+                f"{records.names[attribute]} of shape {tuple(p.shape)} is another Parameter now than the one that this "
+                f"{type(optimizer).__name__} holds, which nothing uses. Write into the Parameter instead, by "
+                f".copy_(value) under torch.no_grad(), or make a new optimizer."
+            )
+        captured = p.device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # values cannot be looked at
+        again = looked.steps % LOOK_EVERY == 0 and not captured  # a write to .data leaves the version as it is
+        if again or records.versions.get(attribute) != p._version:
+            _check_point(records, attribute, p)
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if torch.compiler.is_compiling():
+        torch.compiler.disable(_after_step)(optimizer, args, kwargs)
+        return
+    looked = look(optimizer)
+    looked.steps += 1
+    for records, attribute, p in looked.held:
+        records.versions[attribute] = p._version
+
+
+def look(optimizer: Optimizer) -> Looked:
+    """The constrained parameters of the optimizer, found once; ValueError if it is blind to their manifolds."""
+    state = (generation(), *(len(group["params"]) for group in optimizer.param_groups))
+    looked = _looked.get(optimizer)
+    if looked is not None and looked.state == state:
+        return looked
+    blind = not getattr(optimizer, "keeps_manifolds", False)  # torch keeps a "manifold" in groups and never looks at it
+    known, computed = constrained(), hidden()
+    before = set() if looked is None else {id(p) for _, _, p in looked.held} | {id(p) for p, _, _ in looked.gone}
+    held: list[tuple[Records, str, nn.Parameter]] = []
+    gone: list[tuple[Tensor, Manifold, Manifold | None]] = []
+    for group in optimizer.param_groups:
+        manifold = group.get("manifold")
+        for p in group["params"]:
+            if id(p) in computed:
+                raise lost(*computed[id(p)])
+            if id(p) not in known:
+                if manifold is not None and id(p) in before:
+                    gone.append((p, manifold, None))
+            else:
+                records, attribute = known[id(p)]
+                if not blind and "manifold" in group and manifold is None:
+                    raise ValueError(
+                        f"{records.names[attribute]} of shape {tuple(p.shape)} is constrained to "
+                        f"{records.manifolds[attribute]}, but this {type(optimizer).__name__} was made before it was. "
+                        f"Make it again after constrain: {type(optimizer).__name__}(model, ...)."
+                    )
+                if blind or manifold is None:
+                    raise _blind(optimizer, p, records, attribute)
+                present = records.manifolds[attribute]
+                if present == manifold:
+                    held.append((records, attribute, p))
+                else:
+                    gone.append((p, manifold, present))
+    looked = _looked[optimizer] = Looked(state, held, gone)
+    return looked
+
+
+def _blind(optimizer: Optimizer, p: Tensor, records: Records, attribute: str) -> ValueError:
+    kind = type(optimizer).__name__
+    return ValueError(
+        f"{records.names[attribute]} of shape {tuple(p.shape)} is held on {records.manifolds[attribute]} by "
+        f"Riemannian(), and a step of {kind} would leave the manifold. Use constraints.optim.RiemannianAdam(model) or "
+        f"RiemannianSGD(model), or constrain it with Trivialization(), which any optimizer can train. A class of your "
+        f'own that moves each group on its "manifold" says so by keeps_manifolds = True, and takes param_groups(model).'
+    )
+
+
+def _outdated(optimizer: Optimizer, p: Tensor, manifold: Manifold, present: Manifold | None) -> ValueError:
+    now = "is not constrained any more" if present is None else f"is now constrained to {present}"
+    return ValueError(
+        f"a parameter of shape {tuple(p.shape)} {now}, but this {type(optimizer).__name__} was made when it was held "
+        f"on {manifold}, and would move it there. Make a new optimizer for the model as it is now; to keep a free "
+        f'tensor on a manifold, pass it in a group with that "manifold".'
+    )
+
+
+@torch.no_grad()
+def _check_point(records: Records, attribute: str, p: nn.Parameter) -> None:
+    manifold = records.manifolds[attribute]
+    x = at_least_float32(p)
+    with exact_products(p.device.type):
+        on = is_near(manifold, x, p.dtype)
+    if not on:
+        raise off(records.names[attribute], p, manifold)
+
+
+def off(name: str, p: Tensor, manifold: Manifold) -> ValueError:
+    """The error for a parameter whose value was changed to one that is not on its manifold."""
+    return ValueError(
+        f"{name} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, where it is held. Write "
+        f"a point into it, by .copy_({code(manifold)}.nearest(value)) under torch.no_grad(), or unconstrain it, set it "
+        f"and constrain it again."
+    )
+
+
+when_first(lambda: register_optimizer_step_pre_hook(_before_step))
+when_first(lambda: register_optimizer_step_post_hook(_after_step))

@@ -1,0 +1,65 @@
+"""Batches of points: the ambient metric, lengths with derivatives at 0, and the batch that tensors have in common."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+
+class Pointed(Protocol):
+    """What has points of so many axes."""
+
+    @property
+    def ndim(self) -> int: ...
+
+
+def inner(u: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
+    """Re<u, v> = Re sum(conj(u) v) over the last ndim axes."""
+    product = (u.conj() * v).real if u.is_complex() else u * v
+    return product.sum(tuple(range(-ndim, 0))) if ndim else product
+
+
+def root(s: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """sqrt(s); 0 with derivative 0 where s is 0, or less by rounding."""
+    zero = s <= 0
+    return torch.where(zero, 0 * s, torch.where(zero, 1, s).sqrt())
+
+
+def length(a: Inexact[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
+    """|a| over the last ndim axes, 0 with derivative 0 at 0; no square under- or overflows."""
+    axes = tuple(range(-ndim, 0))
+    largest = a.detach().abs()
+    largest = largest.amax(axes, keepdim=True) if ndim else largest
+    scale = torch.where((largest == 0) | largest.isinf(), 1, largest)
+    return root(inner(a / scale, a / scale, ndim)) * (scale.squeeze(axes) if ndim else scale)
+
+
+def broadcast(manifold: Pointed, *tensors: Inexact[Tensor, "..."]) -> tuple[Tensor, ...]:
+    """The tensors with the batch axes of all of them. ValueError where their points have different shapes."""
+    shape = tensors[0].shape
+    for t in tensors:
+        if t.shape != shape:
+            return _broadcast(manifold, tensors)
+    return tensors
+
+
+def _broadcast(manifold: Pointed, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    ndim = manifold.ndim
+    shapes = [tuple(t.shape) for t in tensors]
+    points = {s[len(s) - ndim :] for s in shapes if len(s) >= ndim}
+    if len(points) > 1 or min(map(len, shapes)) < ndim:
+        raise ValueError(
+            f"points and tangent vectors of {manifold} have one shape, their last {ndim} axes, and batch axes before "
+            f"it, which broadcast; got shapes {', '.join(map(str, shapes))}. Give every tensor the axes of a point."
+        )
+    try:
+        batch = torch.broadcast_shapes(*(s[: len(s) - ndim] for s in shapes))
+    except RuntimeError as error:
+        raise ValueError(
+            f"the batch axes of points and tangent vectors of {manifold}, before the last {ndim}, broadcast; got "
+            f"shapes {', '.join(map(str, shapes))}. Give them equal lengths, or length 1."
+        ) from error
+    return tuple(t.expand(*batch, *t.shape[t.dim() - ndim :]) for t in tensors)

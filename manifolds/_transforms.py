@@ -1,0 +1,40 @@
+"""What torch.func and forward mode make of a tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+functorch = torch._C._functorch
+
+
+def in_forward_mode() -> bool:
+    """Whether forward derivatives are taken. torch loses the derivatives of what a Function gives as its `jvp`, and
+    says nothing, so none here has one: torch derives the formulas themselves."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Whether x is many tensors seen as one, as by vmap, where nothing can be written into given memory."""
+    return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x)
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether x has a batch axis that it does not show, as in vmap."""
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return functorch.is_legacy_batchedtensor(x)
+
+
+def whole(x: Tensor) -> Tensor:
+    """The values of all that transforms see as one tensor: they may be looked at, within vmap too."""
+    while functorch.is_functorch_wrapped_tensor(x):
+        x = functorch.get_unwrapped(x)
+    return x
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether a derivative by x may be taken."""
+    return (x.requires_grad and torch.is_grad_enabled()) or in_forward_mode() or is_transformed(x)

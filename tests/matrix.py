@@ -1,0 +1,45 @@
+"""The tests on other seeds, instruction sets and numbers of threads: `make matrix`.
+
+Each base seed takes one combination in turn, so that ten runs of the suite see every one of the four twice or more.
+Arguments go to pytest: `make matrix MATRIX=tests/manifolds`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+
+SEEDS = range(1, 11)
+COMBINATIONS = list(itertools.product(("default", "avx2"), ("1", "2")))
+
+
+def run(seed: int, instructions: str, threads: str, arguments: list[str]) -> tuple[int, str]:
+    """(exit status, last line) of one run of pytest."""
+    chosen = {"ATEN_CPU_CAPABILITY": instructions, "OMP_NUM_THREADS": threads, "MKL_CBWR": "COMPATIBLE"}
+    options = [f"--base-seed={seed}", f"--hypothesis-seed={seed}", "-p", "randomly", f"--randomly-seed={seed}"]
+    processes = ["-n", "2", "--dist", "worksteal"] if threads == "1" else []
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--timeout=400", *processes, *options, *arguments],
+        env={**os.environ, **chosen},
+        capture_output=True,
+        text=True,
+    )
+    sys.stderr.writelines(line + "\n" for line in done.stdout.splitlines() if re.match("FAILED|ERROR", line))
+    return done.returncode, (done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]])[-1]
+
+
+def main(arguments: list[str]) -> int:
+    worst = 0
+    for seed, (instructions, threads) in zip(SEEDS, itertools.cycle(COMBINATIONS), strict=False):
+        status, line = run(seed, instructions, threads, arguments)
+        sys.stdout.write(f"seed {seed:2}  {instructions:7}  {threads} threads  {line}\n")
+        sys.stdout.flush()
+        worst = max(worst, status)
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""The run that is prepared for an accelerator, on a CPU that plays one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.accelerator.__main__ import SECONDS, all_checks, main
+from benchmarks.accelerator.checks import Check, Place, require, run_all, write
+from benchmarks.accelerator.pretend import Waits, pretended
+
+# The peers give warnings of their own, which are not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore")
+HERE = Place(torch.device("cpu"), True, Waits)
+
+
+@pytest.mark.timeout(240)
+def test_the_run_goes_through_every_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is wrong, nothing is left out, and the file says where and with what."""
+    assert main(["--pretend", "--out", str(tmp_path / "found.json")]) == 0, capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["pretended"]
+    assert found["machine"]["cpu"]
+    assert "torch" in found["versions"]
+    assert [each["state"] for each in found["checks"]] == ["ok"] * len(all_checks())
+    assert {each["section"] for each in found["checks"]} == SECONDS.keys()
+
+
+def test_a_section_that_is_out_of_time_says_so_and_the_next_one_runs() -> None:
+    """Each section has a clock of its own; an exception is a finding, and so is what was found before it."""
+    now = [0.0]
+
+    def takes(seconds: float) -> Any:
+        def run(place: Place) -> dict[str, Any]:
+            now[0] += seconds
+            require(seconds < 9, "too long")
+            return {"seconds": seconds}
+
+        return run
+
+    checks = [
+        Check("a", "1", takes(3)),
+        Check("a", "2", takes(3)),
+        Check("b", "3", takes(9)),
+        Check("a", "4", takes(1)),
+    ]
+    found = list(run_all(checks, HERE, {"a": 5, "b": 5}, clock=lambda: now[0]))
+    assert [each.state for each in found] == ["ok", "ok", "WRONG", "not run"]
+    assert "too long" in found[2].why
+    assert "test_accelerator.py" in found[2].why
+    assert found[1].numbers == {"seconds": 3}
+
+
+def test_what_was_found_is_written_at_once(tmp_path: Path) -> None:
+    """A NaN is written as a word, for JSON has none."""
+    check = Check("a", "1", lambda place: {"x": float("nan")})
+    write(tmp_path / "found.json", {"date": "today"}, list(run_all([check], HERE, {"a": 1})))
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert written["checks"][0]["numbers"] == {"x": "nan"}
+    assert written["date"] == "today"
+
+
+def test_a_read_is_seen_where_waiting_is_forbidden() -> None:
+    x = torch.ones(3)
+    with Waits(), pytest.raises(RuntimeError, match="waits for the device"):
+        float(x[:2].sum().reshape(1).item())
+
+
+def test_what_is_pretended_is_undone() -> None:
+    from constraints.optim import bucket
+
+    with pretended():
+        assert not bucket.can_look(torch.device("cpu"))
+    assert bucket.can_look(torch.device("cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_run_without_a_device_says_so() -> None:
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        main([])
