@@ -124,6 +124,32 @@ def test_one_of_two_tied_weights_is_not_untied(subject: Subject) -> None:
     assert pair.first.get_parameter(names(subject)[0]) is pair.second.get_parameter(names(subject)[0])
 
 
+@each
+@engine
+def test_a_tie_to_a_module_outside_is_not_untied(subject: Subject, method: Method) -> None:
+    """Also with an optimizer that keeps state for it; and a module that is gone is no tie."""
+    pair = Pair(subject)
+    for p in pair.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer = adam(pair)
+    before = bits(pair)
+    for name, manifold, layout in subject.constraints:
+        owner = type(pair.second.get_submodule(name.rpartition(".")[0])).__name__
+        if isinstance(method, Trivialization):
+            with pytest.raises(ValueError, match=f"outside the module.*{owner}|{owner} outside the module"):
+                constrain(pair.first, name, manifold, method, layout=layout)
+            assert same(bits(pair), before)
+        else:
+            constrain(pair.first, name, manifold, method, layout=layout)
+    for name in names(subject):
+        assert pair.first.get_parameter(name) is pair.second.get_parameter(name)
+    if isinstance(method, Trivialization):
+        pair.second.itself = pair.second  # a cycle, which only the collector finds
+        pair.second = nn.Identity()
+        subject.constrain(pair.first, method)
+    assert optimizer.param_groups
+
+
 # Evaluations ------------------------------------------------------------------------------------------------------
 
 
