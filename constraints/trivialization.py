@@ -18,6 +18,7 @@ from manifolds import Manifold
 from manifolds._transforms import is_transformed
 
 from .copying import forget_computed_weights, make_copyable
+from .decay import enlist
 from .inside import is_traced
 from .memo import Memo
 from .method import Method, Site
@@ -43,7 +44,8 @@ class Trivialization(Method):
     `torch.func.functional_call` takes the coordinates, by their name in named_parameters(). The name of the weight
     would be an assignment, through which no gradient flows; in a transform of torch.func it is a ValueError.
 
-    Weight decay on `original` pulls the weight towards its base, and nowhere else; `param_groups` leaves it out.
+    Weight decay on `original` pulls the weight towards its base, and nowhere else, of which an optimizer warns once;
+    `param_groups` leaves it out.
 
     rebase_every: after so many optimizer steps the base moves to the present weight, see `rebase`; None for never. The
     count is in the metadata of the state dict, so that a run goes on from a checkpoint as it would have.
@@ -79,6 +81,7 @@ class Trivialization(Method):
             coordinates[0], coordinates.original, coordinates.unsafe = held, parameter, False
             coordinates.order, coordinates.steps = order, 0
             schedule(coordinates)
+            enlist(coordinates)
             make_copyable(site.owner)
             forget_computed_weights(site.owner)
             watch(site.owner)
@@ -236,6 +239,7 @@ class Coordinates(ParametrizationList):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         schedule(self)
+        enlist(self)
 
     @torch.no_grad()
     def append(self, module: nn.Module) -> Any:
