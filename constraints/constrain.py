@@ -20,6 +20,7 @@ from .packing import check_packing, packing_of
 from .progress import shown
 from .records import Records, constrained
 from .riemannian import Riemannian
+from .ties import check_outside
 from .trivialization import Trivialization, trivialized
 from .values import Init, check_whole, initial
 
@@ -188,6 +189,7 @@ def _check_ties(module: nn.Module, shared: dict[int, list[Site]], method: Method
                 f"{sites[0]} is tied to {full}, and Trivialization would untie them. Give all its names, {names}, "
                 f"or a glob that matches them, or use Riemannian(), which leaves one Parameter."
             )
+    check_outside(shared.values())
 
 
 def _names_of(module: nn.Module, parameter: nn.Parameter) -> list[str]:

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from .names import describe
 from .records import KEY
+from .resetting import make_resettable
 
 
 def make_copyable(module: nn.Module) -> None:
@@ -25,6 +26,7 @@ def make_copyable(module: nn.Module) -> None:
         del kind.__deepcopy__
     kind.__reduce_ex__ = _reduce
     kind.register_parameter = _refusing(kind.__bases__[0].register_parameter)
+    make_resettable(kind)
     if isinstance(module, nn.RNNBase):
         kind._apply = _move
 

@@ -66,7 +66,7 @@ def tied(subject: Subject, method: Method) -> Any:
 def test_tied_weights_stay_tied(subject: Subject, method: Method) -> None:
     pair, x = tied(subject, method), batch()
     free = sum(p.numel() for p in Pair(subject).parameters())
-    assert sum(p.numel() for p in pair.parameters()) == free
+    assert sum(p.numel() for p in pair.parameters() if p.requires_grad) == free
     optimizer = adam(pair)
     before = weights(pair.first)
     for _ in range(3):
@@ -91,6 +91,9 @@ def test_tied_weights_have_the_gradients_of_both(subject: Subject, method: Metho
     pair(x).square().sum().backward()
     for name, p in pair.first.core.named_parameters():
         g = p.grad
+        if not p.requires_grad:
+            assert g is None
+            continue
         parts = [net.core.get_parameter(name).grad for net in apart]
         shared = p is pair.second.core.get_parameter(name)
         torch.testing.assert_close(g, parts[0] + parts[1] if shared else parts[0], rtol=1e-9, atol=1e-12)
@@ -119,6 +122,32 @@ def test_one_of_two_tied_weights_is_not_untied(subject: Subject) -> None:
         constrain(pair, f"first.{name}", manifold, layout=layout)
     assert same(bits(pair), before)
     assert pair.first.get_parameter(names(subject)[0]) is pair.second.get_parameter(names(subject)[0])
+
+
+@each
+@engine
+def test_a_tie_to_a_module_outside_is_not_untied(subject: Subject, method: Method) -> None:
+    """Also with an optimizer that keeps state for it; and a module that is gone is no tie."""
+    pair = Pair(subject)
+    for p in pair.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer = adam(pair)
+    before = bits(pair)
+    for name, manifold, layout in subject.constraints:
+        owner = type(pair.second.get_submodule(name.rpartition(".")[0])).__name__
+        if isinstance(method, Trivialization):
+            with pytest.raises(ValueError, match=f"outside the module.*{owner}|{owner} outside the module"):
+                constrain(pair.first, name, manifold, method, layout=layout)
+            assert same(bits(pair), before)
+        else:
+            constrain(pair.first, name, manifold, method, layout=layout)
+    for name in names(subject):
+        assert pair.first.get_parameter(name) is pair.second.get_parameter(name)
+    if isinstance(method, Trivialization):
+        pair.second.itself = pair.second  # a cycle, which only the collector finds
+        pair.second = nn.Identity()
+        subject.constrain(pair.first, method)
+    assert optimizer.param_groups
 
 
 # Evaluations ------------------------------------------------------------------------------------------------------

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from constraints import Riemannian, Trivialization, param_groups, rebase
+from constraints import Riemannian, Trivialization, param_groups, rebase, unconstrain
 from constraints.held import held
 from constraints.method import Method
 from constraints.optim import RiemannianAdam, RiemannianSGD
@@ -217,7 +219,7 @@ def test_zero_grad(subject: Subject, method: Method, to_none: bool) -> None:
         train(twin, other, x)
     assert same(bits(net), bits(twin))
     net.zero_grad(set_to_none=to_none)
-    assert all((p.grad is None) == to_none for p in net.parameters())
+    assert all((p.grad is None) == to_none for p in net.parameters() if p.requires_grad)
     before = weights(net)
     if to_none:
         optimizer.step()
@@ -432,6 +434,39 @@ def test_an_optimizer_that_would_leave_the_manifold_is_refused(subject: Subject,
     with pytest.raises(ValueError, match=r"held on .*RiemannianAdam\(model\)"):
         optimizer.step(lambda: objective(net, x))
     assert same(bits(net), before)
+
+
+DECAYING: list[Any] = [
+    kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type)
+    and "weight_decay" in inspect.signature(kind).parameters
+    and name not in ("SparseAdam", "Muon")
+]
+
+
+@each
+@pytest.mark.parametrize("kind", [*DECAYING, RiemannianAdam, RiemannianSGD])
+def test_decay_on_coordinates_is_said_once_by_every_optimizer(subject: Subject, kind: Any) -> None:
+    """Also of a copy, never without decay, and not of a tensor that is let go."""
+    net, x = copy.deepcopy(subject.constrained(Trivialization())), batch()
+    coordinates = [e.coordinates.original for e in held(net) if e.coordinates is not None]
+    for decay in (0, 0.1):
+        extra = {"manifold": None} if kind in (RiemannianAdam, RiemannianSGD) else {}
+        optimizer = kind([{"params": coordinates, **extra}], lr=1e-3, weight_decay=decay)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                train(net, optimizer, x)
+        assert [w.category for w in said if "param_groups" in str(w.message)] == [UserWarning] * (decay != 0)
+        assert all(
+            w.filename == __file__.replace("test_training", "subjects") for w in said if "base" in str(w.message)
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(net, torch.optim.AdamW(param_groups(net), lr=1e-3, weight_decay=0.1), x)
+        unconstrain(net, [e.name for e in held(net)])
+        train(net, torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.1), x)
 
 
 # Writing into a weight --------------------------------------------------------------------------------------------
