@@ -52,6 +52,10 @@ class Euclidean(GeodesicManifold):
         """v."""
         return v
 
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        """m."""
+        return m
+
     def random(
         self,
         *shape: int,
