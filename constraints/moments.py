@@ -38,7 +38,10 @@ ELEMENTWISE = {
 
 
 def is_known(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Whether the step is torch's own, and all that is kept for the parameter is known here."""
+    """Whether the step is torch's own, and all that is kept for the parameter is known here. That of LBFGS is not: it
+    has one history for all parameters, under the first of them."""
+    if isinstance(optimizer, LBFGS):
+        return False
     step = getattr(type(optimizer).step, "__module__", "")
     return step.startswith("torch.optim.") and set(optimizer.state.get(parameter, ())) <= FIRST.keys() | ELEMENTWISE
 
