@@ -119,7 +119,8 @@ def _point(each: Held) -> Tensor:
     else:
         held: Any = each.coordinates[0]
         moved = bool(each.coordinates.original.any())
-        point = held.exact(each.coordinates.original).detach() if moved else held.base_point
+        held.check_base()
+        point = held.exact(each.coordinates.original).detach() if moved else held.base
     check_finite(point, each.name)
     return point
 

@@ -63,10 +63,10 @@ def _is_long(coordinates: Any) -> bool:
     """Whether the coordinates are long. What is in `original` besides coordinates is taken out where it is."""
     held, original = coordinates[0], coordinates.original
     with exact_products(original.device.type):
-        if not is_long(held.manifold, held.base_point, original):
+        if not is_long(held.manifold, held.base, original):
             return False
-        c = held.manifold.coordinates(held.base_point, original)
-        if is_long(held.manifold, held.base_point, c):
+        c = held.manifold.coordinates(held.base, original)
+        if is_long(held.manifold, held.base, c):
             return True
     original.copy_(c)
     return False
@@ -76,7 +76,7 @@ def _is_long(coordinates: Any) -> bool:
 def _change(coordinates: Any, optimizers: list[Optimizer]) -> Momentum:
     """The change of chart, without waiting for values: all is computed before anything is written."""
     held, original = coordinates[0], coordinates.original
-    base, manifold = held.base_point, held.manifold
+    base, manifold = held.base, held.manifold
     known = all(is_known(each, original) for each in optimizers)
     pairs: list[tuple[Tensor, Tensor]] = []
     with exact_products(original.device.type):

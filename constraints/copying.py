@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .names import describe
+from .resetting import make_resettable
 
 
 def make_copyable(module: nn.Module) -> None:
@@ -24,6 +25,7 @@ def make_copyable(module: nn.Module) -> None:
         del kind.__deepcopy__
     kind.__reduce_ex__ = _reduce
     kind.register_parameter = _refusing(kind.__bases__[0].register_parameter)
+    make_resettable(kind)
     if isinstance(module, nn.RNNBase):
         kind._apply = _move
 

@@ -111,9 +111,9 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
 
     A group is {"params": [(dotted name, Parameter), ...], "manifold": M}, with M None for unconstrained parameters. The
     coordinates of a `Trivialization` are a group of their own, with M None and "weight_decay": 0, for decay would pull
-    the weight towards its base; torch's optimizers take these groups too. A tied Parameter comes once. Add options to a
-    group as for any torch optimizer: `groups[0]["lr"] = 1e-4`. Raises ValueError where a constrained Parameter is none
-    any more, as after torch.nn.utils.parametrize or pruning.
+    the weight towards its base; torch's optimizers take these groups too. Bases, which nothing trains, are left out. A
+    tied Parameter comes once. Add options to a group as for any torch optimizer: `groups[0]["lr"] = 1e-4`. Raises
+    ValueError where a constrained Parameter is none any more, as after torch.nn.utils.parametrize or pruning.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
     >>> [group["manifold"] for group in param_groups(layer)]
@@ -122,9 +122,12 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
     for each in module.modules():
         recorded(each)
     held = {key: records.manifolds[attribute] for key, (records, attribute) in constrained().items()}
-    computed = {id(coordinates.original) for each in module.modules() for _, coordinates in coordinates_of(each)}
+    trivial: Any = [coordinates for each in module.modules() for _, coordinates in coordinates_of(each)]
+    computed, bases = {id(each.original) for each in trivial}, {id(each[0].base_point) for each in trivial}
     groups: dict[tuple[Manifold | None, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, p in module.named_parameters():
+        if id(p) in bases:
+            continue
         groups.setdefault((held.get(id(p)), id(p) in computed), []).append((name, p))
     return [
         {"params": named, "manifold": manifold, **({"weight_decay": 0.0} if is_computed else {})}

@@ -18,16 +18,20 @@ from manifolds import Manifold
 from manifolds._linalg import is_transformed
 
 from .copying import forget_computed_weights, make_copyable
+from .inside import is_traced
 from .memo import Memo
 from .method import Method, Site
+from .passes import unwatch, watch
 from .precision import exact_products
 from .schedule import schedule, unschedule
-from .values import admit, check_finite, is_finite, master_dtype, may_look
+from .seen import Seen, settled
+from .values import admit, check_finite, code, initial, is_finite, master_dtype, may_look
 
 
 @dataclass(frozen=True)
 class Trivialization(Method):
-    """weight = move(base, coordinates(base, original)): `original` is a free Parameter, `base` a fixed point.
+    """weight = move(base, coordinates(base, original)): `original` is a free Parameter, `base` a fixed point, a
+    Parameter too, `0.base_point`, that requires no gradient.
 
     Registered through `torch.nn.utils.parametrize`: the weight is a property, `module.weight = W` moves the base to W
     and zeroes the coordinates, and raises ValueError if W is not on the manifold. It is computed once in each forward
@@ -51,7 +55,7 @@ class Trivialization(Method):
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Trivialization(rebase_every=100))
     >>> sorted(name for name, _ in layer.named_parameters())
-    ['bias', 'parametrizations.weight.original']
+    ['bias', 'parametrizations.weight.0.base_point', 'parametrizations.weight.original']
     """
 
     rebase_every: int | float | None = None
@@ -76,17 +80,17 @@ class Trivialization(Method):
         held = Trivialized(manifold, value, self.rebase_every, str(sites[0]))
         for site in sites:
             order = list(site.owner._parameters)
-            # torch empties what it registers: it gets a stand-in, and all sites share the Parameter afterwards
-            site.owner._parameters[site.attribute] = nn.Parameter(value)
-            parametrize.register_parametrization(site.owner, site.attribute, held)
+            # stand-ins, for only torch can make the property; all sites share the Parameter afterwards
+            site.owner._parameters[site.attribute] = nn.Parameter(torch.empty(0))
+            parametrize.register_parametrization(site.owner, site.attribute, nn.Identity(), unsafe=True)
             coordinates: Any = _lists(site.owner)[site.attribute]
             coordinates.__class__ = Coordinates
-            coordinates.original = parameter
+            coordinates[0], coordinates.original, coordinates.unsafe = held, parameter, False
             coordinates.order, coordinates.steps = order, 0
             schedule(coordinates)
             make_copyable(site.owner)
             forget_computed_weights(site.owner)
-            _watch(site.owner)
+            watch(site.owner)
         held.dtype = parameter.dtype
         parameter.data = torch.zeros_like(value)
         parameter.grad = None
@@ -102,7 +106,7 @@ class Trivialization(Method):
             for later in order[order.index(attribute) + 1 :]:
                 if later in owner._parameters:
                     owner._parameters[later] = owner._parameters.pop(later)
-            _unwatch(owner)
+            unwatch(owner)
         parameter.data = weight
         parameter.grad = None
         for owner, _ in places:
@@ -111,9 +115,13 @@ class Trivialization(Method):
 
 
 class Trivialized(nn.Module):
-    """The parametrization: coordinates -> point, near a base."""
+    """The parametrization: coordinates -> point, near a base.
 
-    base_point: Tensor
+    The base is a Parameter that requires no gradient, so that what walks over parameters() has the whole weight. It is
+    read detached: nothing trains it, whatever becomes of its requires_grad.
+    """
+
+    base_point: nn.Parameter
 
     def __init__(self, manifold: Manifold, base: Tensor, rebase_every: int | float | None, name: str) -> None:
         super().__init__()
@@ -122,7 +130,9 @@ class Trivialized(nn.Module):
         self.rebase_every = rebase_every
         self.name = name
         self.memo = Memo()
-        self.register_buffer("base_point", base)
+        self.base_point = nn.Parameter(base.contiguous(), requires_grad=False)
+        self.seen = Seen()
+        self.seen.take(manifold, self.base)
 
     def forward(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """move(base, coordinates(base, original)), shape and dtype of the weight. ValueError where that has no value,
@@ -137,20 +147,49 @@ class Trivialized(nn.Module):
             )
         return self.memo.read(original, self.compute)
 
+    @property
+    def base(self) -> Tensor:
+        """The base, as a constant."""
+        return self.base_point.detach()
+
+    def check_base(self) -> None:
+        """ValueError if others wrote to the base, and it is no point any more."""
+        base = self.base
+        if not (base.is_meta or is_transformed(base) or is_traced() or self.seen.knows(base)):
+            self._look(base)
+
+    @torch.no_grad()
+    def _look(self, base: Tensor) -> None:
+        own = isinstance(self.base_point, nn.Parameter)  # and not a tensor that was given to functional_call
+        point = settled(self.manifold, base, self.seen if own else None)
+        if point is None:
+            kind, shape = code(self.manifold), tuple(base.shape)
+            raise ValueError(
+                f"{self.name} has no value: its base, shape {shape}, was changed to a tensor that is not on "
+                f"{self.manifold}, as by an initializer or an average over parameters(). Assign a point, module.weight "
+                f"= {kind}.random{shape} or {kind}.nearest(value); to average models, use constraints.AveragedModel."
+            )
+        if own:
+            if point is not base:
+                base.copy_(point)
+            self.seen.take(self.manifold, base)
+
     def evaluate(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """The weight before it is rounded to its dtype."""
         with exact_products(original.device.type):
-            c = original.to(torch.promote_types(original.dtype, self.base_point.dtype))
-            return self.manifold.move(self.base_point, self.manifold.coordinates(self.base_point, c))
+            base = self.base
+            c = original.to(torch.promote_types(original.dtype, base.dtype))
+            return self.manifold.move(base, self.manifold.coordinates(base, c))
 
     def compute(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """`exact`, rounded to the dtype of the weight."""
         return self.exact(original).to(self.dtype)
 
     def exact(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """`evaluate`. ValueError where that has no value: a factorization fails, or, looked at on CPU only, it is not
-        finite."""
+        """`evaluate`. ValueError where that has no value: the base is off, a factorization fails, or, looked at on CPU
+        only, it is not finite."""
         failure = None
+        self.check_base()
         try:
             weight = self.evaluate(original)
             if not may_look(weight) or is_finite(weight):
@@ -164,7 +203,14 @@ class Trivialized(nn.Module):
         ) from failure
 
     def right_inverse(self, value: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """Zero coordinates, after moving the base to value. Raises ValueError if value is not on the manifold."""
+        """ValueError: torch calls it where this is registered for another tensor, which would share the base."""
+        raise ValueError(
+            f"the parametrization of {self.name} is of that tensor alone. Call constrain on the other module, too; to "
+            f"give it the same value, assign it, other.weight = module.weight.detach()."
+        )
+
+    def admit(self, value: Tensor) -> Tensor:
+        """A value that was assigned to the weight, as a point in the dtype of the base. ValueError if it is none."""
         if not isinstance(value, Tensor):
             raise TypeError(f"{self.name} takes a tensor; got a {type(value).__name__}. To free it, call unconstrain.")
         if is_transformed(value):
@@ -173,18 +219,15 @@ class Trivialized(nn.Module):
                 f"its derivative. Pass the coordinates to functional_call, under their name in named_parameters(), "
                 f"'...parametrizations.<name>.original'."
             )
-        like = torch.empty_like(self.base_point, dtype=self.dtype)
-        base = admit(self.manifold, value, like, self.name, "Assign {nearest}(value) to take the nearest point.")
-        self.memo.close()
-        self.base_point = base
-        return torch.zeros_like(base)
+        like = torch.empty_like(self.base, dtype=self.dtype)
+        return admit(self.manifold, value, like, self.name, "Assign {nearest}(value) to take the nearest point.")
 
     def extra_repr(self) -> str:
         return repr(self.manifold)
 
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
-        replica.memo = Memo()
+        replica.memo, replica.seen = Memo(), Seen()
         return replica
 
 
@@ -233,9 +276,30 @@ class Coordinates(ParametrizationList):
     def set_point(self, point: Tensor) -> None:
         """Make a point of the manifold, in the dtype of the base, the base, and zero the coordinates in place."""
         held: Any = self[0]
-        held.base_point.copy_(point)
+        held.base.copy_(point)  # in place: other processes, graphs and optimizers have this memory
+        held.seen.take(held.manifold, held.base)
         held.memo.close()
         self.original.zero_()
+
+    @torch.no_grad()
+    def right_inverse(self, value: Tensor) -> None:
+        """What an assignment to the weight does: base = value, coordinates = 0. ValueError if value is no point."""
+        held, *on_top = self
+        for module in reversed(on_top):
+            if not hasattr(module, "right_inverse"):
+                raise RuntimeError(f"parametrization {type(module).__name__} does not implement right_inverse.")
+            value = module.right_inverse(value)  # type: ignore[operator]
+        self.set_point(held.admit(value))  # type: ignore[operator]
+
+    def stand_in(self) -> Tensor:
+        """A tensor like the weight, for reset_parameters to draw."""
+        held: Any = self[0]
+        return held.base.to(held.dtype, copy=True)  # type: ignore[no-any-return]
+
+    def start(self, value: Tensor) -> None:
+        """Start anew from the point nearest to value. ValueError if there is none."""
+        held: Any = self[0]
+        self.set_point(initial(held.manifold, value, None, held.name))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -275,30 +339,3 @@ def trivialized(owner: nn.Module) -> Iterator[tuple[str, Trivialized]]:
 
 def _lists(owner: nn.Module) -> nn.ModuleDict:
     return owner._modules["parametrizations"]  # type: ignore[return-value]
-
-
-def _watch(owner: nn.Module) -> None:
-    """Open the memo of the owner for the time of each of its forward passes."""
-    if _open not in owner._forward_pre_hooks.values():
-        owner.register_forward_pre_hook(_open, prepend=True)
-        owner.register_forward_hook(_close, always_call=True)
-
-
-def _open(owner: nn.Module, args: Any) -> None:
-    if not torch.compiler.is_compiling():
-        for _, held in trivialized(owner):
-            held.memo.open()
-
-
-def _close(owner: nn.Module, args: Any, output: Any) -> None:
-    if not torch.compiler.is_compiling():
-        for _, held in trivialized(owner):
-            held.memo.close()
-        forget_computed_weights(owner)
-
-
-def _unwatch(owner: nn.Module) -> None:
-    if not any(True for _ in trivialized(owner)):
-        for hooks, hook in ((owner._forward_pre_hooks, _open), (owner._forward_hooks, _close)):
-            for key in [key for key, each in hooks.items() if each is hook]:
-                del hooks[key]

@@ -122,7 +122,8 @@ def test_nan_stops_it_before_anything_moves() -> None:
     constrain(net, "*.weight", Stiefel)
     with torch.no_grad():
         for p in net.parameters():
-            p.fill_(0.1) if p.dim() < 2 else p.copy_(torch.randn(3, 3))
+            if p.requires_grad:
+                p.fill_(0.1) if p.dim() < 2 else p.copy_(torch.randn(3, 3))
         net["b"].parametrizations.weight.original[0, 0] = float("nan")
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(ValueError, match=r"weight of Linear.*NaN"):

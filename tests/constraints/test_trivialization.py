@@ -181,22 +181,40 @@ def test_where_values_cannot_be_looked_at_nothing_is_said_of_them() -> None:
         linear(torch.randn(2, 4))
 
 
-@pytest.mark.parametrize("kind", [lambda: nn.Linear(4, 4), lambda: nn.Embedding(6, 4), lambda: nn.Bilinear(3, 3, 1)])
-def test_reset_parameters_raises(kind: Any) -> None:
-    module = kind()
-    constrain(
-        module, "weight", Stiefel, layout=BlockSpec.pattern("o i j -> o i j") if module.weight.dim() > 2 else None
-    )
-    with pytest.raises(ValueError, match="changed in place"):
-        module.reset_parameters(), module.weight
+RESET: dict[str, tuple[Any, str, Any]] = {
+    "Linear": (lambda: nn.Linear(4, 6), "weight", Stiefel),
+    "Bilinear": (lambda: nn.Bilinear(3, 3, 2), "weight", Stiefel),
+    "Conv2d": (lambda: nn.Conv2d(3, 6, 2), "weight", Sphere),
+    "Embedding": (lambda: nn.Embedding(6, 4), "weight", Sphere),
+    "GRU": (lambda: nn.GRU(5, 4, num_layers=2), "weight_hh_l*", Stiefel**3),
+    "LSTM": (lambda: nn.LSTM(5, 4), "weight_hh_l0", Stiefel**4),
+    "GRUCell": (lambda: nn.GRUCell(5, 4), "weight_hh", SpecialOrthogonal**3),
+    "MultiheadAttention": (lambda: nn.MultiheadAttention(4, 2), "in_proj_weight", Stiefel**3),
+}
+LAYOUTS = {"Bilinear": BlockSpec.pattern("o i j -> o i j"), "Conv2d": BlockSpec.pattern("o i h w -> o (i h w)")}
 
 
-def test_reset_parameters_of_an_rnn_draws_coordinates() -> None:
-    gru = constrained_gru()
-    before = gru.weight_hh_l0.detach().clone()
-    gru.reset_parameters()
-    assert (gru.weight_hh_l0 - before).abs().max() > 0.1
-    assert all(row.ok for row in report(gru))
+@pytest.mark.parametrize("kind", RESET)
+def test_reset_parameters_takes_the_point_nearest_to_what_it_draws(kind: str) -> None:
+    """And draws the free parameters as the plain module does, of one seed."""
+    make, name, manifold = RESET[kind]
+    module = make()
+    plain = copy.deepcopy(module)  # attention draws a part of its parameters only
+    constrain(module, name, manifold, layout=LAYOUTS.get(kind))
+    moved(module)
+    reset = "reset_parameters" if hasattr(plain, "reset_parameters") else "_reset_parameters"
+    for each in (module, plain):
+        torch.manual_seed(1)
+        getattr(each, reset)()
+    for row in report(module):
+        drawn = plain.get_parameter(row.name)
+        torch.testing.assert_close(getattr(module, row.name), row.manifold.nearest(drawn), rtol=0, atol=1e-5)
+    held = {row.name for row in report(module)}
+    for key, p in plain.named_parameters():
+        if key not in held:
+            assert torch.equal(module.get_parameter(key), p)
+    if isinstance(module, nn.GRU):
+        module(X)
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
@@ -411,7 +429,11 @@ def test_functional_call_and_grad() -> None:
     gradients = torch.func.grad(loss)({name: p.detach() for name, p in parameters.items()})
     gru(X)[0].square().sum().backward()
     for name, p in parameters.items():
-        torch.testing.assert_close(gradients[name], p.grad)
+        if p.requires_grad:
+            torch.testing.assert_close(gradients[name], p.grad)
+        else:
+            assert p.grad is None
+            assert not gradients[name].any()
     other = moved(copy.deepcopy(gru))
     torch.testing.assert_close(loss(dict(other.named_parameters())), other(X)[0].square().sum())
     torch.testing.assert_close(loss(parameters), gru(X)[0].square().sum())
