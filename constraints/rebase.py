@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
+from .chart import Momentum, move_base
 from .held import held_once
-from .trivialization import Momentum
 
 
 @dataclass(frozen=True)
 class Rebased:
     """What `rebase` did to one tensor.
 
-    momentum: "carried" where the coordinates were zero, so that base and momentum stay as they are; "reset" where the
-    state of the optimizer was dropped; "no optimizer" where none that holds the coordinates was given: its momentum, if
-    it has any, refers to the old base.
+    momentum: "carried" where what the optimizer keeps refers to the new base now, or the base stays, for coordinates
+    were zero; "reset" where the state of the optimizer was dropped; "no optimizer" where none that holds the
+    coordinates was given: its momentum, if it has any, refers to the old base.
     """
 
     name: str
@@ -28,10 +28,14 @@ def rebase(module: nn.Module, optimizer: Optimizer | None = None) -> list[Rebase
     """Move the base of every trivialization in the module to its present weight, and zero the coordinates in place.
 
     Weights stay as they are, to rounding. Far from its base a retraction bends the landscape; after this it does not.
-    What the optimizer keeps for the coordinates refers to the old base and has no exact counterpart at the new one: it
-    is dropped, with the gradient, so that the tensor starts as in a new optimizer and zero gradients move nothing.
-    `torch.optim.LBFGS` and its subclasses have one history for all their parameters, and lose it all. An optimizer of
-    another kind that keeps more than `optimizer.state[parameter]` has to be made anew by who called this.
+    A `Trivialization()` does it by itself in training, see there.
+
+    Gradients, and the first moments that an optimizer of torch keeps, are carried: they become what they are in the new
+    coordinates, the old ones under the inverse adjoint of the derivative of the change. Second moments stay entry by
+    entry, and grow by the square of one factor per point, that of the first moment. What other optimizers keep has no
+    counterpart that is known here: it is dropped, so that the tensor starts as in a new optimizer. So it is for ASGD,
+    which averages coordinates, and for LBFGS, which has one history for all its parameters and loses it all. An
+    optimizer that keeps more than `optimizer.state[parameter]` has to be made anew by who called this.
     Riemannian constraints have no base and are left alone. Returns what was done, tensor by tensor, a tied one once.
     Raises ValueError, before anything moves, where a weight has NaN or infinite entries.
 
@@ -42,8 +46,5 @@ def rebase(module: nn.Module, optimizer: Optimizer | None = None) -> list[Rebase
     found = [(each.name, each.coordinates) for each in held_once(module) if each.coordinates is not None]
     for _, coordinates in found:
         coordinates.target()
-    done = []
-    for name, coordinates in found:
-        done.append(Rebased(name, coordinates.rebase(optimizer)))
-        coordinates.original.grad = None
-    return done
+    optimizers = [] if optimizer is None else [optimizer]
+    return [Rebased(name, move_base(coordinates, optimizers)) for name, coordinates in found]

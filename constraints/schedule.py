@@ -1,27 +1,45 @@
-"""Rebasing by itself: after every k steps of the optimizer that trains the coordinates."""
+"""What a step of any optimizer means for the bases of the coordinates that it trained."""
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from .chart import follow, move_base
 
 _scheduled: weakref.WeakSet[Any] = weakref.WeakSet()
+_trainers: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Optimizer]] = weakref.WeakKeyDictionary()
+_inner: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 _hooked = False
 
 
 def schedule(coordinates: Any) -> None:
-    """Rebase these coordinates of a `Trivialization(rebase_every=k)` from now on; does nothing without a k."""
+    """Move the base of these coordinates from now on, when its `Trivialization` says so."""
     global _hooked
-    if coordinates[0].rebase_every is None:
+    if coordinates[0].rebase_every == math.inf:
         return
     if not _hooked:
+        register_optimizer_step_pre_hook(_before_step)
         register_optimizer_step_post_hook(_after_step)
         _hooked = True
     _scheduled.add(coordinates)
+
+
+def unschedule(coordinates: Any) -> None:
+    """Leave these coordinates alone, which are none any more."""
+    _scheduled.discard(coordinates)
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """An optimizer that steps others, as Lookahead or a sharded one, is one of its own kind: theirs are its parts."""
+    if not torch.compiler.is_compiling():
+        _inner.update(each for each in vars(optimizer).values() if isinstance(each, Optimizer))
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -30,9 +48,25 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():  # counting is no part of the graph
         torch.compiler.disable(_after_step)(optimizer, args, kwargs)
         return
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if optimizer in _inner:
+        return
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for coordinates in list(_scheduled):
-        if id(coordinates.original) in stepped:
-            coordinates.steps += 1
-            if coordinates.steps % coordinates[0].rebase_every == 0:
-                coordinates.rebase(optimizer)
+        group = groups.get(id(coordinates.original))
+        if group is None or not _was_trained(coordinates.original, group):
+            continue
+        _trainers.setdefault(coordinates, weakref.WeakSet()).add(optimizer)
+        coordinates.steps += 1
+        every, trainers = coordinates[0].rebase_every, _trainers[coordinates]
+        if every is None:
+            follow(coordinates, trainers)
+        elif coordinates.steps % every == 0:
+            move_base(coordinates, trainers)
+
+
+def _was_trained(original: Tensor, group: dict[str, Any]) -> bool:
+    """Whether a step could move it: that at lr = 0, by which torch.distributed makes a fresh state, moves nothing."""
+    rate = group.get("lr", 1.0)
+    if isinstance(rate, Tensor) and not rate.is_cpu:
+        return original.grad is not None
+    return original.grad is not None and rate != 0

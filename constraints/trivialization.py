@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Inexact
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.optim import LBFGS, Optimizer
 
 from manifolds import Manifold
 from manifolds._transforms import is_transformed
@@ -24,11 +24,9 @@ from .memo import Memo
 from .method import Method, Site
 from .passes import unwatch, watch
 from .precision import exact_products
-from .schedule import schedule
+from .schedule import schedule, unschedule
 from .seen import Seen, settled
 from .values import admit, check_finite, code, initial, is_finite, master_dtype, may_look
-
-Momentum = Literal["carried", "reset", "no optimizer"]
 
 
 @dataclass(frozen=True)
@@ -47,23 +45,34 @@ class Trivialization(Method):
     Weight decay on `original` pulls the weight towards its base, and nowhere else, of which an optimizer warns once;
     `param_groups` leaves it out.
 
-    rebase_every: after so many optimizer steps the base moves to the present weight, see `rebase`; None for never. The
-    count is in the metadata of the state dict, so that a run goes on from a checkpoint as it would have.
-    Raises ValueError if it is not a positive number.
+    The base follows the weight: where a step leaves coordinates so long that the map bends, on an accelerator every 32
+    steps, the base moves to the present weight, as `rebase` does it. The weight stays, to rounding, and every point of
+    its component is in reach. What optimizers of torch keep is carried; under another kind of optimizer, ASGD or one
+    that steps others, the base stays, for what it keeps may refer to it. LBFGS begins a new history.
+
+    rebase_every: None for that; a number, for a base that moves after so many steps, whatever the optimizer, and
+    `math.inf` for one that stays, as where code keeps or averages the coordinates themselves. Steps are counted where
+    there is a gradient and lr is not 0. The count is in the metadata of the state dict, so that a run goes on from a
+    checkpoint as it would have. Raises ValueError if it is not a positive number.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Trivialization(rebase_every=100))
     >>> sorted(name for name, _ in layer.named_parameters())
     ['bias', 'parametrizations.weight.0.base_point', 'parametrizations.weight.original']
     """
 
-    rebase_every: int | None = None
+    rebase_every: int | float | None = None
 
     def __post_init__(self) -> None:
-        if self.rebase_every is not None and (not isinstance(self.rebase_every, int) or self.rebase_every < 1):
-            raise ValueError(f"rebase_every is a number of optimizer steps, 1 or more; got {self.rebase_every!r}.")
+        every = self.rebase_every
+        if every is not None and every != math.inf and (not isinstance(every, int) or every < 1):
+            raise ValueError(
+                f"rebase_every is a number of optimizer steps, 1 or more, or math.inf for a base that stays; "
+                f"got {every!r}."
+            )
 
     def __repr__(self) -> str:
-        return f"Trivialization({'' if self.rebase_every is None else f'rebase_every={self.rebase_every}'})"
+        every = "math.inf" if self.rebase_every == math.inf else self.rebase_every
+        return f"Trivialization({'' if every is None else f'rebase_every={every}'})"
 
     def dtypes(self) -> tuple[torch.dtype, ...]:
         return torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bfloat16, torch.float16
@@ -95,6 +104,7 @@ class Trivialization(Method):
         weight = getattr(owner, attribute).detach().clone()
         for owner, attribute in places:
             order: Any = _lists(owner)[attribute].order
+            unschedule(_lists(owner)[attribute])
             parametrize.remove_parametrizations(owner, attribute, leave_parametrized=False)
             for later in order[order.index(attribute) + 1 :]:
                 if later in owner._parameters:
@@ -116,7 +126,7 @@ class Trivialized(nn.Module):
 
     base_point: nn.Parameter
 
-    def __init__(self, manifold: Manifold, base: Tensor, rebase_every: int | None, name: str) -> None:
+    def __init__(self, manifold: Manifold, base: Tensor, rebase_every: int | float | None, name: str) -> None:
         super().__init__()
         self.manifold = manifold
         self.dtype = base.dtype
@@ -234,7 +244,7 @@ class Coordinates(ParametrizationList):
     """The Parameters of the owner when the constraint was made, in their order."""
 
     steps: int
-    """How many optimizer steps there were, where `rebase_every` counts them."""
+    """How many optimizer steps trained them."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -284,19 +294,6 @@ class Coordinates(ParametrizationList):
                 raise RuntimeError(f"parametrization {type(module).__name__} does not implement right_inverse.")
             value = module.right_inverse(value)  # type: ignore[operator]
         self.set_point(held.admit(value))  # type: ignore[operator]
-
-    @torch.no_grad()
-    def rebase(self, optimizer: Optimizer | None) -> Momentum:
-        """Move the base to `target`, zero the coordinates in place and drop what the optimizer keeps for them."""
-        if not bool(self.original.any()):
-            return "carried"
-        self.set_point(self.target())
-        if optimizer is None or not any(p is self.original for g in optimizer.param_groups for p in g["params"]):
-            return "no optimizer"
-        optimizer.state.pop(self.original, None)
-        if isinstance(optimizer, LBFGS):  # its history is of all parameters at once, kept under the first of them
-            optimizer.state.clear()
-        return "reset"
 
     def stand_in(self) -> Tensor:
         """A tensor like the weight, for reset_parameters to draw."""

@@ -173,6 +173,14 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         """The metric between the tangent vectors with coordinates c and d, one number per point."""
         return self.inner(x, c, d)
 
+    def recenter(
+        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], m: Inexact[Tensor, "..."]
+    ) -> Inexact[Tensor, "..."]:
+        """A gradient m in the coordinates at x, taken at c, as it is in those at y = move(x, c), taken at 0."""
+        from ._chart import solved  # which knows of this class
+
+        return solved(self, x, y, c, m)
+
     def polish(self, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """x, within rounding of M, brought closer by something far cheaper than nearest; x itself by default."""
         return x

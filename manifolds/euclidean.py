@@ -57,6 +57,10 @@ class Euclidean(GeodesicManifold):
         """v."""
         return broadcast(self, x, y, v)[2]
 
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        """m."""
+        return m
+
     def random(
         self,
         *shape: int | Sequence[int],

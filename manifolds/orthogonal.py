@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _group, _rotation, _steps
+from . import _chart, _group, _rotation, _steps
 from ._cayley import cayley_step
 from ._determinant import determinant_phase, unit_determinant
 from ._linalg import eye_like, newton_schulz, orthogonality_error, skew
@@ -100,6 +100,10 @@ class Orthogonal(Manifold):
     def coordinate_inner(self, x: Square, c: Square, d: Square) -> Float[Tensor, "*batch"]:
         """Re tr(C^H D)."""
         return inner(c, d, 2)
+
+    def recenter(self, x: Square, y: Square, c: Square, m: Square) -> Square:
+        """As defined; for Cayley (I - C/2) M (I + C/2)."""
+        return _chart.cayley(c, m) if self.retraction in (cayley, polar) else super().recenter(x, y, c, m)
 
     def polish(self, x: Square) -> Square:
         """X (3I - X^H X) / 2."""
@@ -198,6 +202,12 @@ class SpecialOrthogonal(Manifold):
     def coordinate_inner(self, x: Square, c: Square, d: Square) -> Float[Tensor, "*batch"]:
         """Re tr(C^H D)."""
         return inner(c, d, 2)
+
+    def recenter(self, x: Square, y: Square, c: Square, m: Square) -> Square:
+        """As defined; for Cayley as for `Orthogonal`, with a trace of zero."""
+        if self.retraction not in (cayley, polar):
+            return super().recenter(x, y, c, m)
+        return _chart.cayley_special(c, m) if m.is_complex() else _chart.cayley(c, m)
 
     def polish(self, x: Square) -> Square:
         """X (3I - X^H X) / 2."""

@@ -207,6 +207,9 @@ class ProductManifold(Manifold):
     def coordinate_inner(self, x: Tensor, c: Tensor, d: Tensor) -> Tensor:
         return self._per_factor(lambda m, *t: m.coordinate_inner(*t), torch.sum, x, c, d).sum(-1)
 
+    def recenter(self, x: Tensor, y: Tensor, c: Tensor, m: Tensor) -> Tensor:
+        return self._map(lambda f, *t: f.recenter(*t), x, y, c, m)
+
     def polish(self, x: Tensor) -> Tensor:
         return self._map(lambda m, *t: m.polish(*t), x)
 

@@ -68,6 +68,11 @@ class Sphere(GeodesicManifold):
         y = y / y.detach().abs().amax(-1, keepdim=True)  # the square of a huge step would overflow
         return y / inner(y, y, 1).sqrt().unsqueeze(-1)
 
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        """project(y, h (m - h Re<y, m> x)) with h = |x + c|, the inverse adjoint of the derivative of `retract`."""
+        h = inner(y, x + c, 1).unsqueeze(-1)
+        return self.project(y, h * (m - h * inner(y, m, 1).unsqueeze(-1) * x))
+
     def exp(self, x: Points, v: Points) -> Points:
         """cos(t) x + sin(t) v / t with t = |v|."""
         x, v = broadcast(self, x, v)

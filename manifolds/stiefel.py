@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _group, _steps
+from . import _chart, _group, _steps
 from ._cayley import cayley_step
 from ._linalg import newton_schulz, orthogonality_error, skew, sym
 from ._points import broadcast, check_axes, inner, sizes
@@ -134,6 +134,12 @@ class Stiefel(Manifold):
         if not _square(x):
             return self.inner(x, c, d)
         return inner(c, d, 2) * (1 if self.metric == "euclidean" else 0.5)
+
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        """As defined; in closed form for polar, and for Cayley on square matrices."""
+        if _square(x):
+            return _chart.cayley(c, m) if self.retraction in (cayley, polar) else super().recenter(x, y, c, m)
+        return _chart.polar(x, y, c, m) if self.retraction is polar else super().recenter(x, y, c, m)
 
     def polish(self, x: Points) -> Points:
         """X (3I - X^H X) / 2."""

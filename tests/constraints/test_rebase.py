@@ -1,4 +1,4 @@
-"""rebase: the base moves to the weight, the weight stays, and old momentum moves nothing."""
+"""rebase: the base moves to the weight, the weight stays, and momentum is carried."""
 
 from __future__ import annotations
 
@@ -55,37 +55,30 @@ def test_the_base_moves_and_the_weight_stays(manifold: Manifold) -> None:
     torch.testing.assert_close(held[0].base_point, weight, rtol=0, atol=1e-6)
     assert held.original is original
     assert original.count_nonzero() == 0
-    assert original.grad is None
     assert residual(gru, held[0].base_point) < 1e-5
     gru(X)[0].sum().backward()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_with_zero_gradients_nothing_moves_afterwards(name: str) -> None:
-    """Before it, momentum moves on; after it, the old momentum would point from the wrong base."""
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if not name.startswith("Riemannian")])
+def test_the_next_step_of_momentum_is_the_same_to_first_order(name: str) -> None:
+    """With zero gradients the carried momentum moves the weight on, within a right angle of where it would have gone
+    and at most half as far again: coordinates were short. A momentum that is dropped would move nothing."""
     gru = network()
     optimizer = OPTIMIZERS[name](gru.parameters())
     train(gru, optimizer, 3)
-    rebased, (other, follower) = gru, copies(gru, optimizer)
-    assert rebase(rebased, optimizer) == [Rebased("weight_hh_l0", "reset")]
+    other = copy.deepcopy(gru)
+    follower = OPTIMIZERS[name](other.parameters())
+    follower.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert rebase(gru, optimizer) == [Rebased("weight_hh_l0", "carried")]
     moves = []
-    for module, trainer in ((rebased, optimizer), (other, follower)):
+    for module, trainer in ((gru, optimizer), (other, follower)):
         weight = module.weight_hh_l0.detach().clone()
         for p in module.parameters():
             p.grad = torch.zeros_like(p)
         trainer.step()
-        moves.append(float((module.weight_hh_l0.detach() - weight).abs().max()))
-    assert moves[0] < 1e-6
-    assert moves[1] > 1e-5 or name == "RMSprop"
-    train(rebased, optimizer, 3)
-    assert residual(rebased, rebased.weight_hh_l0) < 1e-5
-
-
-def copies(gru: Any, optimizer: Any) -> tuple[Any, Any]:
-    other = copy.deepcopy(gru)
-    follower = type(optimizer)(other.parameters(), lr=1e-2)
-    follower.load_state_dict(optimizer.state_dict())
-    return other, follower
+        moves.append(module.weight_hh_l0.detach() - weight)
+    assert (moves[0] - moves[1]).norm() <= 0.5 * moves[1].norm()
+    assert moves[1].norm() > 1e-5
 
 
 def test_the_momentum_of_other_tensors_stays() -> None:
@@ -177,7 +170,6 @@ def test_rebase_every_counts_steps(name: str) -> None:
             moved_at.append(step)
             base = held[0].base_point.clone()
             assert held.original.count_nonzero() == 0
-            assert held.original not in optimizer.state
     assert moved_at == [3, 6]
 
 

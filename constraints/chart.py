@@ -1,0 +1,104 @@
+"""The base of a trivialization moves to the weight: by itself where coordinates get long, or when it is asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from manifolds._chart import is_long
+
+from .moments import changed, drop, is_known
+from .precision import exact_products
+from .values import may_look
+
+Momentum = Literal["carried", "reset", "no optimizer"]
+
+BLIND_EVERY = 32
+"""Steps from one move of the base to the next on accelerators, which are not asked how long coordinates are."""
+
+
+def follow(coordinates: Any, optimizers: Iterable[Optimizer]) -> None:
+    """Move the base after a step of an optimizer, where the coordinates are long; on accelerators every so many steps.
+
+    Nothing is done for an optimizer whose state is not known here: the base stays, as its state may refer to it. Nor
+    where the weight has no value, which the next use of it says, or while a graph of an accelerator is captured.
+    """
+    original, trainers = coordinates.original.detach(), _of(coordinates, optimizers)
+    looks = may_look(original) or any(isinstance(each, LBFGS) for each in trainers)
+    if type(original) is not Tensor or not (looks or coordinates.steps % BLIND_EVERY == 0):
+        return
+    if not all(isinstance(each, LBFGS) or is_known(each, coordinates.original) for each in trainers):
+        return
+    if not looks and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return
+    try:
+        if not looks or _is_long(coordinates):
+            _change(coordinates, trainers)
+    except ValueError:
+        return
+
+
+def move_base(coordinates: Any, optimizers: Iterable[Optimizer]) -> Momentum:
+    """Move the base to the weight, and carry or drop what the optimizers keep; says which.
+
+    Raises ValueError, before anything moves, where the weight has NaN or infinite entries.
+    """
+    if not bool(coordinates.original.any()):
+        return "carried"
+    coordinates.target()
+    return _change(coordinates, _of(coordinates, optimizers))
+
+
+def _of(coordinates: Any, optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    original = coordinates.original
+    return [each for each in optimizers if any(p is original for g in each.param_groups for p in g["params"])]
+
+
+@torch.no_grad()
+def _is_long(coordinates: Any) -> bool:
+    """Whether the coordinates are long. What is in `original` besides coordinates is taken out where it is."""
+    held, original = coordinates[0], coordinates.original
+    with exact_products(original.device.type):
+        if not is_long(held.manifold, held.base, original):
+            return False
+        c = held.manifold.coordinates(held.base, original)
+        if is_long(held.manifold, held.base, c):
+            return True
+    original.copy_(c)
+    return False
+
+
+@torch.no_grad()
+def _change(coordinates: Any, optimizers: list[Optimizer]) -> Momentum:
+    """The change of chart, without waiting for values: all is computed before anything is written."""
+    held, original = coordinates[0], coordinates.original
+    base, manifold = held.base, held.manifold
+    known = all(is_known(each, original) for each in optimizers)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    with exact_products(original.device.type):
+        point = manifold.polish(held.exact(original))
+        c = manifold.coordinates(base, original.to(point.dtype))
+
+        def change(m: Tensor) -> Tensor:
+            there: Tensor = manifold.recenter(base, point, c, m.to(c.dtype))
+            return there.to(m.dtype)
+
+        if known:
+            for each in optimizers:
+                pairs += changed(each.state.get(original, {}), change, manifold)
+        if original.grad is not None:
+            pairs.append((original.grad, change(original.grad)))
+    fine = point.isfinite().all()  # no base is made of what is not; NaN stays in the coordinates, to be seen
+    left = torch.where(fine, 0, original)
+    for old, new in pairs:
+        old.copy_(torch.where(fine, new, old))
+    coordinates.set_point(torch.where(fine, point, base))
+    original.copy_(left)
+    if not known:
+        for each in optimizers:
+            drop(each, original)
+    return ("carried" if known else "reset") if optimizers else "no optimizer"

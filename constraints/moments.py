@@ -1,0 +1,107 @@
+"""What torch's optimizers keep of the gradients of a tensor, and how it follows a change of coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from manifolds import Manifold
+from manifolds._points import inner
+from manifolds.base import per_point
+
+FIRST = {
+    "exp_avg": ("exp_avg_sq", "exp_inf", "max_exp_avg_sq"),
+    "grad_avg": ("square_avg",),
+    "momentum_buffer": ("square_avg",),
+    "prev": (),
+}
+"""Means of gradients, or one gradient, and the second moments that they are divided by."""
+
+ELEMENTWISE = {
+    "acc_delta",
+    "col_var",
+    "exp_avg_sq",
+    "exp_inf",
+    "max_exp_avg_sq",
+    "mu_product",
+    "row_var",
+    "square_avg",
+    "step",
+    "step_size",
+    "sum",
+    "variance",
+}
+"""Second moments, sizes of steps and counts, which stay as they are."""
+
+
+def is_known(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Whether the step is torch's own, and all that is kept for the parameter is known here. That of LBFGS is not: it
+    has one history for all parameters, under the first of them."""
+    if isinstance(optimizer, LBFGS):
+        return False
+    step = getattr(type(optimizer).step, "__module__", "")
+    return step.startswith("torch.optim.") and set(optimizer.state.get(parameter, ())) <= FIRST.keys() | ELEMENTWISE
+
+
+def drop(optimizer: Optimizer, parameter: Tensor) -> None:
+    """Forget what is kept for the parameter; of LBFGS, which has one history for all parameters, everything."""
+    optimizer.state.pop(parameter, None)
+    if isinstance(optimizer, LBFGS):  # kept under the first of them
+        optimizer.state.clear()
+
+
+def changed(
+    state: dict[str, Any], change: Callable[[Tensor], Tensor], manifold: Manifold
+) -> list[tuple[Tensor, Tensor]]:
+    """(what the state has, what it is after the change), for first moments and what they are divided by.
+
+    Second moments stay as they are entry by entry, but for one factor per point: they say how long gradients are, and
+    grow as the first moment does, so that the next step is as long as it would have been. And where entries had no
+    gradient so far, and are divided by next to nothing, the first moment is cut: no entry gets a longer step than any
+    had before.
+    """
+    pairs = []
+    for key, divisors in FIRST.items():
+        if not isinstance(old := state.get(key), Tensor):
+            continue
+        new, present = change(old), [divisor for divisor in divisors if divisor in state]
+        if present:
+            factor = _growth(new, old, manifold)
+            if key == "momentum_buffer":  # of RMSprop, which has divided by the second moment already
+                new = _held_back(new / factor, old, torch.ones_like(old), torch.ones_like(old))
+            else:
+                grown = {k: state[k] * (factor if k == "exp_inf" else factor**2) for k in present}
+                pairs += [(state[k], grown[k]) for k in present]
+                new = _held_back(new, old, _root(state[present[0]], present[0]), _root(grown[present[0]], present[0]))
+        pairs.append((old, new))
+    return pairs
+
+
+def _root(divisor: Tensor, key: str) -> Tensor:
+    """What is divided by, entry by entry, of the real and the imaginary part alike."""
+    if divisor.is_complex():
+        return torch.view_as_complex(_root(torch.view_as_real(divisor), key))
+    return divisor if key == "exp_inf" else divisor.sqrt()
+
+
+def _growth(new: Tensor, old: Tensor, manifold: Manifold) -> Tensor:
+    """|new| / |old| of each point, shaped as the tensor; 1 where either is zero."""
+    parts = []
+    for (factor, after), (_, before) in zip(manifold.split(new), manifold.split(old), strict=True):
+        now, then = (per_point(inner(t, t, factor.ndim), factor.ndim).sqrt() for t in (after, before))
+        ratio = torch.where((now > 0) & (then > 0), now / then, 1.0)
+        parts.append(ratio.expand(after.shape).to(new.dtype))
+    return manifold.join(parts, new.shape)
+
+
+def _held_back(new: Tensor, old: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The new moment, cut where |new| / after would be larger than the largest |old| / before."""
+    if new.is_complex():
+        parts = (torch.view_as_real(t.resolve_conj()) for t in (new, old, before, after))
+        return torch.view_as_complex(_held_back(*parts))
+    bound = torch.where(before > 0, old.abs() / before, 0).amax() * after
+    return torch.minimum(torch.maximum(new, -bound), bound)
