@@ -18,8 +18,8 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from ._linalg import may_look, skew, sym
-from ._tiny import product
 from ._points import inner
+from ._tiny import product
 from .base import Manifold, per_point
 
 Linear = Callable[[Tensor], Tensor]
