@@ -16,8 +16,8 @@ class Rebased:
     """What `rebase` did to one tensor.
 
     momentum: "carried" where the coordinates were zero, so that base and momentum stay as they are; "reset" where the
-    state of the optimizer was dropped; "no optimizer" where none that holds the coordinates was given: its momentum, if
-    it has any, refers to the old base.
+    state of the optimizer was dropped, as it also is where it has NaN or infinite entries; "no optimizer" where none
+    that holds the coordinates was given: its momentum, if it has any, refers to the old base.
     """
 
     name: str

@@ -26,6 +26,7 @@ from .passes import unwatch, watch
 from .precision import exact_products
 from .schedule import schedule
 from .seen import Seen, settled
+from .spoiled import is_spoiled
 from .values import admit, check_finite, code, initial, is_finite, master_dtype, may_look
 
 Momentum = Literal["carried", "reset", "no optimizer"]
@@ -192,7 +193,8 @@ class Trivialized(nn.Module):
         raise ValueError(
             f"{self.name} has no value: its coordinates, shape {tuple(original.shape)}, have NaN or infinite "
             f"entries, or are too far from their base. Look for the step that put them there, assign a point of "
-            f"{self.manifold}, module.weight = value, and train with smaller steps or with rebase_every=."
+            f"{self.manifold}, module.weight = value, then rebase(model, optimizer), which drops the state of the "
+            f"optimizer if it has NaN, too; train with smaller steps or with rebase_every=."
         ) from failure
 
     def right_inverse(self, value: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
@@ -288,10 +290,13 @@ class Coordinates(ParametrizationList):
     @torch.no_grad()
     def rebase(self, optimizer: Optimizer | None) -> Momentum:
         """Move the base to `target`, zero the coordinates in place and drop what the optimizer keeps for them."""
+        has = optimizer is not None and any(p is self.original for g in optimizer.param_groups for p in g["params"])
         if not bool(self.original.any()):
-            return "carried"
-        self.set_point(self.target())
-        if optimizer is None or not any(p is self.original for g in optimizer.param_groups for p in g["params"]):
+            if optimizer is None or not has or not is_spoiled(optimizer, self.original):
+                return "carried"
+        else:
+            self.set_point(self.target())
+        if optimizer is None or not has:
             return "no optimizer"
         optimizer.state.pop(self.original, None)
         if isinstance(optimizer, LBFGS):  # its history is of all parameters at once, kept under the first of them
