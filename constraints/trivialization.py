@@ -169,11 +169,11 @@ class Trivialized(nn.Module):
             self.seen.take(self.manifold, base)
 
     def evaluate(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """The weight before it is rounded to its dtype."""
+        """The weight before it is rounded to its dtype; contiguous, as a Parameter."""
         with exact_products(original.device.type):
             base = self.base
             c = original.to(torch.promote_types(original.dtype, base.dtype))
-            return self.manifold.move(base, self.manifold.coordinates(base, c))
+            return self.manifold.move(base, self.manifold.coordinates(base, c)).contiguous()
 
     def compute(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """`exact`, rounded to the dtype of the weight."""
