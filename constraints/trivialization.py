@@ -30,6 +30,7 @@ from .spoiled import is_spoiled
 from .values import admit, check_finite, code, initial, is_finite, master_dtype, may_look
 
 Momentum = Literal["carried", "reset", "no optimizer"]
+COUNT = "_extra_state"  # torch's key for what get_extra_state gives
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Trivialization(Method):
     `param_groups` leaves it out.
 
     rebase_every: after so many optimizer steps the base moves to the present weight, see `rebase`; None for never. The
-    count is in the metadata of the state dict, so that a run goes on from a checkpoint as it would have.
+    count is in the state dict, as `_extra_state`, so that a run goes on from a checkpoint as it would have.
     Raises ValueError if it is not a positive number.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Trivialization(rebase_every=100))
@@ -313,14 +314,24 @@ class Coordinates(ParametrizationList):
         held: Any = self[0]
         self.set_point(initial(held.manifold, value, None, held.name))
 
+    def get_extra_state(self) -> Tensor:
+        """`steps`, as a tensor, which every way of keeping a state dict can keep."""
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.steps = int(state)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # no key of its own, which plain tools would stumble over; a state dict made over by hand loses it
-        getattr(destination, "_metadata", {}).get(prefix[:-1], {})["steps"] = self.steps
+        if self[0].rebase_every is None:  # nothing to count, and no key
+            del destination[prefix + COUNT]
 
-    def _load_from_state_dict(self, state: Any, prefix: str, local_metadata: Any, *lists: Any) -> None:
-        self.steps = local_metadata.get("steps", self.steps)
-        super()._load_from_state_dict(state, prefix, local_metadata, *lists)
+    def _load_from_state_dict(
+        self, state: Any, prefix: str, data: Any, strict: bool, missing: Any, *lists: Any
+    ) -> None:
+        super()._load_from_state_dict(state, prefix, data, strict, missing, *lists)
+        if prefix + COUNT in missing:  # of a plain model, or one that is not rebased by itself
+            missing.remove(prefix + COUNT)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         held: Any = self[0]

@@ -288,3 +288,24 @@ def test_compiled_steps_are_counted() -> None:
         linear(torch.ones(2, 4)).square().sum().backward()
         step()
         assert bool(linear.parametrizations.weight.original.any()) == moved
+
+
+@pytest.mark.parametrize("manifold", [Stiefel**3, Orthogonal**3, Sphere(), Stiefel * Euclidean**2])
+def test_a_plain_dict_resumes_at_the_same_steps(manifold: Manifold) -> None:
+    """Bit for bit, also without the metadata of torch's state dict; a model that does not count has no key for it."""
+    one, other = network(manifold, rebase_every=4), network(manifold, rebase_every=4)
+    first, second = (torch.optim.Adam(each.parameters(), lr=1e-2) for each in (one, other))
+    train(one, first, 6)
+    plain = {key: value.clone() for key, value in one.state_dict().items()}
+    other.load_state_dict(plain)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for gru, optimizer in ((one, first), (other, second)):
+        train(gru, optimizer, 5)
+    assert torch.equal(one.weight_hh_l0, other.weight_hh_l0)
+    still = network(manifold)
+    assert not [key for key in still.state_dict() if "extra" in key]
+    still.load_state_dict(plain)
+    other.load_state_dict(still.state_dict())
+    other.load_state_dict(network(manifold).state_dict())
+    held: Any = constrain(nn.GRU(5, 4), "weight_hh_l0", manifold, Riemannian())
+    held.load_state_dict(plain)
