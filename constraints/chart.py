@@ -13,6 +13,7 @@ from manifolds._chart import is_long
 
 from .moments import changed, drop, is_known
 from .precision import exact_products
+from .spoiled import is_spoiled
 from .values import may_look
 
 Momentum = Literal["carried", "reset", "no optimizer"]
@@ -43,14 +44,19 @@ def follow(coordinates: Any, optimizers: Iterable[Optimizer]) -> None:
 
 
 def move_base(coordinates: Any, optimizers: Iterable[Optimizer]) -> Momentum:
-    """Move the base to the weight, and carry or drop what the optimizers keep; says which.
+    """Move the base to the weight, and carry or drop what the optimizers keep; says which. NaN in it is dropped.
 
     Raises ValueError, before anything moves, where the weight has NaN or infinite entries.
     """
-    if not bool(coordinates.original.any()):
-        return "carried"
-    coordinates.target()
-    return _change(coordinates, _of(coordinates, optimizers))
+    original, trainers = coordinates.original, _of(coordinates, optimizers)
+    moves = bool(original.any())
+    if moves:
+        coordinates.target()
+    spoiled = [each for each in trainers if is_spoiled(each, original)]
+    for each in spoiled:
+        drop(each, original)
+    done: Momentum = _change(coordinates, trainers) if moves else "carried"
+    return "reset" if spoiled else done
 
 
 def _of(coordinates: Any, optimizers: Iterable[Optimizer]) -> list[Optimizer]:

@@ -149,6 +149,11 @@ def _free_parameter(
     check_whole(parameter, who)
     if parameter.layout != torch.strided:
         raise ValueError(f"{who} is a tensor of layout {parameter.layout}; a constraint needs a dense one.")
+    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.sparse and isinstance(method, Trivialization):
+        raise ValueError(
+            f"{who}, shape {tuple(parameter.shape)}, has gradients of sparse layout, and none goes through the map "
+            f"from coordinates. Make the module with sparse=False, or set module.sparse = False."
+        )
     if parameter.dtype not in method.dtypes():
         dtypes = ", ".join(str(d).removeprefix("torch.") for d in method.dtypes())
         raise ValueError(

@@ -28,6 +28,8 @@ from .schedule import schedule, unschedule
 from .seen import Seen, settled
 from .values import admit, check_finite, code, initial, is_finite, master_dtype, may_look
 
+COUNT = "_extra_state"  # torch's key for what get_extra_state gives
+
 
 @dataclass(frozen=True)
 class Trivialization(Method):
@@ -52,8 +54,8 @@ class Trivialization(Method):
 
     rebase_every: None for that; a number, for a base that moves after so many steps, whatever the optimizer, and
     `math.inf` for one that stays, as where code keeps or averages the coordinates themselves. Steps are counted where
-    there is a gradient and lr is not 0. The count is in the metadata of the state dict, so that a run goes on from a
-    checkpoint as it would have. Raises ValueError if it is not a positive number.
+    there is a gradient and lr is not 0. The count is in the state dict, as `_extra_state`, so that a run goes on
+    from a checkpoint as it would have. Raises ValueError if it is not a positive number.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Trivialization(rebase_every=100))
     >>> sorted(name for name, _ in layer.named_parameters())
@@ -178,11 +180,11 @@ class Trivialized(nn.Module):
             self.seen.take(self.manifold, base)
 
     def evaluate(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """The weight before it is rounded to its dtype."""
+        """The weight before it is rounded to its dtype; contiguous, as a Parameter."""
         with exact_products(original.device.type):
             base = self.base
             c = original.to(torch.promote_types(original.dtype, base.dtype))
-            return self.manifold.move(base, self.manifold.coordinates(base, c))
+            return self.manifold.move(base, self.manifold.coordinates(base, c)).contiguous()
 
     def compute(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """`exact`, rounded to the dtype of the weight."""
@@ -202,7 +204,8 @@ class Trivialized(nn.Module):
         raise ValueError(
             f"{self.name} has no value: its coordinates, shape {tuple(original.shape)}, have NaN or infinite "
             f"entries, or are too far from their base. Look for the step that put them there, assign a point of "
-            f"{self.manifold}, module.weight = value, and train with smaller steps or with rebase_every=."
+            f"{self.manifold}, module.weight = value, then rebase(model, optimizer), which drops the state of the "
+            f"optimizer if it has NaN, too; train with smaller steps or with rebase_every=."
         ) from failure
 
     def right_inverse(self, value: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
@@ -305,14 +308,24 @@ class Coordinates(ParametrizationList):
         held: Any = self[0]
         self.set_point(initial(held.manifold, value, None, held.name))
 
+    def get_extra_state(self) -> Tensor:
+        """`steps`, as a tensor, which every way of keeping a state dict can keep."""
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.steps = int(state)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # no key of its own, which plain tools would stumble over; a state dict made over by hand loses it
-        getattr(destination, "_metadata", {}).get(prefix[:-1], {})["steps"] = self.steps
+        if self[0].rebase_every is None:  # nothing to count, and no key
+            del destination[prefix + COUNT]
 
-    def _load_from_state_dict(self, state: Any, prefix: str, local_metadata: Any, *lists: Any) -> None:
-        self.steps = local_metadata.get("steps", self.steps)
-        super()._load_from_state_dict(state, prefix, local_metadata, *lists)
+    def _load_from_state_dict(
+        self, state: Any, prefix: str, data: Any, strict: bool, missing: Any, *lists: Any
+    ) -> None:
+        super()._load_from_state_dict(state, prefix, data, strict, missing, *lists)
+        if prefix + COUNT in missing:  # of a plain model, or one that is not rebased by itself
+            missing.remove(prefix + COUNT)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         held: Any = self[0]

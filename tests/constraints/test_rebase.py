@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from typing import Any
 
 import pytest
@@ -98,6 +99,37 @@ def test_where_nothing_moved_momentum_is_carried() -> None:
     kept = optimizer.state[original]["momentum_buffer"].clone()
     assert rebase(gru, optimizer) == [Rebased("weight_hh_l0", "carried")]
     assert torch.equal(optimizer.state[original]["momentum_buffer"], kept)
+
+
+@pytest.mark.parametrize("manifold", [Stiefel**3, Orthogonal**3, Sphere(), Stiefel * Euclidean**2])
+@pytest.mark.parametrize("kind", [*OPTIMIZERS, "LBFGS"])
+def test_after_nan_what_the_message_says_goes_on(manifold: Manifold, kind: str) -> None:
+    """One NaN gradient: assign a point, rebase, and the weight moves on, on the manifold; the biases never saw it."""
+    gru = network(manifold)
+    held = gru.parametrizations.weight_hh_l0
+    good = gru.weight_hh_l0.detach().clone()
+    optimizer: Any = torch.optim.LBFGS([held.original], max_iter=2) if kind == "LBFGS" else None
+    optimizer = optimizer or OPTIMIZERS[kind]([held.original])
+
+    def step(factor: float) -> None:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss: Tensor = gru(X)[0].square().sum()
+            loss.backward()
+            held.original.grad.mul_(factor)
+            return loss
+
+        optimizer.step(closure)
+
+    step(1.0)
+    with pytest.raises(ValueError, match=r"module.weight = value, then rebase\(model, optimizer\)"):
+        [step(math.nan) for _ in range(2)]  # the second reads what the first left
+    gru.weight_hh_l0 = good
+    assert rebase(gru, optimizer) == [Rebased("weight_hh_l0", "reset")]
+    for _ in range(3):
+        step(1.0)
+    assert residual(gru, gru.weight_hh_l0) < 1e-5
+    assert not torch.equal(gru.weight_hh_l0, good)
 
 
 def test_an_optimizer_of_other_tensors_has_no_momentum_to_reset() -> None:
@@ -248,3 +280,24 @@ def test_compiled_steps_are_counted() -> None:
         linear(torch.ones(2, 4)).square().sum().backward()
         step()
         assert bool(linear.parametrizations.weight.original.any()) == moved
+
+
+@pytest.mark.parametrize("manifold", [Stiefel**3, Orthogonal**3, Sphere(), Stiefel * Euclidean**2])
+def test_a_plain_dict_resumes_at_the_same_steps(manifold: Manifold) -> None:
+    """Bit for bit, also without the metadata of torch's state dict; a model that does not count has no key for it."""
+    one, other = network(manifold, rebase_every=4), network(manifold, rebase_every=4)
+    first, second = (torch.optim.Adam(each.parameters(), lr=1e-2) for each in (one, other))
+    train(one, first, 6)
+    plain = {key: value.clone() for key, value in one.state_dict().items()}
+    other.load_state_dict(plain)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for gru, optimizer in ((one, first), (other, second)):
+        train(gru, optimizer, 5)
+    assert torch.equal(one.weight_hh_l0, other.weight_hh_l0)
+    still = network(manifold)
+    assert not [key for key in still.state_dict() if "extra" in key]
+    still.load_state_dict(plain)
+    other.load_state_dict(still.state_dict())
+    other.load_state_dict(network(manifold).state_dict())
+    held: Any = constrain(nn.GRU(5, 4), "weight_hh_l0", manifold, Riemannian())
+    held.load_state_dict(plain)

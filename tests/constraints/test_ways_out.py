@@ -14,7 +14,7 @@ from torch import nn
 from constraints import BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.method import Method
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from manifolds import Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import Euclidean, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
 
 # Ways out that are code ---------------------------------------------------------------------------------------------
 
@@ -301,3 +301,17 @@ def test_messages_of_both_engines_have_the_dotted_name() -> None:
     constrain(net, "0.weight", Stiefel)
     with pytest.raises(ValueError, match=r"^0\.weight of Linear"):
         net[0].weight = torch.ones(4, 4)
+
+
+@pytest.mark.parametrize("manifold", [Sphere, Stiefel, Euclidean])
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_a_sparse_table_is_refused_and_a_dense_one_trains(manifold: Any, kind: Any) -> None:
+    table = kind(5, 3, sparse=True)
+    before = table.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"Make the module with sparse=False, or set module\.sparse = False\.$"):
+        constrain(table, "weight", manifold)
+    assert torch.equal(table.weight, before)
+    table.sparse = False
+    constrain(table, "weight", manifold)
+    table(torch.tensor([[1, 2]])).square().sum().backward()
+    assert table.parametrizations.weight.original.grad.isfinite().all()

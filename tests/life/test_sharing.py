@@ -15,7 +15,7 @@ from constraints import Riemannian, Trivialization, constrain, export_state_dict
 from constraints.held import held
 from constraints.method import Method
 from constraints.trivialization import Trivialized
-from manifolds import Stiefel
+from manifolds import Euclidean, Sphere, Stiefel
 
 from .subjects import (
     Subject,
@@ -291,3 +291,33 @@ def test_a_parametrization_on_top_of_a_riemannian_weight_is_never_a_silent_loss(
     parametrize.register_parametrization(net.get_submodule(owner), attribute, Doubled())
     with pytest.raises(ValueError, match="parametriz"):
         train(net, adam(net), x)
+
+
+# Memory -----------------------------------------------------------------------------------------------------------
+
+
+@each
+@engine
+def test_weights_lie_in_memory_as_a_parameter_does(subject: Subject, method: Method) -> None:
+    """Computed, exported and let go: `.view(-1)`, safetensors and LBFGS ask for it."""
+    net = subject.constrained(method)
+    train(net, adam(net), batch())
+    exported = export_state_dict(net)
+    for e in list(held(net)):
+        assert getattr(e.owner, e.attribute).is_contiguous()
+        assert exported[e.name].is_contiguous()
+    names = [e.name for e in held(net)]
+    assert names
+    unconstrain(net, names)
+    assert all(net.get_parameter(name).is_contiguous() for name in names)
+    torch.nn.utils.parameters_to_vector(net.parameters())
+
+
+@engine
+@pytest.mark.parametrize("shape", [(4, 10), (10, 4), (4, 4)])
+@pytest.mark.parametrize("manifold", [Stiefel, Sphere, Euclidean])
+def test_wide_and_tall_weights_lie_in_memory_as_a_parameter_does(manifold: Any, shape: Any, method: Method) -> None:
+    linear: Any = constrain(nn.Linear(shape[1], shape[0]), "weight", manifold, method)
+    assert linear.weight.is_contiguous()
+    assert export_state_dict(linear)["weight"].is_contiguous()
+    assert unconstrain(linear, "weight").weight.is_contiguous()
