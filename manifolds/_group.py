@@ -47,6 +47,15 @@ def move(retraction: Retraction, x: Square, omega: Square) -> Square:
     return retraction(x, x @ omega)
 
 
+def check_retraction(name: str, retraction: object) -> None:
+    """TypeError where the retraction of the manifold of this name is no function."""
+    if not callable(retraction):
+        raise TypeError(
+            f"the retraction of {name} is a function (x, v) -> y; got {retraction!r}. "
+            f"Pass manifolds.retractions.polar, qr, cayley or exp, or a function of your own."
+        )
+
+
 def polar_factor(a: Inexact[Tensor, "*batch n p"]) -> Inexact[Tensor, "*batch n p"]:
     """W V^H of the thin singular value decomposition A = W S V^H: the nearest matrix with orthonormal columns (rows).
 

@@ -69,7 +69,7 @@ def sizes(shape: tuple[int | Sequence[int], ...]) -> tuple[int, ...]:
 def check_map(manifold: Pointed, name: str, x: Tensor, y: Tensor) -> Tensor:
     """y; ValueError where it, the result of the manifold's map of this name, is not of the shape and dtype of x."""
     if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype:
-        got = f"{tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        got = f"{tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(
             f"{manifold}.{name} of a tensor of shape {tuple(x.shape)} of {x.dtype} is a tensor of the same shape and "
             f"dtype; got {got}. Mend {type(manifold).__name__}.{name}, and see manifolds.testing.check_manifold."

@@ -15,7 +15,7 @@ from ._determinant import determinant_phase, unit_determinant
 from ._linalg import eye_like, newton_schulz, orthogonality_error, skew
 from ._points import broadcast, inner, sizes
 from .base import Manifold, check_ndim
-from .retractions import Retraction, cayley, check_retraction, polar
+from .retractions import Retraction, cayley, polar
 
 Square = Inexact[Tensor, "*batch n n"]
 
@@ -41,7 +41,7 @@ class Orthogonal(Manifold):
     constant_norm = True
 
     def __post_init__(self) -> None:
-        check_retraction("Orthogonal", self.retraction)
+        _group.check_retraction("Orthogonal", self.retraction)
 
     def project(self, x: Square, a: Square) -> Square:
         """X skew(X^H A)."""
@@ -139,7 +139,7 @@ class SpecialOrthogonal(Manifold):
     constant_norm = True
 
     def __post_init__(self) -> None:
-        check_retraction("SpecialOrthogonal", self.retraction)
+        _group.check_retraction("SpecialOrthogonal", self.retraction)
 
     def project(self, x: Square, a: Square) -> Square:
         """X skew(X^H A), less its trace part on SU(n)."""

@@ -105,7 +105,7 @@ class ProductManifold(Manifold):
         """Whether the layout is the default one: k equal blocks stacked on axis 0."""
         return self.layout == BlockSpec(rows=len(self.factors), axis=0)
 
-    @cached_property
+    @property
     def ndim(self) -> int:
         return self._where.ndim(max(f.ndim for f in self.factors))
 
@@ -253,7 +253,8 @@ class ProductManifold(Manifold):
         return self._run_cache[point]
 
     def _gather(self, run: Run, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [self._where.gather(t, run.indices, self.ndim) for t in tensors]
+        ndim = self.ndim
+        return [self._where.gather(t, run.indices, ndim) for t in tensors]
 
     def _map(self, method: Map, *tensors: Tensor) -> Tensor:
         """method of every factor on its blocks, packed again."""

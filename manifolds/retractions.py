@@ -26,15 +26,6 @@ Retraction = Callable[[Tensor, Tensor], Tensor]
 Metric = Literal["euclidean", "canonical"]
 
 
-def check_retraction(name: str, retraction: object) -> None:
-    """TypeError where the retraction of the manifold of this name is no function."""
-    if not callable(retraction):
-        raise TypeError(
-            f"the retraction of {name} is a function (x, v) -> y; got {retraction!r}. "
-            f"Pass manifolds.retractions.polar, qr, cayley or exp, or a function of your own."
-        )
-
-
 def _tall(retraction: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Wide points have orthonormal rows: they are retracted as their conjugate transposes."""
 

@@ -15,7 +15,7 @@ from ._cayley import cayley_step
 from ._linalg import newton_schulz, orthogonality_error, skew, sym
 from ._points import broadcast, check_axes, inner, sizes
 from .base import Manifold, check_ndim
-from .retractions import Metric, Retraction, cayley, check_retraction, exp, polar, qr
+from .retractions import Metric, Retraction, cayley, exp, polar, qr
 
 Points = Inexact[Tensor, "*batch n p"]
 
@@ -48,7 +48,7 @@ class Stiefel(Manifold):
     def __post_init__(self) -> None:
         if self.metric not in get_args(Metric):
             raise ValueError(f"the metric of Stiefel is 'euclidean' or 'canonical'; got {self.metric!r}.")
-        check_retraction("Stiefel", self.retraction)
+        _group.check_retraction("Stiefel", self.retraction)
 
     def project(self, x: Points, a: Points) -> Points:
         """A - X sym(X^H A)."""
