@@ -51,7 +51,7 @@ def free(start: Sequence[Tensor], lr: float) -> Engine:
 def riemannian(start: Sequence[Tensor], lr: float) -> Engine:
     """RiemannianAdam on plain Parameters in groups that carry the manifold."""
     params = [nn.Parameter(x.clone()) for x in start]
-    optimizer = RiemannianAdam([{"params": params, "manifold": Stiefel()}], lr)
+    optimizer = RiemannianAdam([{"params": params, "manifold": Stiefel()}], lr, second_moment="sum")
     return Engine(lambda: params, lambda: [_master(optimizer, p) for p in params], params, optimizer)
 
 
@@ -65,7 +65,7 @@ def riemannian_packed(start: Sequence[Tensor], lr: float) -> Engine:
     def unpacked() -> list[Tensor]:
         return [p.view(x.shape) for p, x in zip(params, start, strict=True)]
 
-    return Engine(unpacked, unpacked, params, RiemannianAdam(holders, lr))
+    return Engine(unpacked, unpacked, params, RiemannianAdam(holders, lr, second_moment="sum"))
 
 
 def trivialized(start: Sequence[Tensor], lr: float, retraction: Retraction = retractions.polar) -> Engine:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from .results import Verdict
 from .timing import Budget, Contestant, interleave, why
 
-RATES = (1e-1, 3e-2, 3e-1, 1e-2, 1.0, 3.0, 10.0)
+RATES = (1e-1, 3e-2, 3e-1, 1e-2, 1.0, 3e-3, 1e-3, 3e-4, 3.0, 10.0)
 """The grid, most likely first: a rate is given up once it needs more steps than the best so far."""
 
 QUICK_LIMIT = 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Adam, Optimizer
 
-from constraints import Riemannian, constrain, param_groups
+from constraints import Riemannian, constrain
 from constraints.optim import RiemannianAdam
 from manifolds import Stiefel
 
@@ -101,13 +102,9 @@ def ours_trivialized(network: nn.Module, gru: nn.GRU, lr: float) -> Trained:
 
 
 def ours_riemannian(network: nn.Module, gru: nn.GRU, lr: float) -> Trained:
-    """constrain(gru, ..., Stiefel**3, Riemannian()), trained by RiemannianAdam, gates at lr H / 2."""
+    """constrain(gru, ..., Stiefel**3, Riemannian()), trained by RiemannianAdam."""
     constrain(gru, NAME, Stiefel**3, Riemannian())
-    groups = param_groups(network)
-    for group in groups:
-        if group["manifold"] is not None:
-            group["lr"] = gate_rate(gru, lr)
-    return Trained(network, gru, (RiemannianAdam(groups, lr),))
+    return Trained(network, gru, (RiemannianAdam(network, lr),))
 
 
 def by_hand(cached: bool) -> Train:
@@ -136,7 +133,7 @@ def geotorch(kind: str, cached: bool = True) -> Train:
 
 
 def pogo(network: nn.Module, gru: nn.GRU, lr: float) -> Trained:
-    """POGO with VectorAdam on the gates, at lr H / 2, by its flatten_fn; Adam on the rest."""
+    """POGO with VectorAdam on the gates, at lr sqrt(d), by its flatten_fn; Adam on the rest."""
     from pogo import POGO, base
 
     side = gru.hidden_size
@@ -147,8 +144,8 @@ def pogo(network: nn.Module, gru: nn.GRU, lr: float) -> Trained:
 
 
 def gate_rate(gru: nn.GRU, lr: float) -> float:
-    """With one second moment for a whole gate, lr is a step in its norm; Adam moves each of its H^2 entries by lr."""
-    return lr * gru.hidden_size / 2
+    """lr sqrt(d), d = H (H - 1) / 2: where the second moment is a sum over a gate, a step as long as ours at lr."""
+    return lr * math.sqrt(gru.hidden_size * (gru.hidden_size - 1) / 2)
 
 
 def orthogonal_gates(gru: nn.GRU) -> nn.GRU:

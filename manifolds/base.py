@@ -94,6 +94,10 @@ class Manifold(ABC, metaclass=ManifoldMeta):
 
     # What follows ----------------------------------------------------------------------------------------
 
+    def dim_of_complex(self, shape: Sequence[int]) -> int:
+        """Degrees of freedom, real ones, of complex points of this shape; 2 dim(shape) unless overridden."""
+        return 2 * self.dim(shape)
+
     def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
         """|x - nearest(x)|, one number per point: the distance from feasibility. NaN where x has a NaN."""
         check_axes(self, x.shape)
@@ -146,8 +150,7 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         return check_map(self, "nearest", gaussian, self.nearest(gaussian))
 
     # What engines (optimizers, trivializations) call. An author of a manifold never has to know. ----------
-    # Coordinates of a tangent vector are a tensor of the shape of the point: the vector itself by default;
-    # on O(n) the skew Omega of v = x Omega, which needs no transport.
+    # Coordinates have the shape of the point: the vector; on O(n) the Omega of v = x Omega, which needs no transport.
 
     def coordinates(self, x: Inexact[Tensor, "..."], a: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """Coordinates at x made of any tensor a of the shape of x: linear in a, onto, the identity on coordinates."""

@@ -55,7 +55,13 @@ class Orthogonal(Manifold):
 
     def dim(self, shape: Sequence[int]) -> int:
         """n (n - 1) / 2 for each matrix."""
-        return _dim("Orthogonal", shape)
+        count, n = _sides("Orthogonal", shape)
+        return count * (n * (n - 1) // 2)
+
+    def dim_of_complex(self, shape: Sequence[int]) -> int:
+        """n^2 for each matrix."""
+        count, n = _sides("Orthogonal", shape)
+        return count * n**2
 
     def random(
         self,
@@ -156,7 +162,13 @@ class SpecialOrthogonal(Manifold):
 
     def dim(self, shape: Sequence[int]) -> int:
         """n (n - 1) / 2 for each matrix."""
-        return _dim("SpecialOrthogonal", shape)
+        count, n = _sides("SpecialOrthogonal", shape)
+        return count * (n * (n - 1) // 2)
+
+    def dim_of_complex(self, shape: Sequence[int]) -> int:
+        """n^2 - 1 for each matrix."""
+        count, n = _sides("SpecialOrthogonal", shape)
+        return count * (n**2 - 1)
 
     def random(
         self,
@@ -235,10 +247,11 @@ def _check_square(name: str, shape: Sequence[int]) -> None:
         )
 
 
-def _dim(name: str, shape: Sequence[int]) -> int:
+def _sides(name: str, shape: Sequence[int]) -> tuple[int, int]:
+    """(number of matrices, n)."""
     _check_square(name, shape)
     count, (n, _) = check_ndim(name, shape, 2)
-    return count * (n * (n - 1) // 2)
+    return count, n
 
 
 def _traceless(omega: Square) -> Square:

@@ -154,10 +154,10 @@ class ProductManifold(Manifold):
         return self._map(lambda m, t: check_map(m, "nearest", t, m.nearest(t)), x)
 
     def dim(self, shape: Sequence[int]) -> int:
-        count, point = check_ndim(self, shape, self.ndim)
-        blocks = self._where.shapes(point)
-        runs = self._runs(point)
-        return count * sum(factor.dim((len(indices), *blocks[indices[0]])) for factor, indices in runs)
+        return self._total(shape, lambda m, s: m.dim(s))
+
+    def dim_of_complex(self, shape: Sequence[int]) -> int:
+        return self._total(shape, lambda m, s: m.dim_of_complex(s))
 
     def residual(self, x: Tensor) -> Tensor:
         """The worst residual of the factors, one number per packed point."""
@@ -251,6 +251,13 @@ class ProductManifold(Manifold):
                 runs.setdefault(key, []).append(i)
             self._run_cache[point] = tuple(Run(factor, tuple(indices)) for (factor, _), indices in runs.items())
         return self._run_cache[point]
+
+    def _total(self, shape: Sequence[int], count_of: Callable[[Manifold, tuple[int, ...]], int]) -> int:
+        """count_of every factor for its blocks, added up."""
+        count, point = check_ndim(self, shape, self.ndim)
+        blocks = self._where.shapes(point)
+        runs = self._runs(point)
+        return count * sum(count_of(factor, (len(indices), *blocks[indices[0]])) for factor, indices in runs)
 
     def _gather(self, run: Run, tensors: Sequence[Tensor]) -> list[Tensor]:
         ndim = self.ndim

@@ -56,6 +56,11 @@ class Sphere(GeodesicManifold):
         count, (n,) = check_ndim("Sphere", shape, 1)
         return count * (n - 1)
 
+    def dim_of_complex(self, shape: Sequence[int]) -> int:
+        """2 n - 1 for each point."""
+        count, (n,) = check_ndim("Sphere", shape, 1)
+        return count * (2 * n - 1)
+
     def residual(self, x: Points) -> Float[Tensor, "*batch"]:
         """| |x| - 1 |."""
         check_axes(self, x.shape)

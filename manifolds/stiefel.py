@@ -68,6 +68,12 @@ class Stiefel(Manifold):
         n, p = max(sides), min(sides)
         return count * (n * p - p * (p + 1) // 2)
 
+    def dim_of_complex(self, shape: Sequence[int]) -> int:
+        """2 n p - p^2 for each matrix, p the smaller side."""
+        count, sides = check_ndim("Stiefel", shape, 2)
+        n, p = max(sides), min(sides)
+        return count * (2 * n * p - p**2)
+
     def random(
         self,
         *shape: int | Sequence[int],

@@ -163,7 +163,10 @@ def test_a_learning_rate_of_geoopt_carries_over() -> None:
     matrix = factor @ factor.T / 100
     mine, other = nn.Parameter(x.clone()), geoopt.ManifoldParameter(x.clone(), manifold=geoopt.EuclideanStiefel())
     sides = [
-        (mine, constraints.optim.RiemannianAdam([{"params": [mine], "manifold": Stiefel}], lr=0.05)),
+        (
+            mine,
+            constraints.optim.RiemannianAdam([{"params": [mine], "manifold": Stiefel}], lr=0.05, second_moment="sum"),
+        ),
         (other, geoopt.optim.RiemannianAdam([other], lr=0.05)),
     ]
     for _ in range(50):

@@ -11,7 +11,7 @@ manifold. The model is a GRU that reads handwritten digits row by row, with its 
 Answer: by gradient descent they take the same path. It is exactly the same, to rounding, where the base moves along at
 every step, as the gradient with respect to coordinates at the base *is* the Riemannian gradient. Where the base
 stays, the paths part slowly and the curves look alike. With Adam the two differ by what one step size belongs to, a
-number or a gate, and so in their learning rate; they end equally well. Where they differ for you: names of the weights,
+number or a gate; at one learning rate they end equally well. Where they differ for you: names of the weights,
 memory, and what a step costs.
 """
 
@@ -26,7 +26,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from constraints import Riemannian, Trivialization, constrain, param_groups
+from constraints import Riemannian, Trivialization, constrain
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from manifolds import Stiefel
 
@@ -130,21 +130,17 @@ for base, distance in apart.items():
 # -----------------------
 #
 # Adam divides each number of a gradient by its usual size, so that each of the 64 x 64 coordinates of a gate moves by
-# about the rate. RiemannianAdam has one size for each gate, so that the gate as a whole moves by about the rate:
-# the rate times HIDDEN / 2 makes them alike.
+# about the rate. RiemannianAdam has one size for each gate, the mean over its degrees of freedom, so that one
+# rate serves both.
 
 RATE = 1e-2
 riemannian = constrain(copy.deepcopy(free), GATES, Stiefel**3, Riemannian())
 fixed = constrain(copy.deepcopy(free), GATES, Stiefel**3)
 start = copy.deepcopy(free)
-groups = param_groups(riemannian)
-for group in groups:
-    if group["manifold"] is not None:
-        group["lr"] = RATE * HIDDEN / 2
 models: Models = {
     "free": (start, torch.optim.Adam(start.parameters(), RATE)),
     "trivialized": (fixed, torch.optim.Adam(fixed.parameters(), RATE)),
-    "Riemannian": (riemannian, RiemannianAdam(groups, RATE)),
+    "Riemannian": (riemannian, RiemannianAdam(riemannian, RATE)),
 }
 adam, seconds = train(models, epochs=15, name="Adam")
 
@@ -172,7 +168,7 @@ for name, color, style in zip(sgd, ("#009e73", "#e69f00", "#0072b2"), ("-", "--"
 for name, color in (("free", "#6b6b6b"), ("trivialized", "#0072b2"), ("Riemannian", "#009e73")):
     right.plot(adam[name], color=color, label=name, linewidth=0.8)
 left.set(xlabel="step", ylabel="cross-entropy", title="Gradient descent: one path")
-right.set(xlabel="step", yscale="log", title="Adam: alike, at rates that fit")
+right.set(xlabel="step", yscale="log", title="Adam: alike, at one rate")
 left.legend(frameon=False)
 right.legend(frameon=False)
 plt.show()

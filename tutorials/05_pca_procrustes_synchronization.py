@@ -118,7 +118,7 @@ def disagreement(r: Tensor) -> Tensor:
 
 
 cameras = torch.eye(3, dtype=F64).repeat(CAMERAS, 1, 1).requires_grad_()
-adam = RiemannianAdam([{"params": [cameras], "manifold": SpecialOrthogonal}], lr=0.3)
+adam = RiemannianAdam([{"params": [cameras], "manifold": SpecialOrthogonal}], lr=0.2)
 decay = torch.optim.lr_scheduler.ExponentialLR(adam, 0.98)
 costs: list[float] = []
 for _ in tqdm(range(600), desc="synchronization", unit="step"):

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import math
+import warnings
+from functools import lru_cache
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from manifolds import Manifold, Stiefel
+
 from .bucket import Bucket
 from .checks import Group, check_at_least_zero
 from .optimizer import Params, RiemannianOptimizer, rate
 
+SecondMoment = Literal["mean", "sum"]
+
 
 class RiemannianAdam(RiemannianOptimizer):
-    """m <- beta1 m + (1 - beta1) grad, v <- beta2 v + (1 - beta2) |grad|^2, x <- R_x(-lr m^ / (sqrt(v^) + eps)).
+    """m <- beta1 m + (1 - beta1) grad, v <- beta2 v + (1 - beta2) |grad|^2 / d, x <- R_x(-lr m^ / (sqrt(v^) + eps)).
 
-    grad is the Riemannian gradient, |.| the norm of the metric, m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t), R the
-    retraction; m is carried to the new point. There is one number v for each factor of a product: each gate of a
-    packed weight has its own step size. With `amsgrad`, v^ is the largest so far.
+    grad is the Riemannian gradient, |.| the norm of the metric, d the degrees of freedom of the point, real ones,
+    m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t), R the retraction; m is carried to the new point. There is one number
+    v for each factor of a product: each gate of a packed weight has its own step size. With `amsgrad`, v^ is the
+    largest so far.
+
+    A gradient that stays the same moves a point by lr sqrt(d): by lr in each of d orthonormal directions, as Adam moves
+    each of d entries. So lr is that of torch.optim.Adam, for constrained tensors of all sizes and for free ones.
 
     params: see `RiemannianOptimizer`. lr: a float or a tensor of one element. capturable: count steps on the device,
-    as a CUDA graph needs. Unconstrained tensors move as in torch.optim.Adam, whose options these are; L2 decay does
-    nothing where all points have one norm, and says so.
+    as a CUDA graph needs. second_moment: "sum" is the formula of the source, d = 1: a point moves by about lr, whatever
+    its size. The state is the same for both: exp_avg_sq holds the mean of |grad|^2 over the steps, not divided by d.
+    Unconstrained tensors move as in torch.optim.Adam, whose options the others are; L2 decay does nothing where all
+    points have one norm, and says so.
     Raises ValueError for options out of range.
-    Source: Becigneul & Ganea, Riemannian adaptive optimization methods (2019), section 3.
+    Source: Becigneul & Ganea, Riemannian adaptive optimization methods (2019), section 3, equation (7) and figure 1.
 
     >>> gru = constrain(torch.nn.GRU(5, 8), "weight_hh_l0", Stiefel**3, Riemannian())
     >>> optimizer = RiemannianAdam(gru, lr=1e-2)
@@ -47,6 +60,7 @@ class RiemannianAdam(RiemannianOptimizer):
         *,
         maximize: bool = False,
         capturable: bool = False,
+        second_moment: SecondMoment = "mean",
     ) -> None:
         options = {
             "lr": lr,
@@ -56,6 +70,7 @@ class RiemannianAdam(RiemannianOptimizer):
             "amsgrad": amsgrad,
             "maximize": maximize,
             "capturable": capturable,
+            "second_moment": second_moment,
         }
         super().__init__(params, options)
 
@@ -64,9 +79,12 @@ class RiemannianAdam(RiemannianOptimizer):
         for i, beta in enumerate(group["betas"]):
             if not 0 <= beta < 1:
                 raise ValueError(f"betas[{i}] of RiemannianAdam is in [0, 1); got {beta}.")
+        if group["second_moment"] not in get_args(SecondMoment):
+            raise ValueError(f"second_moment of RiemannianAdam is 'mean' or 'sum'; got {group['second_moment']!r}.")
 
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         (beta1, beta2), lr = group["betas"], rate(group)
+        many = _size(bucket) if group["second_moment"] == "mean" else 1.0
         factor, x, step = bucket.factor, bucket.x, bucket.count_step()
         stored, v = bucket.stored("exp_avg"), bucket.stored("exp_avg_sq")
         m, square = factor.mix(x, stored, self._descent(bucket, group), beta1, 1 - beta1)
@@ -76,8 +94,9 @@ class RiemannianAdam(RiemannianOptimizer):
             largest = bucket.stored("max_exp_avg_sq")
             v = torch.maximum(largest, v, out=largest)
             bucket.put("max_exp_avg_sq", v)
+        # v is d times that of the formula, which costs nothing: lr / (sqrt(v / d) + eps) = lr d' / (sqrt(v) + eps d')
         root = (1 - beta2**step) ** 0.5
-        scale, eps = -lr / (1 - beta1**step), group["eps"] * root
+        scale, eps = lr * -many / (1 - beta1**step), group["eps"] * many * root
         if bucket.looks and v.numel() == 1 and isinstance(scale, float):  # a number in place of five calls of torch
             size: float | Tensor = _quotient(scale * root, v.item(), eps, torch.finfo(v.dtype).tiny)
         else:
@@ -87,9 +106,24 @@ class RiemannianAdam(RiemannianOptimizer):
             size = size.mul_(scale * root) if isinstance(scale, float) else size.mul_(root).mul_(scale)
             if none is not None:
                 size = size.masked_fill_(none, 0.0)
-        y = bucket.advance(m, size, _bound(group))
+        y = bucket.advance(m, size, _bound(group, many * _stretch(factor)))
         bucket.put("exp_avg", factor.store(x, y, m))
         return y
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As in torch. State from before there was a choice of `second_moment` goes on with "sum", which it was."""
+        super().__setstate__(state)
+        wanted = self.defaults.setdefault("second_moment", "sum")
+        old = [group for group in self.param_groups if "second_moment" not in group]
+        for group in old:
+            group["second_moment"] = "sum"
+        if wanted != "sum" and any(group.get("manifold") is not None for group in old):
+            warnings.warn(
+                "the state that is loaded is of a RiemannianAdam without the option second_moment, which was what "
+                "second_moment='sum' is now: its groups go on with that, at the lr that was saved. For 'mean', set it "
+                "in optimizer.param_groups, with the lr of torch.optim.Adam; the moments serve both.",
+                stacklevel=3,
+            )
 
     def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
         capturable, amsgrad = group["capturable"], group["amsgrad"]
@@ -122,15 +156,32 @@ class RiemannianAdam(RiemannianOptimizer):
         )
 
 
+def _size(bucket: Bucket) -> float:
+    """sqrt(d) of one point."""
+    return _root_degrees(bucket.factor, bucket.kind.point, bucket.dtype.is_complex)
+
+
+@lru_cache(maxsize=4096)
+def _root_degrees(factor: Manifold, point: tuple[int, ...], is_complex: bool) -> float:
+    """sqrt(d); 1 where a point cannot move, whose gradient is zero."""
+    return math.sqrt(max(factor.dim_of_complex(point) if is_complex else factor.dim(point), 1))
+
+
+@lru_cache(maxsize=4096)
+def _stretch(factor: Manifold) -> float:
+    """By how much an entry-wise norm may exceed that of the metric: the canonical one counts half of rotations."""
+    return math.sqrt(2) if isinstance(factor, Stiefel) and factor.metric == "canonical" else 1.0
+
+
 def _quotient(scale: float, v: float, eps: float, tiny: float) -> float:
     """scale / (sqrt(v) + eps); 0 where there is no gradient and no eps, NaN where v is none of a square."""
     size = math.sqrt(v) + eps if v >= 0 else math.nan
     return 0.0 if size < tiny else scale / size
 
 
-def _bound(group: Group) -> float | None:
-    """A bound of lr |m^| / sqrt(v^), from Cauchy-Schwarz on the sums that m and v are; None if there is none."""
+def _bound(group: Group, by: float) -> float | None:
+    """A bound of by lr |m^| / sqrt(v^), from Cauchy-Schwarz on the sums that m and v are; None if there is none."""
     (beta1, beta2), lr = group["betas"], group["lr"]
     if beta1**2 >= beta2 or isinstance(lr, Tensor):
         return None
-    return float(lr * (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2)))
+    return float(lr * by * (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2)))

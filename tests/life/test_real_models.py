@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from constraints import export_state_dict, param_groups, report
+from constraints import export_state_dict, report
 from constraints.optim import RiemannianAdam
 
 from .models import METHODS, RECIPES, Recipe, error
@@ -23,11 +23,7 @@ STEPS = 200
 def optimizer_for(net: Any, method: str) -> torch.optim.Optimizer:
     if method == "Trivialization":
         return torch.optim.Adam(net.parameters(), lr=1e-2)
-    groups = param_groups(net)
-    for group in groups:
-        if group["manifold"] is not None:
-            group["lr"] = 0.1
-    return RiemannianAdam(groups, lr=1e-2)
+    return RiemannianAdam(net, lr=1e-2)
 
 
 def loss_of(recipe: Recipe, net: Any, step: int) -> torch.Tensor:

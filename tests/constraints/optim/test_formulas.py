@@ -33,6 +33,9 @@ class Line:
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return v
 
+    def degrees(self, x: Tensor) -> int:
+        return 2 if x.is_complex() else 1
+
 
 class Ball(Line):
     """A unit vector."""
@@ -50,6 +53,9 @@ class Ball(Line):
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return self.gradient(y, v)
+
+    def degrees(self, x: Tensor) -> int:
+        return len(x) - 1
 
 
 class Frame(Line):
@@ -73,6 +79,11 @@ class Frame(Line):
         if x.shape[0] == x.shape[1]:
             return y @ x.mH @ v
         return v - y @ (y.mH @ v + v.mH @ y) / 2
+
+    def degrees(self, x: Tensor) -> int:
+        """The entries, less the equations X^H X = I."""
+        n, p = x.shape
+        return 2 * n * p - p * p if x.is_complex() else n * p - p * (p + 1) // 2
 
 
 class Canonical(Frame):
@@ -104,6 +115,9 @@ class Rows(Line):
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return self.columns.transport(x.mH, y.mH, v.mH).mH
+
+    def degrees(self, x: Tensor) -> int:
+        return self.columns.degrees(x.mH)
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,7 @@ ADAM: list[dict[str, Any]] = [
     {"betas": (0.5, 0.8), "eps": 1e-2},
     {"amsgrad": True, "betas": (0.9, 0.5)},
     {"maximize": True, "weight_decay": 0.3},
+    {"second_moment": "sum", "eps": 1e-2},
 ]
 SGD: list[dict[str, Any]] = [
     {},
@@ -168,7 +183,8 @@ def plain_adam(o: dict[str, Any], at: Line, x: Tensor, g: Tensor, state: dict[st
     beta1, beta2 = o.get("betas", (0.9, 0.999))
     grad = at.gradient(x, descent(o, at, x, g))
     m = beta1 * state.get("m", 0) + (1 - beta1) * grad
-    state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * at.squared_norm(x, grad)
+    d = 1 if o.get("second_moment") == "sum" else at.degrees(x)
+    state["v"] = beta2 * state.get("v", 0) + (1 - beta2) * at.squared_norm(x, grad) / d
     state["largest"] = torch.maximum(state.get("largest", torch.zeros_like(state["v"])), state["v"])
     v = state["largest"] if o.get("amsgrad") else state["v"]
     y = at.retract(x, -o["lr"] * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)).sqrt() + o.get("eps", 1e-8)))
