@@ -16,7 +16,7 @@ from manifolds.retractions import cayley, polar
 from .late import Late
 
 SIDE = 32
-"""Smaller squares cost their calls, and no factorization to speak of."""
+"""Smaller matrices cost their calls, and no factorization to speak of; and lengths of few numbers change by chance."""
 
 
 class ShortSteps:
@@ -45,7 +45,7 @@ def short_steps(
     factor: Manifold, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> ShortSteps | None:
     """For float32 matrices that engines move by Cayley if they are square, by polar else; None for others."""
-    if dtype != torch.float32 or len(shape) != 3 or min(shape[1:]) < 2:
+    if dtype != torch.float32 or len(shape) != 3 or min(shape[1:]) < SIDE:
         return None
     if type(factor) not in (Stiefel, Orthogonal, SpecialOrthogonal):
         return None
@@ -53,4 +53,4 @@ def short_steps(
     square = shape[-1] == shape[-2]
     if retraction is not polar and not (square and retraction is cayley):
         return None
-    return None if square and shape[-1] < SIDE else ShortSteps(square, device)
+    return ShortSteps(square, device)

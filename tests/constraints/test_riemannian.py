@@ -427,7 +427,7 @@ def test_looks_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     linear = constrain(nn.Linear(2, 2), "weight", Orthogonal, Riemannian())
     optimizer = RiemannianSGD(linear, lr=1e-2)
     looks: list[int] = []
-    monkeypatch.setattr(engine, "_check_point", lambda *_: looks.append(1))
+    monkeypatch.setattr(watch, "_check_point", lambda *_: looks.append(1))
     for _ in range(200):
         optimizer.step()
     assert len(looks) == 2
