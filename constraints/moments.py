@@ -60,7 +60,8 @@ def changed(
     """(what the state has, what it is after the change), for first moments and what they are divided by.
 
     Second moments stay as they are entry by entry, but for one factor per point: they say how long gradients are, and
-    grow as the first moment does, so that the next step is as long as it would have been. And where entries had no
+    grow as the first moment does, so that the next step is as long as it would have been; a first moment alone, as that
+    of SGD, does not get longer. And where entries had no
     gradient so far, and are divided by next to nothing, the first moment is cut: no entry gets a longer step than any
     had before.
     """
@@ -77,6 +78,8 @@ def changed(
                 grown = {k: state[k] * (factor if k == "exp_inf" else factor**2) for k in present}
                 pairs += [(state[k], grown[k]) for k in present]
                 new = _held_back(new, old, _root(state[present[0]], present[0]), _root(grown[present[0]], present[0]))
+        else:  # nothing divides it: a covector from far away would be as long as the way, squared
+            new = new / _growth(new, old, manifold).abs().clamp_min(1)
         pairs.append((old, new))
     return pairs
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import _InverseSqrt, may_look, may_overwrite, newton_schulz, orthogonality_error
+from ._linalg import _InverseSqrt, inverse_sqrt, may_look, may_overwrite, newton_schulz, orthogonality_error
 from ._tiny import largest_norm
-from ._transforms import is_transformed
+from ._transforms import in_forward_mode, is_transformed
 
 Points = Inexact[Tensor, "*batch n p"]
 
@@ -59,6 +59,8 @@ def wider(condition: float | None, dtype: torch.dtype) -> torch.dtype | None:
 
 def inverse_sqrt_and_condition(s: Inexact[Tensor, "*batch p p"]) -> tuple[Inexact[Tensor, "*batch p p"], float | None]:
     """S^(-1/2), and the larger of |S| and |S^-1|; None where values may not be looked at."""
+    if in_forward_mode():
+        return inverse_sqrt(s), None
     r, values, _ = _InverseSqrt.apply(s)  # type: ignore[no-untyped-call]
     if not may_look(s) or is_transformed(s):
         return r, None
