@@ -76,7 +76,7 @@ def trivialized(start: Sequence[Tensor], lr: float, retraction: Retraction = ret
     return Engine(
         lambda: [holder() for holder in holders],
         lambda: [_unrounded(holder) for holder in holders],
-        list(holders.parameters()),
+        [p for p in holders.parameters() if p.requires_grad],
         optimizer,
     )
 
@@ -90,7 +90,12 @@ def trivialized_packed(start: Sequence[Tensor], lr: float, retraction: Retractio
     def unpacked() -> list[Tensor]:
         return [holder().view(x.shape) for holder, x in zip(holders, start, strict=True)]
 
-    return Engine(unpacked, unpacked, list(holders.parameters()), torch.optim.Adam(holders.parameters(), lr))
+    return Engine(
+        unpacked,
+        unpacked,
+        [p for p in holders.parameters() if p.requires_grad],
+        torch.optim.Adam(holders.parameters(), lr),
+    )
 
 
 def _master(optimizer: Optimizer, p: nn.Parameter) -> Tensor:

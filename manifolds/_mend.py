@@ -37,10 +37,10 @@ def unit_columns(y: Points, out: Tensor | None = None) -> Points:
 def orthonormal(y: Points, condition: float | None) -> Points:
     """Tall Y, orthonormal up to `condition` eps, to rounding; NaN where it is too far from that.
 
-    condition: None where it is not known, as values may not be looked at: then Y is polished once.
+    condition: None where it is not known, as values may not be looked at: then Y is polished once, but for transforms.
     """
-    if condition is not None and condition <= MUCH:
-        return y
+    if is_transformed(y) if condition is None else condition <= MUCH:
+        return y  # in a transform the value has to be that of its derivatives, also off the manifold
     z = newton_schulz(y.detach())
     if condition is not None and not condition <= _reach(y.dtype):
         for _ in range(5):  # from an error of 1/2 to rounding
