@@ -57,29 +57,22 @@ def drop(optimizer: Optimizer, parameter: Tensor) -> None:
 def changed(
     state: dict[str, Any], change: Callable[[Tensor], Tensor], manifold: Manifold
 ) -> list[tuple[Tensor, Tensor]]:
-    """(what the state has, what it is after the change), for first moments and what they are divided by.
+    """(what the state has, what it is after the change), for first moments.
 
-    Second moments stay as they are entry by entry, but for one factor per point: they say how long gradients are, and
-    grow as the first moment does, so that the next step is as long as it would have been; a first moment alone, as that
-    of SGD, does not get longer. And where entries had no
-    gradient so far, and are divided by next to nothing, the first moment is cut: no entry gets a longer step than any
-    had before.
+    Second moments stay. A covector from far away is as long as the way, squared: no first moment gets longer, or the
+    next step would be, and what was already long would come to be longer still. And where entries had no gradient so
+    far, and are divided by next to nothing, it is cut: no entry gets a longer step than any had before.
     """
     pairs = []
     for key, divisors in FIRST.items():
         if not isinstance(old := state.get(key), Tensor):
             continue
-        new, present = change(old), [divisor for divisor in divisors if divisor in state]
-        if present:
-            factor = _growth(new, old, manifold)
-            if key == "momentum_buffer":  # of RMSprop, which has divided by the second moment already
-                new = _held_back(new / factor, old, torch.ones_like(old), torch.ones_like(old))
-            else:
-                grown = {k: state[k] * (factor if k == "exp_inf" else factor**2) for k in present}
-                pairs += [(state[k], grown[k]) for k in present]
-                new = _held_back(new, old, _root(state[present[0]], present[0]), _root(grown[present[0]], present[0]))
-        else:  # nothing divides it: a covector from far away would be as long as the way, squared
-            new = new / _growth(new, old, manifold).abs().clamp_min(1)
+        new = change(old)
+        new = new / _growth(new, old, manifold).abs().clamp_min(1)
+        if present := [divisor for divisor in divisors if divisor in state]:
+            # what is kept as "momentum_buffer" beside a second moment, by RMSprop, is divided by it already
+            rms = _root(state[present[0]], present[0]) if key != "momentum_buffer" else torch.ones_like(old)
+            new = _held_back(new, old, rms)
         pairs.append((old, new))
     return pairs
 
@@ -101,10 +94,10 @@ def _growth(new: Tensor, old: Tensor, manifold: Manifold) -> Tensor:
     return manifold.join(parts, new.shape)
 
 
-def _held_back(new: Tensor, old: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """The new moment, cut where |new| / after would be larger than the largest |old| / before."""
+def _held_back(new: Tensor, old: Tensor, rms: Tensor) -> Tensor:
+    """The new moment, cut where |new| / rms would be larger than the largest |old| / rms."""
     if new.is_complex():
-        parts = (torch.view_as_real(t.resolve_conj()) for t in (new, old, before, after))
+        parts = (torch.view_as_real(t.resolve_conj()) for t in (new, old, rms))
         return torch.view_as_complex(_held_back(*parts))
-    bound = torch.where(before > 0, old.abs() / before, 0).amax() * after
+    bound = torch.where(rms > 0, old.abs() / rms, 0).amax() * rms
     return torch.minimum(torch.maximum(new, -bound), bound)

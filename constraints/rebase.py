@@ -31,8 +31,8 @@ def rebase(module: nn.Module, optimizer: Optimizer | None = None) -> list[Rebase
     A `Trivialization()` does it by itself in training, see there.
 
     Gradients, and the first moments that an optimizer of torch keeps, are carried: they become what they are in the new
-    coordinates, the old ones under the inverse adjoint of the derivative of the change. Second moments stay entry by
-    entry, and grow by the square of one factor per point, that of the first moment. What other optimizers keep has no
+    coordinates, the old ones under the inverse adjoint of the derivative of the change, and no longer than they were.
+    Second moments stay. What other optimizers keep has no
     counterpart that is known here: it is dropped, so that the tensor starts as in a new optimizer. So it is for ASGD,
     which averages coordinates, and for LBFGS, which has one history for all its parameters and loses it all. An
     optimizer that keeps more than `optimizer.state[parameter]` has to be made anew by who called this.
