@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import _InverseSqrt, inverse_sqrt, may_look, may_overwrite, newton_schulz, orthogonality_error
+from ._linalg import _InverseSqrt, inverse_sqrt, is_traced, may_look, may_overwrite, newton_schulz, orthogonality_error
 from ._tiny import largest_norm
 from ._transforms import in_forward_mode, is_transformed
 
@@ -39,7 +39,7 @@ def orthonormal(y: Points, condition: float | None) -> Points:
 
     condition: None where it is not known, as values may not be looked at: then Y is polished once, but for transforms.
     """
-    if is_transformed(y) if condition is None else condition <= MUCH:
+    if (not is_traced() and is_transformed(y)) if condition is None else condition <= MUCH:
         return y  # in a transform the value has to be that of its derivatives, also off the manifold
     z = newton_schulz(y.detach())
     if condition is not None and not condition <= _reach(y.dtype):
