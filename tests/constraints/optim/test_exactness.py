@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from constraints.optim import RiemannianAdam, RiemannianSGD, bucket
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim.step import bucket
 from manifolds import Euclidean, Manifold, Sphere, Stiefel, _steps, retractions
 
 LIMITS = {torch.float32: 1e-5, torch.complex64: 1e-5, torch.float64: 1e-12, torch.complex128: 1e-12}
