@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manifolds import Euclidean, Manifold, tolerance
 from manifolds._tiny import batch_last, largest_norm, norms, total_norm
+from manifolds.base import settled
 
 from ..values import is_near, master_dtype
 from .rows import Held, Kind, Leaf, Rows, Tiles, held, is_batch_last
@@ -105,7 +106,7 @@ class Bucket:
             self.x = master + (values.to(self.dtype) - master.to(values.dtype).to(self.dtype))
         else:
             self._start = values
-            self.x = self.state["master"] = self.factor.nearest(values.to(self.dtype))
+            self.x = self.state["master"] = settled(self.factor, values.to(self.dtype))
 
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""
