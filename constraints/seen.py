@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold, tolerance
+from manifolds.base import settled as base_settled
 
 from .precision import exact_products
 from .values import is_near, may_look
@@ -60,7 +61,7 @@ def settled(manifold: Manifold, base: Tensor, seen: Seen | None) -> Tensor | Non
             return None
         if seen is None:
             return base
-        point = manifold.nearest(base.to(torch.promote_types(base.dtype, torch.float64))).to(base)
+        point = base_settled(manifold, base.to(torch.promote_types(base.dtype, torch.float64))).to(base)
     return point if seen.is_same_point(manifold, point) else None
 
 

@@ -26,7 +26,7 @@ from .passes import unwatch, watch
 from .precision import exact_products
 from .schedule import schedule, unschedule
 from .seen import Seen, settled
-from .values import admit, check_finite, code, initial, is_finite, master_dtype, may_look
+from .values import admit, check_finite, code, initial, is_finite, master_dtype, may_look, point_code
 
 COUNT = "_extra_state"  # torch's key for what get_extra_state gives
 
@@ -166,17 +166,19 @@ class Trivialized(nn.Module):
     @torch.no_grad()
     def _look(self, base: Tensor) -> None:
         own = isinstance(self.base_point, nn.Parameter)  # and not a tensor that was given to functional_call
-        point = settled(self.manifold, base, self.seen if own else None)
-        if point is None:
-            kind, shape = code(self.manifold), tuple(base.shape)
+        settled_at = settled(self.manifold, base, self.seen if own else None)
+        if settled_at is None:
+            shape = tuple(base.shape)
+            random, point = f"{code(self.manifold)}.random{shape}", point_code(self.manifold, shape)
             raise ValueError(
                 f"{self.name} has no value: its base, shape {shape}, was changed to a tensor that is not on "
                 f"{self.manifold}, as by an initializer or an average over parameters(). Assign a point, module.weight "
-                f"= {kind}.random{shape} or {kind}.nearest(value); to average models, use constraints.AveragedModel."
+                f"= {random}{'' if point == random else f' or {point}'}; to average models, use "
+                f"constraints.AveragedModel."
             )
         if own:
-            if point is not base:
-                base.copy_(point)
+            if settled_at is not base:
+                base.copy_(settled_at)
             self.seen.take(self.manifold, base)
 
     def evaluate(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:

@@ -1,7 +1,7 @@
 """Manifolds for packed weights: geometry of tensors, without modules or optimizers."""
 
 from . import retractions
-from .base import GeodesicManifold, Manifold, tolerance
+from .base import GeodesicManifold, Manifold, NearestPointManifold, tolerance
 from .euclidean import Euclidean
 from .layout import BlockSpec, Layout, Pattern
 from .orthogonal import Orthogonal, SpecialOrthogonal
@@ -15,6 +15,7 @@ __all__ = [
     "GeodesicManifold",
     "Layout",
     "Manifold",
+    "NearestPointManifold",
     "Orthogonal",
     "Pattern",
     "ProductManifold",

@@ -11,13 +11,13 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from ._points import broadcast, sizes
-from .base import GeodesicManifold
+from .base import GeodesicManifold, NearestPointManifold
 
 Points = Inexact[Tensor, "*batch"]
 
 
 @dataclass(frozen=True)
-class Euclidean(GeodesicManifold):
+class Euclidean(NearestPointManifold, GeodesicManifold):
     """Unconstrained numbers: a point is one entry, T_x = R (or C), and every axis is a batch axis.
 
     R^n is the product of n lines. So `inner` is entry by entry, and an optimizer that keeps one second moment per

@@ -14,14 +14,14 @@ from ._cayley import cayley_step
 from ._determinant import determinant_phase, unit_determinant
 from ._linalg import eye_like, newton_schulz, orthogonality_error, skew
 from ._points import broadcast, inner, sizes
-from .base import Manifold, check_ndim
+from .base import NearestPointManifold, check_ndim
 from .retractions import Retraction, cayley, polar
 
 Square = Inexact[Tensor, "*batch n n"]
 
 
 @dataclass(frozen=True)
-class Orthogonal(Manifold):
+class Orthogonal(NearestPointManifold):
     """Square matrices (..., n, n) with X^H X = I: O(n), or U(n) for complex tensors; metric Re tr(U^H V).
 
     T_X = {X Omega : Omega skew(-Hermitian)}. Optimization keeps the sign of the determinant it starts with: O(n) has
@@ -126,7 +126,7 @@ class Orthogonal(Manifold):
 
 
 @dataclass(frozen=True)
-class SpecialOrthogonal(Manifold):
+class SpecialOrthogonal(NearestPointManifold):
     """Rotations: square matrices (..., n, n) with X^H X = I and det X = 1; SO(n), or SU(n) for complex tensors.
 
     T_X = {X Omega : Omega skew(-Hermitian), tr Omega = 0}; metric Re tr(U^H V).

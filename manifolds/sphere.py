@@ -13,13 +13,13 @@ from torch import Tensor
 from ._linalg import may_look
 from ._points import broadcast, check_axes, inner, length
 from ._transforms import whole
-from .base import GeodesicManifold, check_ndim
+from .base import GeodesicManifold, NearestPointManifold, check_ndim
 
 Points = Inexact[Tensor, "*batch n"]
 
 
 @dataclass(frozen=True)
-class Sphere(GeodesicManifold):
+class Sphere(NearestPointManifold, GeodesicManifold):
     """Unit vectors along the last axis, with the metric of R^n; unit vectors of C^n for complex tensors.
 
     Points and tangent vectors are (..., n); T_x = {v : Re<x, v> = 0}; `retract` is (x + v) / |x + v|, second order.

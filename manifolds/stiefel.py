@@ -14,14 +14,14 @@ from . import _chart, _group, _steps
 from ._cayley import cayley_step
 from ._linalg import newton_schulz, orthogonality_error, skew, sym
 from ._points import broadcast, check_axes, inner, sizes
-from .base import Manifold, check_ndim
+from .base import NearestPointManifold, check_ndim
 from .retractions import Metric, Retraction, cayley, exp, polar, qr
 
 Points = Inexact[Tensor, "*batch n p"]
 
 
 @dataclass(frozen=True)
-class Stiefel(Manifold):
+class Stiefel(NearestPointManifold):
     """Matrices (..., n, p) with orthonormal columns, X^H X = I; for n < p with orthonormal rows, X X^H = I.
 
     T_X = {V : X^H V + V^H X = 0} (for n < p the same of the transposes). Complex tensors give the complex Stiefel

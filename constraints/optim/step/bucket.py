@@ -12,6 +12,7 @@ from torch import Tensor
 
 from manifolds import Euclidean, Manifold, tolerance
 from manifolds._tiny import batch_last, total_norm
+from manifolds.base import settled
 
 from ...values import is_near, master_dtype
 from .limits import being_captured, can_look, is_fit, length, limit, real_dtype, too_long
@@ -106,7 +107,7 @@ class Bucket:
             self.x = master + (values.to(self.dtype) - master.to(values.dtype).to(self.dtype))
         else:
             self._start = values
-            self.x = self.state["master"] = self.factor.nearest(values.to(self.dtype))
+            self.x = self.state["master"] = settled(self.factor, values.to(self.dtype))
 
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""

@@ -14,7 +14,7 @@ from manifolds import Manifold, tolerance
 
 from ...precision import exact_products
 from ...records import constrained, name_of
-from ...values import check_whole, code, master_dtype
+from ...values import check_whole, master_dtype, point_code
 from .parts import key_of, part_of
 
 Group = dict[str, Any]
@@ -111,8 +111,8 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
     if not feasible:
         raise ValueError(
             f"{name_in(groups, p)} of shape {tuple(p.shape)} is not on {manifold}. Use constrain(module, name, "
-            f"{manifold}, Riemannian()), which takes the nearest point, or copy "
-            f"{code(manifold)}.nearest(weight) into it."
+            f"{manifold}, Riemannian()), which takes the nearest point or says how to start, or copy "
+            f"{point_code(manifold, p.shape).replace('(value)', '(weight)')} into it."
         )
 
 
