@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,6 +99,10 @@ class ProductManifold(Manifold):
 
     def __hash__(self) -> int:
         return self._hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was computed: the hash of a string is another one in another process."""
+        return {"factors": self.factors, "layout": self.layout}
 
     @property
     def stacked(self) -> bool:
