@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -11,11 +12,13 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from manifolds import BlockSpec, Layout, Manifold, ProductManifold
+from manifolds.compositions import ComposedProduct, Composition
 
 from .checkpoints import unwatch_loading, watch_loading
+from .composing import composed, hold_parts, initial_points, release_parts
 from .held import Held, held
 from .method import Method, Site
-from .names import describe, match, tensors
+from .names import describe, match, owners, tensors
 from .packing import check_packing, packing_of
 from .progress import shown
 from .records import Records, constrained
@@ -30,7 +33,7 @@ M = TypeVar("M", bound=nn.Module)
 def constrain(
     module: M,
     name: str | Sequence[str],
-    manifold: Manifold | type[Manifold],
+    manifold: Manifold | Composition | type[Manifold] | type[Composition],
     method: Method = Trivialization(),  # noqa: B008 (a frozen value)
     *,
     layout: Layout | None = None,
@@ -40,7 +43,8 @@ def constrain(
 
     name: dotted, a glob over dotted names, "encoder.*.self_attn.in_proj_weight", or a list of those.
     manifold: its class or an instance. Axes before those of one point are batch axes: a stack (E, n, p) under Stiefel
-    is E matrices.
+    is E matrices. A composition, as `LowRank(8)`, makes the tensor of several points, each of which is held; they are
+    new Parameters, `parametrizations.<name>.0.<part>`, so an optimizer is made afterwards.
     method: `Trivialization()`, which any optimizer trains, or `Riemannian()`, which leaves a plain Parameter. To change
     the value later: under the first write `module.weight = value`, under the second copy into it under torch.no_grad().
     A change in place of a trivialized weight, as by torch.nn.init or on its `.data`, is a ValueError at its next use
@@ -62,8 +66,9 @@ def constrain(
     """
     if not isinstance(method, Method):
         raise TypeError(f"method of constrain is Trivialization() or Riemannian(); got {method!r}.")
-    manifold = manifold() if isinstance(manifold, type) and issubclass(manifold, Manifold) else manifold
-    if not isinstance(manifold, Manifold):
+    if isinstance(manifold, type) and issubclass(manifold, Manifold | Composition):
+        manifold = manifold()
+    if not isinstance(manifold, Manifold | Composition):
         raise TypeError(f"constrain needs a manifold, as in Stiefel or Stiefel**3; got {manifold!r}.")
     shared: dict[int, list[Site]] = {}
     known = constrained()
@@ -81,12 +86,21 @@ def constrain(
             _check_same(sites[0], chosen, known)
         except ValueError as error:
             raise ValueError(f"{error}{_among(name, sites[0], shared.values())}") from error
-        plan.append((sites, chosen, initial(chosen, sites[0].parameter, init, str(sites[0]))))
-    for sites, chosen, value in plan:
-        method.hold(sites, chosen, value)
+        plan.append((sites, _holding(chosen, method, sites, init)))
+    for sites, hold in plan:
+        hold()
         for site in sites:
             watch_loading(module, site.name)
     return module
+
+
+def _holding(chosen: Manifold | Composition, method: Method, sites: list[Site], init: Init) -> Callable[[], None]:
+    """What holds one tensor, once everything that can fail is done."""
+    if isinstance(chosen, Manifold):
+        value = initial(chosen, sites[0].parameter, init, str(sites[0]))
+        return lambda: method.hold(sites, chosen, value)
+    points = initial_points(chosen, sites[0].parameter, init, str(sites[0]))
+    return lambda: hold_parts(sites, chosen, points, lambda parts, name, m: constrain(parts, name, m, method))
 
 
 def unconstrain(module: M, name: str | Sequence[str]) -> M:
@@ -107,7 +121,8 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     for each in constrained:
         if (each.owner, each.attribute) in places:
             groups.setdefault(each.identity, []).append(each)
-    if not groups:
+    plain = _composed_groups(module, places)
+    if not groups and not plain:
         names = ", ".join(each.name for each in constrained)
         have = f"Constrained are: {names}." if names else "Nothing in this module is."
         raise ValueError(f"{name!r} matches no constrained tensor of {type(module).__name__}. {have}")
@@ -120,8 +135,25 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
             )
     for group in groups.values():
         group[0].method.release([(each.owner, each.attribute) for each in group])
+    for places_of_one in plain:
+        release_parts(places_of_one)
     unwatch_loading(module)
     return module
+
+
+def _composed_groups(module: nn.Module, places: set[tuple[nn.Module, str]]) -> list[list[tuple[nn.Module, str]]]:
+    """The places of composed tensors, those that share one together. ValueError where only some of these are given."""
+    found: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for prefix, owner in owners(module):
+        for attribute, each in composed(owner):
+            found.setdefault(id(each.parts), []).append((prefix + attribute, owner, attribute))
+    groups = [group for group in found.values() if any((owner, attribute) in places for _, owner, attribute in group)]
+    for group in groups:
+        if any((owner, attribute) not in places for _, owner, attribute in group):
+            raise ValueError(
+                f"{[name for name, _, _ in group]} share one tensor; give all names, so that they stay tied."
+            )
+    return [[(owner, attribute) for _, owner, attribute in group] for group in groups]
 
 
 def _free_parameter(
@@ -131,6 +163,10 @@ def _free_parameter(
     who = describe(owner, full)
     if attribute in dict(trivialized(owner)):
         raise ValueError(f"{who} is constrained already, by Trivialization(). Call unconstrain first.")
+    if attribute in dict(composed(owner)):
+        raise ValueError(
+            f"{who} is composed already, by {dict(composed(owner))[attribute].parts}. Call unconstrain first."
+        )
     if parametrize.is_parametrized(owner, attribute):
         kinds = ", ".join(type(p).__name__ for p in owner.get_submodule(f"parametrizations.{attribute}").children())
         raise ValueError(
@@ -163,7 +199,7 @@ def _free_parameter(
     return parameter
 
 
-def _check_same(site: Site, manifold: Manifold, known: dict[int, tuple[Records, str]]) -> None:
+def _check_same(site: Site, manifold: Manifold | Composition, known: dict[int, tuple[Records, str]]) -> None:
     """ValueError where `Riemannian` holds the Parameter on another manifold."""
     records, place = known.get(id(site.parameter), (None, ""))
     if records is not None and records.manifolds[place] != manifold:
@@ -206,7 +242,7 @@ def _names_of(module: nn.Module, parameter: nn.Parameter) -> list[str]:
     return list(places.values())
 
 
-def _fit(manifold: Manifold, layout: Layout | None, site: Site) -> Manifold:
+def _fit(manifold: Manifold | Composition, layout: Layout | None, site: Site) -> Manifold | Composition:
     """The manifold that holds this tensor, once layout, packing and shape agree."""
     shape = tuple(site.parameter.shape)
     packing = packing_of(site.owner, site.attribute)
@@ -221,13 +257,13 @@ def _fit(manifold: Manifold, layout: Layout | None, site: Site) -> Manifold:
     return chosen
 
 
-def _with_layout(manifold: Manifold, layout: Layout, shape: tuple[int, ...]) -> Manifold:
+def _with_layout(manifold: Manifold | Composition, layout: Layout, shape: tuple[int, ...]) -> Manifold | Composition:
     if not isinstance(layout, Layout):
         raise TypeError(f"layout of constrain is a BlockSpec or a BlockSpec.pattern(...); got {layout!r}.")
-    if isinstance(manifold, ProductManifold):
+    if isinstance(manifold, ProductManifold | ComposedProduct):
         if not manifold.stacked:
             raise ValueError(f"{manifold} has a layout of its own; got {layout} too. Drop one of them.")
-        return ProductManifold(manifold.factors, layout)
+        return replace(manifold, layout=layout)
     if layout == BlockSpec(rows=1, axis=0):
         return manifold
     ndim = layout.ndim(manifold.ndim)
@@ -236,12 +272,17 @@ def _with_layout(manifold: Manifold, layout: Layout, shape: tuple[int, ...]) -> 
             f"{layout} cuts points of {ndim} axes, and the tensor has {len(shape)}. Write a layout of axes that it "
             f"has, or reshape the tensor in its module."
         )
-    return ProductManifold((manifold,) * len(layout.shapes(shape[len(shape) - ndim :])), layout)
+    count = len(layout.shapes(shape[len(shape) - ndim :]))
+    return (
+        ProductManifold((manifold,) * count, layout)
+        if isinstance(manifold, Manifold)
+        else ComposedProduct((manifold,) * count, layout)
+    )
 
 
-def _check_axis(manifold: Manifold, shape: tuple[int, ...]) -> None:
+def _check_axis(manifold: Manifold | Composition, shape: tuple[int, ...]) -> None:
     """An axis counted from the first one means nothing where batch axes come before the packed point."""
-    if not isinstance(manifold, ProductManifold) or len(shape) <= manifold.ndim:
+    if not isinstance(manifold, ProductManifold | ComposedProduct) or len(shape) <= manifold.ndim:
         return
     layout = manifold.layout
     if isinstance(layout, BlockSpec) and layout.axis >= 0:
