@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from manifolds import Manifold
-from manifolds._transforms import is_transformed
+from manifolds.kernels.transforms import is_transformed
 
 from .copying import forget_computed_weights, make_copyable
 from .decay import enlist

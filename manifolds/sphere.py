@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._linalg import may_look
 from ._points import broadcast, check_axes, inner, length
-from ._transforms import whole
 from .base import GeodesicManifold, NearestPointManifold, check_ndim
+from .kernels.linalg import may_look
+from .kernels.transforms import whole
 
 Points = Inexact[Tensor, "*batch n"]
 

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold, tolerance
-from manifolds._tiny import batch_last, total_norm
 from manifolds.base import settled
+from manifolds.kernels.tiny import batch_last, total_norm
 
 from ...values import is_near, master_dtype
 from .limits import being_captured, can_look, is_fit, length, limit, real_dtype, too_long
