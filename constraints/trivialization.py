@@ -27,6 +27,7 @@ from .passes import watch
 from .precision import exact_products
 from .schedule import schedule
 from .seen import Seen, settled
+from .spoiled import assigned
 from .tables import Dense
 from .values import admit, check_finite, code, initial, is_finite, master_dtype, may_look, point_code
 
@@ -307,6 +308,7 @@ class Coordinates(ParametrizationList):
                 raise RuntimeError(f"parametrization {type(module).__name__} does not implement right_inverse.")
             value = module.right_inverse(value)  # type: ignore[operator]
         self.set_point(held.admit(value))  # type: ignore[operator]
+        assigned(self.original)
 
     def stand_in(self) -> Tensor:
         """A tensor like the weight, for reset_parameters to draw."""
@@ -317,6 +319,7 @@ class Coordinates(ParametrizationList):
         """Start anew from the point nearest to value. ValueError if there is none."""
         held: Any = self[0]
         self.set_point(initial(held.manifold, value, None, held.name))
+        assigned(self.original)
 
     def get_extra_state(self) -> Tensor:
         """`steps`, as a tensor, which every way of keeping a state dict can keep."""
