@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
 
 from manifolds import BlockSpec, Layout, Manifold, ProductManifold
 
@@ -20,8 +21,8 @@ from .packing import check_packing, packing_of
 from .progress import shown
 from .records import Records, constrained
 from .riemannian import Riemannian
-from .ties import check_outside
-from .trivialization import Trivialization, trivialized
+from .ties import places_of
+from .trivialization import Coordinates, Trivialization, coordinates_of
 from .values import Init, check_whole, initial
 
 M = TypeVar("M", bound=nn.Module)
@@ -51,10 +52,11 @@ def constrain(
     manifolds), "identity", "torus" (rotations by uniform angles in pairs of axes), a tensor or a function of the
     present value that returns one, each within 1e-3 of the manifold.
 
-    A Parameter that `Riemannian` holds may be given again, with the same manifold, to bring it back after a write.
+    A tied tensor is one tensor: given under one of its names it is held at all its places, those of modules outside of
+    this one too. A tensor may be given again, in the same way: one that `Riemannian` holds comes back after a write.
     Raises ValueError or TypeError, and leaves the module as it was, where a name matches nothing, a tensor is
-    constrained in another way already or shared with one that is not constrained too, the manifold, the layout and the
-    shape do not fit, a packed tensor needs a layout, or there is no initial value.
+    constrained in another way already, the manifold, the layout and the shape do not fit, a packed tensor needs a
+    layout, or there is no initial value.
 
     >>> gru = constrain(torch.nn.GRU(5, 8), "weight_hh_l0", Stiefel**3)
     >>> conv = torch.nn.Conv2d(4, 8, 3)
@@ -66,13 +68,19 @@ def constrain(
     if not isinstance(manifold, Manifold):
         raise TypeError(f"constrain needs a manifold, as in Stiefel or Stiefel**3; got {manifold!r}.")
     shared: dict[int, list[Site]] = {}
+    again: dict[int, Site] = {}
     known = constrained()
     for full, (owner, attribute) in match(module, name).items():
+        if (coordinates := dict(coordinates_of(owner)).get(attribute)) is not None:
+            again.setdefault(id(coordinates[0]), Site(full, owner, attribute, coordinates.original))  # type: ignore[arg-type]
+            continue
         parameter = _free_parameter(full, owner, attribute, method, known)
         sites = shared.setdefault(id(parameter), [])
         if all((site.owner, site.attribute) != (owner, attribute) for site in sites):  # a module may have two names
             sites.append(Site(full, owner, attribute, parameter))
-    _check_ties(module, shared, method)
+    if isinstance(method, Trivialization):
+        _add_ties(module, shared, method, known)
+    values = [_once_more(site, manifold, method, layout, init) for site in again.values()]
     plan = []
     named = ((sites[0].name, sites[0].parameter.numel(), sites) for sites in shared.values())
     for sites in shown(named, len(shared)):
@@ -85,7 +93,11 @@ def constrain(
     for sites, chosen, value in plan:
         method.hold(sites, chosen, value)
         for site in sites:
-            watch_loading(module, site.name)
+            root = module if site.inside else site.owner
+            watch_loading(root, site.name)
+    for held_already, point in values:
+        if point is not None:
+            held_already.set_point(point)
     return module
 
 
@@ -95,7 +107,7 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     name: as for `constrain`; a glob may also match tensors that are not constrained. Under both
     engines the Parameter stays the same object; make a new optimizer, for the old one has the momentum of the
     constraint, and a Riemannian one its manifold.
-    Raises ValueError where no constrained tensor matches, or where a tensor is shared under names that do not match.
+    A tied tensor is let go at all its places, and stays tied. Raises ValueError where no constrained tensor matches.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
     >>> type(unconstrain(layer, "weight").weight).__name__
@@ -103,23 +115,18 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     """
     places = set(match(module, name).values())
     constrained = list(held(module))
+    named = {each.identity for each in constrained if (each.owner, each.attribute) in places}
     groups: dict[int, list[Held]] = {}
     for each in constrained:
-        if (each.owner, each.attribute) in places:
+        if each.identity in named:
             groups.setdefault(each.identity, []).append(each)
     if not groups:
         names = ", ".join(each.name for each in constrained)
         have = f"Constrained are: {names}." if names else "Nothing in this module is."
         raise ValueError(f"{name!r} matches no constrained tensor of {type(module).__name__}. {have}")
-    for each in constrained:
-        group = groups.get(each.identity, [each])
-        if each not in group:
-            raise ValueError(
-                f"{group[0].name} shares its tensor with {each.name}; give both names, "
-                f"{[group[0].name, each.name]}, so that they stay tied."
-            )
     for group in groups.values():
-        group[0].method.release([(each.owner, each.attribute) for each in group])
+        for owner, _ in group[0].method.release([(each.owner, each.attribute) for each in group]):
+            unwatch_loading(owner)
     unwatch_loading(module)
     return module
 
@@ -129,8 +136,6 @@ def _free_parameter(
 ) -> nn.Parameter:
     """The Parameter at owner.attribute, of this dotted name, if it can be constrained; known are those that are."""
     who = describe(owner, full)
-    if attribute in dict(trivialized(owner)):
-        raise ValueError(f"{who} is constrained already, by Trivialization(). Call unconstrain first.")
     if parametrize.is_parametrized(owner, attribute):
         kinds = ", ".join(type(p).__name__ for p in owner.get_submodule(f"parametrizations.{attribute}").children())
         raise ValueError(
@@ -149,11 +154,6 @@ def _free_parameter(
     check_whole(parameter, who)
     if parameter.layout != torch.strided:
         raise ValueError(f"{who} is a tensor of layout {parameter.layout}; a constraint needs a dense one.")
-    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.sparse and isinstance(method, Trivialization):
-        raise ValueError(
-            f"{who}, shape {tuple(parameter.shape)}, has gradients of sparse layout, and none goes through the map "
-            f"from coordinates. Make the module with sparse=False, or set module.sparse = False."
-        )
     if parameter.dtype not in method.dtypes():
         dtypes = ", ".join(str(d).removeprefix("torch.") for d in method.dtypes())
         raise ValueError(
@@ -182,28 +182,43 @@ def _among(name: str | Sequence[str], site: Site, groups: Collection[Sequence[Si
     )
 
 
-def _check_ties(module: nn.Module, shared: dict[int, list[Site]], method: Method) -> None:
-    """A trivialized tensor has a new Parameter: all names of a tied one must move together, or they come untied."""
-    if not isinstance(method, Trivialization):
-        return
+def _add_ties(
+    module: nn.Module, shared: dict[int, list[Site]], method: Method, known: dict[int, tuple[Records, str]]
+) -> None:
+    """A trivialized tensor has a new Parameter: all places of a tied one move together, or they come untied. Those in
+    the module come under their names, in its order, and then those elsewhere."""
     for full, (owner, attribute) in tensors(module).items():
-        sites = shared.get(id(owner._parameters.get(attribute)))
-        if sites is not None and all((site.owner, site.attribute) != (owner, attribute) for site in sites):
-            names = _names_of(module, sites[0].parameter)
+        sites = shared.get(id(owner._parameters.get(attribute)), [])
+        if sites and all((site.owner, site.attribute) != (owner, attribute) for site in sites):
+            sites.append(Site(full, owner, attribute, _free_parameter(full, owner, attribute, method, known)))
+    parameters = [sites[0].parameter for sites in shared.values()]
+    here = [site.owner._parameters for sites in shared.values() for site in sites]
+    for owner, attribute, parameter in places_of(parameters, here) if parameters else []:
+        site = shared[id(parameter)][0]
+        if isinstance(owner, ParametrizationList):
+            kinds = ", ".join(type(each).__name__ for each in owner)
             raise ValueError(
-                f"{sites[0]} is tied to {full}, and Trivialization would untie them. Give all its names, {names}, "
-                f"or a glob that matches them, or use Riemannian(), which leaves one Parameter."
+                f"{site}, shape {tuple(parameter.shape)}, is tied to a tensor of a module that another "
+                f"parametrization, {kinds}, computes from it. Call torch.nn.utils.parametrize.remove_parametrizations "
+                f"there first, or use Riemannian(), which leaves one Parameter."
             )
-    check_outside(shared.values())
+        checked = _free_parameter(attribute, owner, attribute, method, known)
+        shared[id(parameter)].append(Site(attribute, owner, attribute, checked, inside=False))
 
 
-def _names_of(module: nn.Module, parameter: nn.Parameter) -> list[str]:
-    """One name for each place where a Parameter is."""
-    places: dict[tuple[nn.Module, str], str] = {}
-    for full, (owner, attribute) in tensors(module).items():
-        if owner._parameters.get(attribute) is parameter:
-            places.setdefault((owner, attribute), full)
-    return list(places.values())
+def _once_more(
+    site: Site, manifold: Manifold, method: Method, layout: Layout | None, init: Init
+) -> tuple[Coordinates, Tensor | None]:
+    """The value that a tensor takes which is trivialized already, as by its tie; None for the one that it has.
+    ValueError where it is held in another way."""
+    coordinates = dict(coordinates_of(site.owner))[site.attribute]
+    held: Any = coordinates[0]
+    if method != Trivialization(held.rebase_every) or _fit(manifold, layout, site) != held.manifold:
+        raise ValueError(
+            f"{site} is constrained already, to {held.manifold} by {Trivialization(held.rebase_every)}. Call "
+            f"unconstrain first."
+        )
+    return coordinates, None if init is None else initial(held.manifold, coordinates.point(), init, str(site))
 
 
 def _fit(manifold: Manifold, layout: Layout | None, site: Site) -> Manifold:
