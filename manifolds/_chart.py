@@ -9,11 +9,8 @@ Source: Saad, Iterative Methods for Sparse Linear Systems (2003), section 8.3.1,
 
 from __future__ import annotations
 
-import functools
-import math
-
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Inexact
 from torch import Tensor
 
 from .base import Manifold
@@ -45,38 +42,18 @@ def solved(manifold: Manifold, x: Tensor, y: Tensor, c: Tensor, m: Tensor) -> Te
 
 
 def is_long(manifold: Manifold, x: Tensor, c: Tensor) -> bool:
-    """Whether a point has coordinates longer than it is itself: where charts begin to bend. It looks at the values.
+    """Whether a point has coordinates with |C| > |X| / (2 k^(1/4)), from where its chart may bend. Looks at values.
 
-    Of vectors the norms are compared; of matrices the largest singular value of C, estimated from below, with the
-    quadratic mean of those of X, which are 1 on Stiefel. Numbers have a chart that never bends. False where c is NaN.
+    k is 1 for vectors and the shorter side of matrices: if C has all its length in one of k directions it is as long
+    there as |C| sqrt(k) / |X|, which is |C| on Stiefel, and if it has it evenly, as |C| / |X|. Their geometric mean is
+    compared with 1/2. Numbers have a chart that never bends. False where c is NaN.
     """
     for (factor, points), (_, vectors) in zip(manifold.split(x), manifold.split(c), strict=True):
         if factor.ndim == 0 or not points.numel():
             continue
         axes = tuple(range(-factor.ndim, 0))
         scale, length = (torch.linalg.vector_norm(t, dim=axes) for t in (points, vectors))
-        if factor.ndim == 2:
-            scale = scale / math.sqrt(min(points.shape[-2:]))
-        longer = length > scale
-        if factor.ndim == 2 and bool(longer.any()):
-            longer &= _largest_singular_value(vectors) > scale
-        if bool(longer.any()):
+        k = min(points.shape[axes[0] :]) if factor.ndim > 1 else 1
+        if bool((length > scale / (2 * k**0.25)).any()):
             return True
     return False
-
-
-def _largest_singular_value(a: Points) -> Float[Tensor, "*batch"]:
-    """Of each matrix, from below, by power iteration from a start that is the same every time."""
-    tiny = torch.finfo(a.dtype).tiny
-    size = torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
-    a, v = a / size.clamp_min(tiny), _start(a.shape[-1], a.dtype)
-    for _ in range(3):
-        v = a.mH @ (a @ v)
-    before, after = (torch.linalg.vector_norm(t, dim=(-2, -1)) for t in (v, a @ v))
-    largest: Tensor = after / before.clamp_min(tiny) * size[..., 0, 0]
-    return largest
-
-
-@functools.cache
-def _start(n: int, dtype: torch.dtype) -> Tensor:
-    return (torch.arange(1, n + 1, dtype=torch.float64).square() * math.sqrt(2)).cos().to(dtype).unsqueeze(-1)
