@@ -4,10 +4,12 @@ from . import retractions
 from .base import GeodesicManifold, Manifold, NearestPointManifold, tolerance
 from .euclidean import Euclidean
 from .layout import BlockSpec, Layout, Pattern
+from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
 from .product import ProductManifold
 from .sphere import Sphere
 from .stiefel import Stiefel
+from .symmetric import Skew, Symmetric
 
 __all__ = [
     "BlockSpec",
@@ -16,12 +18,15 @@ __all__ = [
     "Layout",
     "Manifold",
     "NearestPointManifold",
+    "Oblique",
     "Orthogonal",
     "Pattern",
     "ProductManifold",
+    "Skew",
     "SpecialOrthogonal",
     "Sphere",
     "Stiefel",
+    "Symmetric",
     "retractions",
     "tolerance",
 ]
