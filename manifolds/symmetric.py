@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import skew, sym
 from ._points import broadcast
 from .base import check_ndim
 from .linear import LinearSpace
@@ -34,7 +33,7 @@ class Symmetric(LinearSpace):
         """(A + A^H) / 2."""
         x, a = broadcast(self, x, a)
         _sides("Symmetric", a.shape)
-        return sym(a)
+        return (a + a.mH) / 2
 
     def dim(self, shape: Sequence[int]) -> int:
         """n (n + 1) / 2 for each matrix."""
@@ -65,7 +64,7 @@ class Skew(LinearSpace):
         """(A - A^H) / 2."""
         x, a = broadcast(self, x, a)
         _sides("Skew", a.shape)
-        return skew(a)
+        return (a - a.mH) / 2
 
     def dim(self, shape: Sequence[int]) -> int:
         """n (n - 1) / 2 for each matrix."""

@@ -57,7 +57,7 @@ SETS: list[tuple[Manifold, tuple[int, ...], torch.dtype]] = [
     (Sphere(2.0, 2), (2, 2), REAL),
     (Oblique(), (3, 2), REAL),
     (Oblique(-1), (2, 2), COMPLEX),
-    (Symmetric(), (2, 2), COMPLEX),
+    (Symmetric(), (3, 3), COMPLEX),
     (Skew(), (3, 3), REAL),
     (Stiefel**2, (6, 2), REAL),
     (Orthogonal * Sphere * Stiefel, (6, 2), REAL),
