@@ -1,10 +1,31 @@
 """Solvers with a stopping rule: the point where a smooth function on a manifold is least, and a certificate."""
 
-from . import hessians
+from . import betas, hessians
+from .conjugate_gradient import ConjugateGradient
+from .gradient_descent import GradientDescent
+from .lbfgs import LBFGS
 from .minimize import minimize
 from .result import Evaluations, History, Result
 from .run import Point
+from .searches import Armijo, HagerZhang, LineSearch, StrongWolfe
 from .solver import Solver
 from .trust_region import TrustRegion
 
-__all__ = ["Evaluations", "History", "Point", "Result", "Solver", "TrustRegion", "hessians", "minimize"]
+__all__ = [
+    "LBFGS",
+    "Armijo",
+    "ConjugateGradient",
+    "Evaluations",
+    "GradientDescent",
+    "HagerZhang",
+    "History",
+    "LineSearch",
+    "Point",
+    "Result",
+    "Solver",
+    "StrongWolfe",
+    "TrustRegion",
+    "betas",
+    "hessians",
+    "minimize",
+]

@@ -71,6 +71,8 @@ class Problem:
         self._call, self._place, self._checked = call, place, False
         self.twice = False
         """Whether second derivatives are wanted, so that the graphs of first ones are kept."""
+        self.tol = 0.0
+        """The gradient norm that is asked for."""
         self.out_of_time: Callable[[], bool] = lambda: False
         self.complaint: str | None = None
         """What a retraction said of the last step that it could not take."""

@@ -70,7 +70,7 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
     began = time.perf_counter()
     deadline = math.inf if stops.max_seconds is None else began + stops.max_seconds
     problem.out_of_time = (lambda: False) if deadline == math.inf else (lambda: time.perf_counter() > deadline)
-    problem.twice = solver.needs_hessian
+    problem.twice, problem.tol = solver.needs_hessian, stops.tol
     state, history, shown = start(problem, x), History(), _Line(stops.progress)
     why = torch.where(torch.isfinite(state.value) & torch.isfinite(state.norm), Why.RUNNING, Why.NOT_FINITE)
     steps, idle = torch.zeros_like(why), torch.zeros_like(why)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +36,9 @@ class Solver(ABC):
     """A way from one state to the next. Options are fields; what a solver remembers is in the state."""
 
     needs_hessian: ClassVar[bool] = False
+
+    def __repr__(self) -> str:
+        return repr_of(self)
 
     @abstractmethod
     def advance(self, problem: Problem, state: State, active: Mask) -> State:
@@ -74,3 +77,15 @@ def moved(problem: Problem, state: State, y: Rows, at: Evaluation, length: Numbe
         gradient = torch.where(taken, at.gradient, state.gradient)
     gradient = at.gradient if gradient is None else gradient
     return State(y, at, value, gradient, problem.space.norm(y, gradient), length, state.stuck)
+
+
+def pick(mask: Mask, new: Tensor, old: Tensor, everywhere: bool) -> Tensor:
+    """new where the mask holds, else old; without a copy where it holds everywhere."""
+    return new if everywhere else torch.where(mask, new, old)
+
+
+def repr_of(value: Any) -> str:
+    """The name of a dataclass, and those of its options that differ from their defaults."""
+    options = [(f, getattr(value, f.name)) for f in fields(value)]
+    written = [f"{f.name}={getattr(v, '__name__', repr(v))}" for f, v in options if v != f.default]
+    return f"{type(value).__name__}({', '.join(written)})"

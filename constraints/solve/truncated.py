@@ -39,7 +39,8 @@ def minimize_model(
     """
     space, x, r = problem.space, state.x, state.gradient
     v, decrease, at_boundary = torch.zeros_like(r), torch.zeros_like(radius), torch.zeros_like(active)
-    target = state.norm * state.norm.pow(theta).clamp_max(kappa)
+    # what is below the tolerance of the gradient needs no answer
+    target = (state.norm * state.norm.pow(theta).clamp_max(kappa)).clamp_min(problem.tol / 10)
     z = r if precondition is None else precondition(x, r)
     rz = space.inner(x, r, z)
     # <v, v>, <v, d> and <d, d> in the norm of the boundary, by recursion

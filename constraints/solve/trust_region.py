@@ -18,7 +18,7 @@ from .truncated import minimize_model
 Preconditioner = Callable[[Rows, Rows], Rows]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrustRegion(Solver):
     """Riemannian trust regions with truncated conjugate gradients. Quadratic convergence.
 
