@@ -33,8 +33,7 @@ def mirrored(manifold: Manifold, x: Tensor, lead: int, signs: Iterator[int]) -> 
         return x
     batch = x.shape[lead:-2]
     each = torch.tensor([next(signs) for _ in range(math.prod(batch))], dtype=x.dtype, device=x.device)
-    first = torch.cat([x[..., :1] * each.reshape(*batch, 1, 1), x[..., 1:]], -1)
-    return first
+    return torch.cat([x[..., :1] * each.reshape(*batch, 1, 1), x[..., 1:]], -1)
 
 
 def _has_two(manifold: Manifold, x: Tensor) -> bool:

@@ -9,10 +9,11 @@ import torch
 
 from .betas import Beta, Change, hager_zhang
 from .descent import downhill, first_step, search_along
+from .numbers import Truth, is_finite, no, over, plus, where
 from .options import check_between
 from .problem import Problem
 from .searches import HagerZhang, LineSearch
-from .solver import Mask, Solver, State
+from .solver import Solver, State
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,6 +24,10 @@ class ConjugateGradient(Solver):
     search: HagerZhang(), StrongWolfe() or Armijo(), with options.
     restart: start anew where |<g+, T g>| is at least so large a part of |g+|^2, infinity for never (Powell 1977).
     Source: Sato, Riemannian conjugate gradient methods: general framework (2022); Hager & Zhang (2006).
+
+    >>> a = torch.diag(torch.arange(5.0, dtype=torch.float64))
+    >>> minimize(lambda x: x @ a @ x, (5,), Sphere, solver=ConjugateGradient(), dtype=a.dtype).converged
+    True
     """
 
     beta: Beta = hager_zhang
@@ -33,24 +38,24 @@ class ConjugateGradient(Solver):
         if self.restart != math.inf:
             check_between(self, 0, math.inf, restart=self.restart)
 
-    def advance(self, problem: Problem, state: State, active: Mask) -> State:
+    def advance(self, problem: Problem, state: State, active: Truth) -> State:
         space, x, g, memory = problem.space, state.x, state.gradient, state.memory
-        d, slope, kept = downhill(problem, state, memory.get("d", -g), active)
-        steepest = ~kept if "d" in memory else active
-        # as far as the last step, by the change of the slope (Nocedal & Wright 2006, section 3.5)
-        first = first_step(state) if "t" not in memory else memory["t"] * memory["slope"] / slope
+        d, slope, kept = downhill(problem, state, memory["d"] if memory else -g, active)
+        steepest = no(kept) | memory["steepest"] if memory else active
+        # as far as the last step, by the change of the slope (Nocedal & Wright 2006, (3.60))
+        first = over(memory["t"] * memory["slope"], slope) if memory else first_step(state)
         new, found = search_along(problem, state, d, slope, self.search, first, active)
 
-        old, last = space.transport(x, new.x, torch.stack([g, d])).unbind()
-        g = new.gradient
+        g, (old, last) = new.gradient, space.transport(x, new.x, torch.stack([g, d]))
         beta = self.beta(Change(g, old, last, lambda u, v: space.inner(new.x, u, v)))
-        anew = ~(beta.isfinite() & found.done)
+        anew = no(is_finite(beta) & found.done)
         if self.restart != math.inf:
-            anew = anew | (space.inner(new.x, g, old).abs() >= self.restart * new.norm.square())
-        beta = torch.where(anew, 0, beta)
-        d = torch.addcmul(-g, beta, last)
-        t = torch.where(found.done, found.t, first_step(new))
-        new.memory = {"d": d, "t": t, "slope": torch.where(found.done, slope, -new.norm.square())}
-        new.stuck = state.stuck | (active & ~found.done & (steepest | memory.get("failed", steepest)))
-        new.memory["failed"] = ~found.done
+            anew = anew | (abs(space.inner(new.x, g, old)) >= self.restart * new.norm * new.norm)
+        new.memory = {
+            "d": plus(-g, where(anew, 0.0, beta), last),
+            "steepest": anew,
+            "t": where(found.done, found.t, first_step(new)),
+            "slope": where(found.done, slope, -new.norm * new.norm),
+        }
+        new.stuck = state.stuck | (active & no(found.done) & steepest)
         return new

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .numbers import larger, over, where
 from .problem import Evaluation
 from .space import Rows
 
@@ -55,17 +56,19 @@ def pullback(at: Evaluation) -> Product:
 
 def finite_difference(at: Evaluation) -> Product:
     """(T grad f(R_x(hv)) - grad f(x)) / h with T the transport back to x and h |v| = eps^(1/2) max(1, |x|): a
-    retraction and a gradient for each product, right to half the digits. For f that torch differentiates only once."""
+    retraction and a gradient for each product, right to half the digits where the metric is that of the ambient space,
+    with other metrics at critical points only. For f that torch differentiates only once."""
     space, problem, x = at.problem.space, at.problem, at.x
     gradient = at.gradient
-    size = torch.finfo(x.dtype).eps ** 0.5 * x.norm(dim=-1, keepdim=True).clamp_min(1)
+    size = torch.finfo(x.dtype).eps ** 0.5 * larger(space.size(x), 1.0)
 
     def times(v: Rows) -> Rows:
         problem.counts.hessians += 1
-        length = v.norm(dim=-1, keepdim=True)
-        h = size / torch.where(length > 0, length, 1)
-        y = space.retract(x, h * v)
-        return (space.transport(y, x, problem.at(y).gradient) - gradient) / h
+        length = space.size(v)
+        h = over(size, where(length > 0, length, 1.0))
+        y = space.retract(x, v * h)
+        quotient: Rows = (space.transport(y, x, problem.at(y).gradient) - gradient) / h
+        return quotient
 
     return times
 

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import torch
 
 from .descent import downhill, first_step, search_along
+from .numbers import Number, Truth, full, is_finite, no, over, plus, where
 from .options import check_between, check_count
 from .problem import Problem
 from .searches import HagerZhang, LineSearch
-from .solver import Mask, Solver, State
-from .space import Numbers, Rows, Space
+from .searches.line import Found
+from .solver import Solver, State
+from .space import Rows, Space
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,6 +27,10 @@ class LBFGS(Solver):
     Raises ValueError for options out of range.
     Source: Nocedal & Wright (2006), algorithm 7.4; Li & Fukushima (2001) and Huang, Absil & Gallivan (2018) for
     the cautious update on manifolds.
+
+    >>> a = torch.diag(torch.arange(5.0, dtype=torch.float64))
+    >>> minimize(lambda x: x @ a @ x, (5,), Sphere, solver=LBFGS(memory=5), dtype=a.dtype).converged
+    True
     """
 
     memory: int = 10
@@ -35,36 +41,16 @@ class LBFGS(Solver):
         check_count(self, memory=self.memory)
         check_between(self, 0, 1, caution=self.caution)
 
-    def advance(self, problem: Problem, state: State, active: Mask) -> State:
+    def advance(self, problem: Problem, state: State, active: Truth) -> State:
         space, x, g = problem.space, state.x, state.gradient
-        pairs: Pairs | None = state.memory.get("pairs")
-        direction = -g if pairs is None else -pairs.times(space, x, g)
-        d, slope, kept = downhill(problem, state, direction, active)
-        first = torch.ones_like(slope) if pairs is not None else first_step(state)
-        # a gradient in place of d has no length of its own
-        first = torch.where(kept, first, first_step(state)) if pairs is not None else first
-        new, found = search_along(problem, state, d, slope, self.search, first, active)
-
-        kept_pairs = [] if pairs is None else [*pairs.s[-self.memory + 1 :], *pairs.y[-self.memory + 1 :]]
-        carried = space.transport(x, new.x, torch.stack([g, found.t * d, *kept_pairs])).unbind()
-        old, s, others = carried[0], carried[1], carried[2:]
-        y = new.gradient - old
-        count = len(others) // 2
-        sy, ss = space.inner(new.x, s, y), space.inner(new.x, s, s)
-        good = found.done & (sy > self.caution * state.norm * ss) & sy.isfinite()
-        scale = sy / space.inner(new.x, y, y)
-        if pairs is not None:
-            scale = torch.where(good, scale, pairs.scale)
-        else:
-            scale = torch.where(good, scale, 1)
-        # where the search failed the pairs are wrong: they are forgotten
-        weight = torch.where(good, 1 / sy, 0)
-        weights = [] if pairs is None else [torch.where(found.done | ~active, w, 0) for w in pairs.weight[-self.memory + 1:]]
-        new.memory = {
-            "pairs": Pairs([*others[:count], s], [*others[count:], y], [*weights, weight], scale),
-            "failed": ~found.done,
-        }
-        new.stuck = state.stuck | (active & ~found.done & ~kept)
+        pairs: Pairs = state.memory.get("pairs") or Pairs([], [], [], full(state.value, 1.0))
+        d, slope, kept = downhill(problem, state, -pairs.times(space, x, g), active)
+        steepest = no(kept) | pairs.none_used(state)
+        new, found = search_along(
+            problem, state, d, slope, self.search, where(steepest, first_step(state), 1.0), active
+        )
+        new.memory = {"pairs": pairs.carried(problem, state, new, d, found, self.memory, self.caution)}
+        new.stuck = state.stuck | (active & no(found.done) & steepest)
         return new
 
 
@@ -73,16 +59,43 @@ class Pairs(NamedTuple):
 
     s: list[Rows]
     y: list[Rows]
-    weight: list[Numbers]
-    scale: Numbers
+    weight: list[Number]
+    scale: Number
 
     def times(self, space: Space, x: Rows, g: Rows) -> Rows:
         """H g, by the two loops."""
-        a: list[Numbers] = []
+        kept: list[Number] = []
         for s, y, weight in zip(reversed(self.s), reversed(self.y), reversed(self.weight), strict=True):
-            a.append(weight * space.inner(x, s, g))
-            g = torch.addcmul(g, a[-1], y, value=-1)
-        g = self.scale * g
-        for s, y, weight, each in zip(self.s, self.y, self.weight, reversed(a), strict=True):
-            g = torch.addcmul(g, each - weight * space.inner(x, y, g), s)
+            kept.append(weight * space.inner(x, s, g))
+            g = plus(g, -kept[-1], y)
+        g = g * self.scale
+        for s, y, weight, a in zip(self.s, self.y, self.weight, reversed(kept), strict=True):
+            g = plus(g, a - weight * space.inner(x, y, g), s)
         return g
+
+    def none_used(self, state: State) -> Truth:
+        """Where H is a multiple of the identity."""
+        used = state.norm < 0
+        for weight in self.weight:
+            used = used | (weight > 0)
+        return no(used)
+
+    def carried(
+        self, problem: Problem, state: State, new: State, d: Rows, found: Found, most: int, caution: float
+    ) -> Pairs:
+        """The pairs at the new point, with that of the last step; none where the search failed, for they are wrong."""
+        space, keep = problem.space, slice(max(0, len(self.s) + 1 - most), None)
+        s, y, weights = self.s[keep], self.y[keep], self.weight[keep]
+        stack = torch.stack([state.gradient, d * found.t, *s, *y])
+        old, step, *others = space.transport(state.x, new.x, stack).unbind()
+        change = new.gradient - old
+        curvature, squared = space.inner(new.x, step, change), space.inner(new.x, step, step)
+        good = found.done & (curvature > caution * state.norm * squared) & is_finite(curvature)
+        scale = where(good, over(curvature, space.inner(new.x, change, change)), self.scale)
+        weights = [where(found.done, weight, 0.0) for weight in weights]
+        return Pairs(
+            [*others[: len(s)], step],
+            [*others[len(s) :], change],
+            [*weights, where(good, over(1.0, curvature), 0.0)],
+            scale,
+        )

@@ -12,7 +12,7 @@ from ..precision import exact_products
 from .model import Parameters
 from .points import points_of
 from .result import Result
-from .run import Point, Run, Stops, Why, run, sentence
+from .run import Point, Stops, Why, run, sentence
 from .solver import Solver
 from .space import Rows
 from .starts import Starts
@@ -95,14 +95,15 @@ def _of_model(closure: Callable[[], Any], model: nn.Module, solver: Solver, stop
             parameters.put(parameters.rows)
             raise
         parameters.put(done.state.x)
+    state, why = done.state, done.why
     return Result(
         x=model,
-        value=done.state.value.item(),
-        gradient_norm=done.state.norm.item(),
+        value=state.value,
+        gradient_norm=state.norm,
         steps=int(done.steps),
         evaluations=problem.counts,
-        converged=int(done.why) == Why.CONVERGED,
-        reason=sentence(problem, done.why, done.state.norm, stops),
+        converged=why == Why.CONVERGED,
+        reason=sentence(problem, [why], state.norm, stops),
         history=done.history,
     )
 

@@ -37,7 +37,9 @@ def points_of(
     device: torch.device | str | None = None,
 ) -> Given:
     """The starts, drawn where shapes are given. Raises TypeError or ValueError for what is no point of its manifold."""
-    if isinstance(x0, Mapping) != isinstance(manifold, Mapping) or (isinstance(x0, Mapping) and x0.keys() != manifold.keys()):
+    if isinstance(x0, Mapping) != isinstance(manifold, Mapping) or (
+        isinstance(x0, Mapping) and x0.keys() != manifold.keys()
+    ):
         raise ValueError(
             f"a dict of starts comes with a dict of manifolds of the same names; got {_said(x0)} and "
             f"{_said(manifold)}. Write minimize(f, {{'a': a}}, {{'a': Stiefel}})."
@@ -86,8 +88,10 @@ def _checked(name: Name, x: Tensor, manifold: Manifold) -> Tensor:
         residual = manifold.residual(x)
         if not bool((residual <= limit).all()):
             nearest = hasattr(manifold, "nearest")
-            way = f"{code(manifold)}.nearest(x0), or the shape alone for a random start" if nearest else (
-                f"its shape alone for a random start, or a point made by {code(manifold)}.random"
+            way = (
+                f"{code(manifold)}.nearest(x0), or the shape alone for a random start"
+                if nearest
+                else (f"its shape alone for a random start, or a point made by {code(manifold)}.random")
             )
             raise ValueError(f"{_who(name)} of shape {tuple(x.shape)} is not on {manifold}. Give {way}.")
         if hasattr(manifold, "nearest") and not bool((residual <= tolerance(x.dtype)).all()):

@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .space import Numbers, Rows, Space
+from .numbers import Number
+from .space import Rows, Space
 
 
 @dataclass
 class Evaluations:
-    """How often f was called, differentiated, and multiplied by its Hessian."""
+    """How often f was called, differentiated, and multiplied by its Hessian.
+
+    >>> Evaluations(values=3, gradients=2)
+    Evaluations(values=3, gradients=2, hessians=0)
+    """
 
     values: int = 0
     gradients: int = 0
@@ -22,11 +27,11 @@ class Evaluations:
 
 
 class Evaluation:
-    """f at x: the value (B, 1), and the graph from which its derivatives come."""
+    """f at x: the value, and the graph from which its derivatives come."""
 
     def __init__(self, problem: Problem, x: Rows, leaves: Sequence[Tensor], values: Tensor) -> None:
         self.problem, self.x, self.leaves = problem, x, leaves
-        self.value: Numbers = values.detach().reshape(-1, 1).to(x.dtype)
+        self.value: Number = values.detach().reshape(-1, 1).to(x.dtype) if problem.space.batched else values.item()
         self._values: Tensor | None = values
         self._slopes: list[Tensor] = []
         self._gradient: Rows | None = None
@@ -39,7 +44,9 @@ class Evaluation:
             with torch.enable_grad():
                 total = self._values.sum()
                 found = torch.autograd.grad(total, self.leaves, create_graph=self.problem.twice, allow_unused=True)
-            self._slopes = [leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, self.leaves, strict=True)]
+            self._slopes = [
+                leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, self.leaves, strict=True)
+            ]
             self._values = None
         return self._slopes
 

@@ -16,6 +16,10 @@ class History:
 
     value: of f. norm: of the Riemannian gradient. step: length of the step in the metric, 0 for one that was refused.
     seconds: since the start.
+
+    >>> history = minimize(lambda x: x[0], (3,), Sphere).history
+    >>> len(history) == len(history.norm)
+    True
     """
 
     value: list[float] = field(default_factory=list)
@@ -47,6 +51,9 @@ class Result:
     values_of_starts: with several starts, the value that each ended with; the others are those of the best.
     determinants: signs of the determinants, one for each factor on O(n), where they are kept from the start; None
     where no factor is one of O(n).
+
+    >>> minimize(lambda x: x[0], (3,), Sphere, max_steps=0).converged
+    False
     """
 
     x: Any

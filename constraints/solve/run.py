@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .numbers import Number, any_, full, is_finite, no, pick, smaller, where
 from .problem import Problem
 from .result import History
 from .solver import Solver, State, start
@@ -36,7 +38,13 @@ class Why(IntEnum):
 
 
 class Point(NamedTuple):
-    """What a callback is given after every step: it stops the solver by returning True."""
+    """What a callback is given after every step: it stops the solver by returning True.
+
+    >>> steps = []
+    >>> found = minimize(lambda x: x[0], (3,), Sphere, callback=lambda point: steps.append(point.step))
+    >>> steps == list(range(found.steps + 1))
+    True
+    """
 
     step: int
     x: Any
@@ -57,11 +65,11 @@ class Stops:
 
 
 class Run(NamedTuple):
-    """The last state, how many steps each problem took, (B, 1), and why each stopped, (B, 1) of `Why`."""
+    """The last state, how many steps each problem took, and why it stopped, the number of a `Why`."""
 
     state: State
-    steps: Tensor
-    why: Tensor
+    steps: Number
+    why: Number
     history: History
 
 
@@ -72,52 +80,64 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
     problem.out_of_time = (lambda: False) if deadline == math.inf else (lambda: time.perf_counter() > deadline)
     problem.twice, problem.tol = solver.needs_hessian, stops.tol
     state, history, shown = start(problem, x), History(), _Line(stops.progress)
-    why = torch.where(torch.isfinite(state.value) & torch.isfinite(state.norm), Why.RUNNING, Why.NOT_FINITE)
-    steps, idle = torch.zeros_like(why), torch.zeros_like(why)
-    best_value, best_norm = state.value, state.norm
+    finite, zero = is_finite(state.value) & is_finite(state.norm), full(state.value, 0.0)
+    why, steps, idle = where(finite, zero + Why.RUNNING, zero + Why.NOT_FINITE), zero, zero
+    best_value, best_norm, kept = state.value, state.norm, state
     try:
         for step in range(stops.max_steps + 1):
-            why = torch.where((why == Why.RUNNING) & (state.norm <= stops.tol), Why.CONVERGED, why)
-            seconds = time.perf_counter() - began
-            _record(history, state, seconds)
+            why = where((why == Why.RUNNING) & (state.norm <= stops.tol), float(Why.CONVERGED), why)
+            running, seconds = why == Why.RUNNING, time.perf_counter() - began
+            _record(problem, history, state, seconds)
             shown.show(step, history)
-            running = why == Why.RUNNING
             if stops.callback is not None:
-                point = Point(step, whole(state.x), *_numbers(problem, state), seconds)
-                if stops.callback(point) is True:
-                    why = torch.where(running, Why.CALLBACK, why)
+                value, norm = state.value, state.norm
+                if problem.space.batched:
+                    value, norm = value.squeeze(-1), norm.squeeze(-1)
+                if stops.callback(Point(step, whole(state.x), value, norm, seconds)) is True:
+                    why = where(running, float(Why.CALLBACK), why)
                     break
-            if not bool(running.any()):
+            if not any_(running):
                 break
             if step == stops.max_steps or problem.out_of_time():
-                why = torch.where(running, Why.STEPS if step == stops.max_steps else Why.SECONDS, why)
+                why = where(running, float(Why.STEPS if step == stops.max_steps else Why.SECONDS), why)
                 break
             state = solver.advance(problem, state, running)
-            steps = steps + running
+            steps = where(running, steps + 1, steps)
             better = (state.value < best_value) | (state.norm < best_norm)
-            idle = torch.where(better, 0, idle + 1)
-            best_value, best_norm = torch.minimum(best_value, state.value), torch.minimum(best_norm, state.norm)
-            stopped = state.stuck | (idle >= PATIENCE) | ~torch.isfinite(state.norm)
-            if bool(stopped.any()):
-                converged = state.norm <= stops.tol
-                why = torch.where(running & ~converged & ~torch.isfinite(state.norm), Why.NOT_FINITE, why)
-                why = torch.where((why == Why.RUNNING) & ~converged & state.stuck, Why.STUCK, why)
-                why = torch.where((why == Why.RUNNING) & ~converged & stopped, Why.STALLED, why)
+            idle = where(better, 0.0, idle + 1)
+            best_value, best_norm = smaller(state.value, best_value), smaller(state.norm, best_norm)
+            kept = _better(state, kept)
+            finite = is_finite(state.norm)
+            ends = running & (state.stuck | (idle >= PATIENCE) | no(finite)) & no(state.norm <= stops.tol)
+            if any_(ends):
+                stalled = where(state.stuck, zero + Why.STUCK, zero + Why.STALLED)
+                why = where(ends, where(finite, stalled, zero + Why.NOT_FINITE), why)
+        lost = (why == Why.STALLED) & (kept.norm < state.norm)
+        if any_(lost):
+            state = start(problem, pick(lost, kept.x, state.x))
     finally:
         shown.wipe()
     return Run(state, steps, why, history)
 
 
-def sentence(problem: Problem, why: Tensor, norm: Tensor, stops: Stops) -> str:
-    """Why it stopped; with several problems, how many stopped why."""
-    kinds, counts = why.unique(return_counts=True)
-    parts = {Why(kind): _said(Why(kind), problem, stops) for kind in kinds.tolist()}
-    if why.numel() == 1:
-        (kind, part), = parts.items()
-        size = "" if kind == Why.CONVERGED else f" (gradient norm {float(norm):.1e})"
+def _better(new: State, old: State) -> State:
+    """Of each problem the state with the lower value or, where rounding tells them not apart, the smaller gradient."""
+    slack = 1e3 * torch.finfo(new.x.dtype).eps * abs(old.value)
+    better = (new.value < old.value - slack) | ((new.norm < old.norm) & (new.value <= old.value + slack))
+    if not any_(better):
+        return old
+    x, value, norm = (pick(better, *pair) for pair in ((new.x, old.x), (new.value, old.value), (new.norm, old.norm)))
+    return replace(new, x=x, value=value, norm=norm)
+
+
+def sentence(problem: Problem, why: Sequence[float], norm: float, stops: Stops) -> str:
+    """Why it stopped; with several problems, how many stopped why. norm: the gradient norm of the only one."""
+    counts = Counter(Why(int(each)) for each in why)
+    if len(why) == 1:
+        (kind,) = counts
+        part, size = _said(kind, problem, stops), "" if kind == Why.CONVERGED else f" (gradient norm {norm:.1e})"
         return f"{part[0].upper()}{part[1:]}{size}."
-    total = why.numel()
-    return "; ".join(f"{n} of {total} {part}" for n, part in zip(counts.tolist(), parts.values(), strict=True)) + "."
+    return "; ".join(f"{count} of {len(why)} {_said(kind, problem, stops)}" for kind, count in counts.items()) + "."
 
 
 def _said(kind: Why, problem: Problem, stops: Stops) -> str:
@@ -144,18 +164,14 @@ _SENTENCES = {
 }
 
 
-def _record(history: History, state: State, seconds: float) -> None:
-    single = state.value.numel() == 1
-    history.value.append(state.value.item() if single else state.value.mean().item())
-    history.norm.append(state.norm.item() if single else state.norm.max().item())
-    history.step.append(state.length.item() if single else state.length.max().item())
-    history.seconds.append(seconds)
-
-
-def _numbers(problem: Problem, state: State) -> tuple[Tensor | float, Tensor | float]:
+def _record(problem: Problem, history: History, state: State, seconds: float) -> None:
+    value, norm, length = state.value, state.norm, state.length
     if problem.space.batched:
-        return state.value.squeeze(-1), state.norm.squeeze(-1)
-    return state.value.item(), state.norm.item()
+        value, norm, length = value.mean().item(), norm.max().item(), length.max().item()
+    history.value.append(value)
+    history.norm.append(norm)
+    history.step.append(length)
+    history.seconds.append(seconds)
 
 
 class _Line:

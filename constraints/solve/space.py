@@ -1,14 +1,14 @@
 """Many points of many manifolds as one tensor of rows, so that solvers read as they do in R^n.
 
 A point of M_1 x ... x M_k, and a tangent vector there, is a row of N real numbers; B independent problems are B rows.
-Numbers that belong to a row, as inner products, are (B, 1): they multiply rows as they are. Leading axes before B are
-for stacks of tangent vectors.
+Inner products are a float for one row and (B, 1) for B rows, so that they multiply rows as they are. Axes before those
+are stacks of tangent vectors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from manifolds import Manifold, ProductManifold, Stiefel
 
-Rows = Float[Tensor, "*stack B N"]
-Numbers = Float[Tensor, "*stack B 1"]
+from .numbers import Number, sqrt, where
+
+Rows = Float[Tensor, "*rows N"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Space:
     # Rows and pieces ---------------------------------------------------------------------------------------
 
     def split(self, rows: Rows) -> list[Tensor]:
-        """The pieces of rows, as views: (*stack, B, *shape), or (*stack, *shape) where there is no batch."""
-        lead = rows.shape[:-1] if self.batched else rows.shape[:-2]
+        """The pieces of rows, as views: (*rows, *shape)."""
+        lead = rows.shape[:-1]
         if len(self.pieces) == 1 and not self.pieces[0].dtype.is_complex:
             return [rows.reshape(lead + self.pieces[0].shape)]
         parts = []
@@ -71,7 +72,6 @@ class Space:
         rows = []
         for piece, part in zip(self.pieces, parts, strict=True):
             lead = part.shape[: part.dim() - len(piece.shape)]
-            lead = lead if self.batched else (*lead, 1)
             real = torch.view_as_real(part.resolve_conj()) if piece.dtype.is_complex else part
             rows.append(real.reshape(*lead, piece.width))
         return rows[0] if len(rows) == 1 else torch.cat(rows, -1)
@@ -94,23 +94,24 @@ class Space:
         """v carried from T_x to T_y."""
         return self._each(lambda m, *t: m.transport(*t), x, y, v)
 
-    def inner(self, x: Rows, u: Rows, v: Rows) -> Numbers:
-        """<u, v> at x, summed over the pieces."""
+    def inner(self, x: Rows, u: Rows, v: Rows) -> Number:
+        """<u, v> at x, summed over the pieces; of single rows, not of stacks."""
         if self.is_ambient:
-            return (u * v).sum(-1, keepdim=True)
-        total: Tensor | None = None
+            return (u * v).sum(-1, keepdim=True) if self.batched else torch.dot(u, v).item()
+        total: Number = 0.0
         for piece, *parts in zip(self.pieces, self.split(x), self.split(u), self.split(v), strict=True):
             numbers = piece.manifold.inner(*parts)
-            lead = parts[1].shape[: parts[1].dim() - len(piece.shape)]
-            summed = numbers.reshape(*lead, -1).sum(-1, keepdim=True)
-            summed = summed if self.batched else summed.unsqueeze(-1)
-            total = summed if total is None else total + summed
-        assert total is not None
+            total = total + (numbers.flatten(1).sum(1, keepdim=True) if self.batched else numbers.sum().item())
         return total
 
-    def norm(self, x: Rows, v: Rows) -> Numbers:
+    def norm(self, x: Rows, v: Rows) -> Number:
         """|v| at x."""
-        return self.inner(x, v, v).clamp_min(0).sqrt()
+        squared = self.inner(x, v, v)
+        return sqrt(where(squared < 0, 0.0, squared))  # NaN stays NaN
+
+    def size(self, v: Rows) -> Number:
+        """The norm of v as a row, whatever the metric."""
+        return v.norm(dim=-1, keepdim=True) if self.batched else v.norm().item()
 
     def dim(self) -> int:
         """Degrees of freedom of one row, real ones."""
@@ -133,8 +134,3 @@ def is_ambient(manifold: Manifold) -> bool:
         return manifold.metric == "euclidean"
     kind = type(manifold)
     return kind.inner is Manifold.inner and kind.gradient is Manifold.gradient
-
-
-def pieces_of(manifolds: Mapping[str | None, Manifold], x: Mapping[str | None, Tensor], batched: bool) -> list[Piece]:
-    """One piece for each tensor, without its leading axis where that counts problems."""
-    return [Piece(name, m, tuple(x[name].shape[1:] if batched else x[name].shape), x[name].dtype) for name, m in manifolds.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +24,7 @@ MOST_FACTORS = 4
 class Starts:
     """From what was given to rows, and back: K starts of B problems are K B rows."""
 
-    def __init__(
-        self, given: Given, batched: bool, count: int, both: bool, generator: torch.Generator | None
-    ) -> None:
+    def __init__(self, given: Given, batched: bool, count: int, both: bool, generator: torch.Generator | None) -> None:
         self._names, self._batched, self._is_dict = list(given.points), batched, None not in given.points
         self.manifolds = given.manifolds
         points = [given.points] + [self._another(given, generator) for _ in range(count - 1)]
@@ -56,31 +55,35 @@ class Starts:
 
     def result(self, problem: Problem, done: Run, stops: Stops) -> Result:
         """The best start of every problem."""
-        state, numbers = done.state, (self._count, self._problems)
-        values = state.value.reshape(numbers)
-        # what is not finite is never the best
-        best = torch.where(values.isfinite(), values, torch.inf).argmin(0)
-        rows = best * self._problems + torch.arange(self._problems, device=best.device)
-        parts = self.space.split(state.x[rows])
-        single = not self._batched
-        if single and self._count > 1:
-            parts = [part[0] for part in parts]
-        x = [part.detach().clone() for part in parts]
-        chosen = Run(state, done.steps[rows], done.why[rows], done.history)
-        value, norm = state.value[rows, 0], state.norm[rows, 0]
-        steps, converged = chosen.steps[:, 0], chosen.why[:, 0] == Why.CONVERGED
+        state, steps, why = done.state, done.steps, done.why
+        value, norm, x, values = state.value, state.norm, self.space.split(state.x), None
+        if self.space.batched:
+            if self._count > 1:
+                values = value.reshape(self._count, self._problems)
+                # what is not finite is never the best
+                best = torch.where(values.isfinite(), values, torch.inf).argmin(0)
+                rows = best * self._problems + torch.arange(self._problems, device=best.device)
+            else:
+                rows = torch.arange(self._problems, device=value.device)
+            x = self.space.split(state.x[rows])
+            value, norm, steps, why = (t[rows, 0] for t in (value, norm, steps, why))
+        if self.space.batched and not self._batched:
+            x, values = [part[0] for part in x], None if values is None else values[:, 0]
+            value, norm, steps, why = (t.item() for t in (value, norm, steps, why))
+        x = [part.detach().clone() for part in x]
+        reasons, single = (why.tolist(), math.nan) if self._batched else ([why], norm)
         signs = [determinants(m, t, int(self._batched)) for m, t in zip(self.manifolds.values(), x, strict=True)]
         known = [s for s in signs if s is not None]
         return Result(
             x=self._named(x),
-            value=value.item() if single else value,
-            gradient_norm=norm.item() if single else norm,
-            steps=int(steps) if single else steps,
+            value=value,
+            gradient_norm=norm,
+            steps=steps.long() if self._batched else int(steps),
             evaluations=problem.counts,
-            converged=bool(converged) if single else converged,
-            reason=sentence(problem, chosen.why, norm, stops),
+            converged=why == Why.CONVERGED,
+            reason=sentence(problem, reasons, single, stops),
             history=done.history,
-            values_of_starts=None if self._count == 1 else (values[:, 0] if single else values),
+            values_of_starts=values,
             determinants=torch.cat(known, -1) if known else None,
         )
 
@@ -120,7 +123,7 @@ class Starts:
             if p.dim() <= given.manifolds[name].ndim:
                 raise ValueError(
                     f"with batched=True the leading axis counts problems; {given.manifolds[name]} has points of "
-                    f"{given.manifolds[name].ndim} axes, and the start has shape {tuple(p.shape)}. Give it one axis more."
+                    f"{given.manifolds[name].ndim} axes, and the start has shape {tuple(p.shape)}. Give it one more."
                 )
         if len(sizes) > 1:
             raise ValueError(f"with batched=True all starts have the same leading axis; got lengths {sorted(sizes)}.")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from .hessians import Hessian, exact
+from .numbers import Truth, full, is_finite, larger, no, over, smaller, where
 from .options import check_between, check_count
 from .problem import Problem
-from .solver import Mask, Solver, State, moved, reach
+from .solver import Solver, State, moved, reach
 from .space import Rows
 from .truncated import minimize_model
 
@@ -33,6 +34,10 @@ class TrustRegion(Solver):
     radius: the first one, None for sqrt(dim) / 8. max_inner: products with H in one step, None for dim.
     Raises ValueError for options out of range.
     Source: Absil, Baker & Gallivan (2007); Boumal (2023), section 6.4; Conn, Gould & Toint (2000), section 17.4.2.
+
+    >>> a = torch.diag(torch.arange(5.0, dtype=torch.float64))
+    >>> minimize(lambda x: x @ a @ x, (5,), Sphere, solver=TrustRegion(), dtype=a.dtype).converged
+    True
     """
 
     hessian: Hessian = exact
@@ -58,32 +63,31 @@ class TrustRegion(Solver):
         if self.max_inner is not None:
             check_count(self, max_inner=self.max_inner)
 
-    def advance(self, problem: Problem, state: State, active: Mask) -> State:
+    def advance(self, problem: Problem, state: State, active: Truth) -> State:
         space, x = problem.space, state.x
         radius = state.memory.get("radius")
         if radius is None:
             first = math.sqrt(space.dim()) / 8 if self.radius is None else self.radius
-            radius = torch.full_like(state.value, min(first, self.max_radius))
+            radius = full(state.value, min(first, self.max_radius))
         times = state.memory.get("times") or self.hessian(state.at)
         limit = self.max_inner or max(1, space.dim())
-        step = minimize_model(
-            problem, state, times, self.preconditioner, radius, active, self.kappa, self.theta, limit
-        )
+        step = minimize_model(problem, state, times, self.preconditioner, radius, active, self.kappa, self.theta, limit)
         y, good = reach(problem, x, step.v, active)
         at = problem.at(y)
 
         eps = torch.finfo(x.dtype).eps
-        slack = self.regularization * eps * state.value.abs().clamp_min(1)
-        rho = (state.value - at.value + slack) / (step.decrease + slack)
-        usable = good & torch.isfinite(rho) & (step.decrease + slack > 0)
+        slack = self.regularization * eps * larger(abs(state.value), 1.0)
+        rho = over(state.value - at.value + slack, step.decrease + slack)
+        usable = good & is_finite(rho) & (step.decrease + slack > 0)
         taken = usable & (rho > self.accept)
         length = space.norm(x, step.v)
         grows = usable & (rho > 0.75) & step.at_boundary
-        shrinks = active & ~(usable & (rho >= 0.25))
-        new = torch.where(shrinks, torch.minimum(radius, length) / 4, radius)
-        new = torch.where(grows, (2 * radius).clamp_max(self.max_radius), new)
+        shrinks = active & no(usable & (rho >= 0.25))
+        # a step inside of the boundary would be the same for a radius that is longer than it
+        new = where(shrinks, (radius if self.preconditioner else smaller(length, radius)) / 4, radius)
+        new = where(grows, smaller(2 * radius, self.max_radius), new)
         # a shorter step would not change x any more
-        stuck = state.stuck | (shrinks & ~(new > eps * x.norm(dim=-1, keepdim=True)))
+        stuck = state.stuck | (shrinks & no(new > eps * space.size(x)))
 
         reached = moved(problem, state, y, at, length, taken)
         reached.stuck, reached.memory = stuck, {"radius": new}

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
+from ..numbers import Number, any_, full, no, over, smaller, where
 from ..options import check_between, check_count
-from ..space import Numbers
 from .line import Found, Line, LineSearch
 
 
@@ -21,6 +19,9 @@ class HagerZhang(LineSearch):
     Where neither is met within `limit` trials, the best point with a decrease is taken.
     Raises ValueError for options out of range.
     Source: Hager & Zhang, Algorithm 851: CG_DESCENT (2006), section 3; Sato (2022) on manifolds.
+
+    >>> LBFGS(search=HagerZhang(sigma=0.5))
+    LBFGS(search=HagerZhang(sigma=0.5))
     """
 
     delta: float = 0.1
@@ -35,13 +36,13 @@ class HagerZhang(LineSearch):
         check_between(self, 1, math.inf, expand=self.expand)
         check_count(self, limit=self.limit)
 
-    def search(self, line: Line, first: Numbers) -> Found:
+    def search(self, line: Line, first: Number) -> Found:
         found, best = Found.none(line), Found.none(line)
         highest = line.value + line.allowance(self.slack)
         c, active = first, line.active
         # a: the lower end, where f falls and is low; b: the upper end, infinite before there is one
-        a, value_a, slope_a = torch.zeros_like(c), line.value, line.slope
-        b, slope_b, width = torch.full_like(c, math.inf), torch.full_like(c, math.nan), torch.full_like(c, math.inf)
+        a, value_a, slope_a = full(c, 0.0), line.value, line.slope
+        b, slope_b, width = full(c, math.inf), full(c, math.nan), full(c, math.inf)
         for _ in range(self.limit):
             trial = line.at(c, active)
             value, slope = trial.value, trial.slope()
@@ -49,30 +50,29 @@ class HagerZhang(LineSearch):
             wolfe = flat_enough & (value <= line.value + self.delta * c * line.slope)
             low = value <= highest
             taken = active & (wolfe | (flat_enough & low & (slope <= (2 * self.delta - 1) * line.slope)))
-            if bool(taken.any()):
+            if any_(taken):
                 found.take(trial, taken)
-                active = active & ~taken
-            if not bool(active.any()):
+                active = active & no(taken)
+            if not any_(active):
                 return found
             better = active & (value < best.value)
-            if bool(better.any()):
+            if any_(better):
                 best.take(trial, better)
             if line.problem.out_of_time():
                 break
             up, falls = slope >= 0, low & (slope < 0)
-            high = ~up & ~falls  # too high, or NaN
-            a, value_a, slope_a = (
-                torch.where(falls, c, a), torch.where(falls, value, value_a), torch.where(falls, slope, slope_a),
-            )  # fmt: skip
-            b = torch.where(up | high, c, b)
-            slope_b = torch.where(up, slope, torch.where(high, torch.nan, slope_b))
-            secant = (a * slope_b - b * slope_a) / (slope_b - slope_a)
-            parabola = a - slope_a * (b - a).square() / (2 * (value - value_a - slope_a * (b - a)))
-            inside = torch.where(high, torch.minimum(parabola, (a + b) / 2), secant)
-            # bisect where an end repeats itself, or the interval does not get shorter
-            slow = (b - a) > 0.66 * width
-            fits = (inside > a + 0.05 * (b - a)) & (inside < b - 0.05 * (b - a)) & ~(slow & ~high)
-            width = torch.where(b.isinf(), width, b - a)
-            c = torch.where(b.isinf(), self.expand * c, torch.where(fits, inside, (a + b) / 2))
+            high = no(up | falls)  # too high, or NaN
+            a, value_a, slope_a = where(falls, c, a), where(falls, value, value_a), where(falls, slope, slope_a)
+            b = where(falls, b, c)
+            slope_b = where(up, slope, where(high, math.nan, slope_b))
+            gap = b - a
+            secant = over(a * slope_b - b * slope_a, slope_b - slope_a)
+            parabola = a - over(slope_a * gap * gap, 2 * (value - value_a - slope_a * gap))
+            inside = where(high, smaller(parabola, (a + b) / 2), secant)
+            # bisect where the interval does not get shorter by a third
+            fits = (inside > a + 0.05 * gap) & (inside < b - 0.05 * gap) & (high | (gap <= 0.66 * width))
+            open_ended = b == math.inf
+            width = where(open_ended, width, gap)
+            c = where(open_ended, self.expand * c, where(fits, inside, (a + b) / 2))
         found.take(best, active & best.done)
         return found

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 
+from ..numbers import Number, Truth, full, pick
 from ..problem import Evaluation, Problem
-from ..solver import Mask, State, pick, reach, repr_of
-from ..space import Numbers, Rows
+from ..solver import State, reach, repr_of
+from ..space import Rows
 
 
 class Trial:
     """What is known at R_x(t d). Where that could not be computed, or f is not finite, value and slope are NaN."""
 
-    def __init__(self, line: Line, t: Numbers, y: Rows, good: Mask, at: Evaluation) -> None:
+    def __init__(self, line: Line, t: Number, y: Rows, good: Truth, at: Evaluation) -> None:
         self._line, self.t, self.y, self.at = line, t, y, at
-        self.value: Numbers = at.value if bool(good.all()) else torch.where(good, at.value, torch.nan)
+        self.value: Number = pick(good, at.value, math.nan)
 
     @property
     def gradient(self) -> Rows:
         """The Riemannian gradient."""
         return self.at.gradient
 
-    def slope(self) -> Numbers:
+    def slope(self) -> Number:
         """<grad f(R_x(t d)), T d> with T the transport: the derivative of f along the curve, but for a relative error
         of O(t |d|), which is that between T d and the velocity of the curve."""
         space, line = self._line.problem.space, self._line
@@ -37,18 +39,18 @@ class Line:
     allowance: by how much a value may be larger than it should for rounding, slack eps |f(x)|.
     """
 
-    def __init__(self, problem: Problem, state: State, d: Rows, active: Mask, slope: Numbers) -> None:
+    def __init__(self, problem: Problem, state: State, d: Rows, active: Truth, slope: Number) -> None:
         self.problem, self.x, self.d, self.active = problem, state.x, d, active
         self.value, self.slope, self.state = state.value, slope, state
 
-    def allowance(self, slack: float) -> Numbers:
+    def allowance(self, slack: float) -> Number:
         """slack eps |f(x)|."""
-        return slack * torch.finfo(self.x.dtype).eps * self.value.abs()
+        return slack * torch.finfo(self.x.dtype).eps * abs(self.value)
 
-    def at(self, t: Numbers, wanted: Mask) -> Trial:
+    def at(self, t: Number, wanted: Truth) -> Trial:
         """f at R_x(t d), for the problems that want it."""
-        t = pick(wanted, t, torch.zeros_like(t), bool(wanted.all()))
-        y, good = reach(self.problem, self.x, t * self.d, wanted)
+        t = pick(wanted, t, 0.0)
+        y, good = reach(self.problem, self.x, self.d * t, wanted)
         return Trial(self, t, y, good, self.problem.at(y))
 
 
@@ -56,32 +58,35 @@ class Line:
 class Found:
     """The steps that were taken so far, and where they lead; the problems that are not done are still at x."""
 
-    t: Numbers
+    t: Number
     y: Rows
-    value: Numbers
+    value: Number
     gradient: Rows
-    done: Mask
+    done: Truth
 
     @classmethod
     def none(cls, line: Line) -> Found:
         """No problem has moved."""
         state = line.state
-        zero = torch.zeros_like(line.value)
+        zero = full(line.value, 0.0)
         return cls(zero, state.x, state.value, state.gradient, zero > 0)
 
-    def take(self, trial: Trial | Found, mask: Mask) -> None:
+    def take(self, trial: Trial | Found, mask: Truth) -> None:
         """The problems of the mask go where the trial is."""
-        everywhere = bool(mask.all())
         for name in ("t", "y", "value", "gradient"):
-            setattr(self, name, pick(mask, getattr(trial, name), getattr(self, name), everywhere))
+            setattr(self, name, pick(mask, getattr(trial, name), getattr(self, name)))
         self.done = self.done | mask
 
 
 class LineSearch(ABC):
-    """A way to choose t. Options are fields."""
+    """A way to choose t. Options are fields.
+
+    >>> issubclass(Armijo, LineSearch)
+    True
+    """
 
     @abstractmethod
-    def search(self, line: Line, first: Numbers) -> Found:
+    def search(self, line: Line, first: Number) -> Found:
         """Steps for the active problems, tried from `first` on; where none was found, `done` is False."""
 
     def __repr__(self) -> str:
