@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._points import broadcast, sizes
 from .base import GeodesicManifold, NearestPointManifold
+from .engine import Engine
 
 Points = Inexact[Tensor, "*batch"]
 
@@ -57,10 +58,6 @@ class Euclidean(NearestPointManifold, GeodesicManifold):
         """v."""
         return broadcast(self, x, y, v)[2]
 
-    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
-        """m."""
-        return m
-
     def random(
         self,
         *shape: int | Sequence[int],
@@ -78,3 +75,12 @@ class Euclidean(NearestPointManifold, GeodesicManifold):
     def log(self, x: Points, y: Points) -> Points:
         """y - x."""
         return y - x
+
+    def _engine(self) -> Engine:
+        return _EuclideanEngine(self)
+
+
+class _EuclideanEngine(Engine):
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        """m."""
+        return m

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._points import broadcast, check_axes, inner, length
 from .base import GeodesicManifold, NearestPointManifold, check_ndim
+from .engine import Engine
 from .kernels.linalg import may_look
 from .kernels.transforms import whole
 
@@ -73,11 +74,6 @@ class Sphere(NearestPointManifold, GeodesicManifold):
         y = y / y.detach().abs().amax(-1, keepdim=True)  # the square of a huge step would overflow
         return y / inner(y, y, 1).sqrt().unsqueeze(-1)
 
-    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
-        """project(y, h (m - h Re<y, m> x)) with h = |x + c|, the inverse adjoint of the derivative of `retract`."""
-        h = inner(y, x + c, 1).unsqueeze(-1)
-        return self.project(y, h * (m - h * inner(y, m, 1).unsqueeze(-1) * x))
-
     def exp(self, x: Points, v: Points) -> Points:
         """cos(t) x + sin(t) v / t with t = |v|."""
         x, v = broadcast(self, x, v)
@@ -118,6 +114,16 @@ class Sphere(NearestPointManifold, GeodesicManifold):
         """
         x, y = broadcast(self, x, y)
         return 2 * torch.atan2(length(x - y, 1), length(x + y, 1))
+
+    def _engine(self) -> Engine:
+        return _SphereEngine(self)
+
+
+class _SphereEngine(Engine):
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        """project(y, h (m - h Re<y, m> x)) with h = |x + c|, the inverse adjoint of the derivative of `retract`."""
+        h = inner(y, x + c, 1).unsqueeze(-1)
+        return self.manifold.project(y, h * (m - h * inner(y, m, 1).unsqueeze(-1) * x))
 
 
 def _tangent(x: Points) -> Points:
