@@ -2,6 +2,15 @@
 
 from . import retractions
 from .base import GeodesicManifold, Manifold, NearestPointManifold, tolerance
+from .compositions import (
+    Composition,
+    Isospectral,
+    LowRank,
+    Orthostochastic,
+    PositiveSemidefinite,
+    SpectralBall,
+    SpectralSphere,
+)
 from .euclidean import Euclidean
 from .layout import BlockSpec, Layout, Pattern
 from .orthogonal import Orthogonal, SpecialOrthogonal
@@ -11,15 +20,22 @@ from .stiefel import Stiefel
 
 __all__ = [
     "BlockSpec",
+    "Composition",
     "Euclidean",
     "GeodesicManifold",
+    "Isospectral",
     "Layout",
+    "LowRank",
     "Manifold",
     "NearestPointManifold",
     "Orthogonal",
+    "Orthostochastic",
     "Pattern",
+    "PositiveSemidefinite",
     "ProductManifold",
     "SpecialOrthogonal",
+    "SpectralBall",
+    "SpectralSphere",
     "Sphere",
     "Stiefel",
     "retractions",

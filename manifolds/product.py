@@ -118,6 +118,10 @@ class ProductManifold(Manifold):
     def __hash__(self) -> int:
         return self._hash
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was computed: the hash of a string is another one in another process."""
+        return {"factors": self.factors, "layout": self.layout}
+
     @property
     def stacked(self) -> bool:
         """Whether the layout is the default one: k equal blocks stacked on axis 0."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from constraints.optim import RiemannianAdam, RiemannianSGD, bucket
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim.step import bucket
 from manifolds import Euclidean, Manifold, Sphere, Stiefel, retractions
 from manifolds._tall import StiefelEngine
 from manifolds.engine import Engine, engine
