@@ -18,7 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from ._points import broadcast, check_axes, check_map, inner, length, root, sizes
+from ._points import broadcast as broadcast  # what a family needs of it, too
+from ._points import check_axes as check_axes
+from ._points import check_map, root
+from ._points import inner as inner
+from ._points import length as length
+from ._points import sizes as sizes
 
 if TYPE_CHECKING:
     from .engine import Engine
