@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from manifolds.engine import engine
 
 from .composing import Parts, admitted, composed
+from .coordinates import COUNT, coordinates_of
 from .held import Held, held
-from .trivialization import COUNT, Trivialization, coordinates_of, trivialized
+from .trivialization import Trivialization, trivialized
 from .values import admit, check_finite
 
 

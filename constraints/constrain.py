@@ -16,6 +16,7 @@ from manifolds.compositions import Composition
 
 from .checkpoints import unwatch_loading, watch_loading
 from .composing import composed, hold_parts, initial_points, release_parts
+from .coordinates import Coordinates, coordinates_of
 from .fitting import fit
 from .held import Held, held
 from .method import Method, Site
@@ -24,7 +25,7 @@ from .progress import shown
 from .records import Records, constrained
 from .riemannian import Riemannian
 from .ties import places_of
-from .trivialization import Coordinates, Trivialization, coordinates_of
+from .trivialization import Trivialization
 from .values import Init, check_whole, initial
 
 M = TypeVar("M", bound=nn.Module)

@@ -13,10 +13,12 @@ from .compositions import (
 )
 from .euclidean import Euclidean
 from .layout import BlockSpec, Layout, Pattern
+from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
 from .product import ProductManifold
 from .sphere import Sphere
 from .stiefel import Stiefel
+from .symmetric import Skew, Symmetric
 
 __all__ = [
     "BlockSpec",
@@ -28,16 +30,19 @@ __all__ = [
     "LowRank",
     "Manifold",
     "NearestPointManifold",
+    "Oblique",
     "Orthogonal",
     "Orthostochastic",
     "Pattern",
     "PositiveSemidefinite",
     "ProductManifold",
+    "Skew",
     "SpecialOrthogonal",
     "SpectralBall",
     "SpectralSphere",
     "Sphere",
     "Stiefel",
+    "Symmetric",
     "retractions",
     "tolerance",
 ]

@@ -17,7 +17,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .base import Manifold, NearestPointManifold
-from .kernels.chart import is_longer, least_squares
+from .kernels.chart import is_long, least_squares
 
 
 class Engine:
@@ -95,14 +95,14 @@ class Engine:
         return torch.autograd.grad(there, zero, t)[0]
 
     def is_long(self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."]) -> bool:
-        """Whether a point has coordinates longer than it is itself: where charts begin to bend. Looks at the values.
+        """Whether a point has coordinates with |C| > |X| / (2 k^(1/4)), from where its chart may bend. Looks at values.
 
-        Of vectors the norms are compared; of matrices the largest singular value of C, estimated from below, with the
-        quadratic mean of those of X, which are 1 on Stiefel. Numbers have a chart that never bends. False where c is
-        NaN.
+        k is 1 for vectors and the shorter side of matrices: if C has all its length in one of k directions it is as
+        long there as |C| sqrt(k) / |X|, which is |C| on Stiefel, and if it has it evenly, as |C| / |X|. Their geometric
+        mean is compared with 1/2. Numbers have a chart that never bends. False where c is NaN.
         """
         parts = zip(self.split(x), self.split(c), strict=True)
-        return any(is_longer(vectors, points, factor.ndim) for (factor, points), (_, vectors) in parts)
+        return any(is_long(vectors, points, factor.ndim) for (factor, points), (_, vectors) in parts)
 
     def polish(self, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """x, within rounding of M, brought closer by something far cheaper than nearest; x itself by default."""

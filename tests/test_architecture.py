@@ -17,8 +17,8 @@ MAY_IMPORT = {
     "manifolds": {"torch", "jaxtyping", "manifolds"},
     "constraints": {"torch", "jaxtyping", "manifolds", "constraints"},
 }
-# The extra `testing`, which only who tests a manifold installs.
-MAY_ALSO = {"manifolds/testing/": {"hypothesis"}}
+# The extra `testing`, which only who tests a manifold installs; and drawing, which says what it needs.
+MAY_ALSO = {"manifolds/testing/": {"hypothesis"}, "constraints/solve/figures.py": {"matplotlib"}}
 # Geometry is tensors in, tensors out.
 NOT_IN_GEOMETRY = ("torch.nn", "torch.optim")
 # Inside manifolds: what a file may import of it, if not all.

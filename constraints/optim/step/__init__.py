@@ -2,7 +2,16 @@
 what is checked before anything changes, and the state."""
 
 from .bucket import Bucket
-from .checks import Group, check_at_least_zero
-from .optimizer import Params, RiemannianOptimizer, rate
+from .checks import Group, check_at_least_zero, check_ways
+from .optimizer import Params, RiemannianOptimizer, decays_in, rate
 
-__all__ = ["Bucket", "Group", "Params", "RiemannianOptimizer", "check_at_least_zero", "rate"]
+__all__ = [
+    "Bucket",
+    "Group",
+    "Params",
+    "RiemannianOptimizer",
+    "check_at_least_zero",
+    "check_ways",
+    "decays_in",
+    "rate",
+]

@@ -15,6 +15,7 @@ from manifolds.engine import engine, settled
 from manifolds.kernels.tiny import batch_last, total_norm
 
 from ...values import is_near, master_dtype
+from .counting import count, counter
 from .limits import being_captured, can_look, is_fit, length, limit, real_dtype, too_long
 from .rows import Held, Kind, Leaf, Rows, Tiles, held, is_batch_last
 from .short import short_steps
@@ -57,7 +58,7 @@ class Bucket:
         self.moves: bool | Bool[Tensor, ""] = True
         self._stays = False  # whether nothing is to be written in this step
         self._start: Tensor | None = None  # the values of which a master was made in this step
-        self.steps: Float[Tensor, ""] | None = None if kind.steps is None else self._counter(kind.steps)
+        self.steps = None if kind.steps is None else counter(kind.steps, kind.device, kind.capturable)
         self.state: dict[str, Tensor] = {}
         self.drift: Float[Tensor, ""] | None = None  # of x since it was last polished, in eps; None if none is kept
         self._drift = math.inf  # the same, without looking at a tensor; unknown at first
@@ -72,8 +73,6 @@ class Bucket:
         self.looks = can_look(self.device)  # whether a step may look at values
         self._watched = self.looks and not isinstance(self.factor, Euclidean)
         self._polishes = self.engine.polishes
-        self._ones = (1,) * len(kind.point)
-        self._limit = limit(self.dtype)
         self._batch_last = is_batch_last(leaves, self.shape, self.device)
         self._short = None if self.looks else short_steps(self.factor, self.shape, self.dtype, self.device)
 
@@ -84,10 +83,8 @@ class Bucket:
         if self._gradients is not None:
             self.g = self._gradients.read(cut)
         else:
-            g = cut[self.leaves[0].source]
-            self.g = self._order(g if g.shape == self.shape else g.reshape(self.shape))
-        if self.g.dtype != self.dtype:
-            self.g = self.g.to(self.dtype)
+            self.g = self._order(cut[self.leaves[0].source].reshape(self.shape))
+        self.g = self.g.to(self.dtype)
         if not self.looks:
             self.ok = is_fit(self.g)
             self.g = self._keep(self.g, 0)
@@ -145,7 +142,7 @@ class Bucket:
     def not_finite(self) -> Leaf | None:
         """A leaf with a gradient whose norm is NaN or Inf, or overflows as the optimizer squares it; on CPU."""
         # the norm of all of them may overflow where none of theirs does, so it can only acquit
-        if self.ok is not None or total_norm(self.g) <= self._limit:
+        if self.ok is not None or total_norm(self.g) <= limit(self.dtype):
             return None
         rows = self.g.reshape(self.shape)
         return next((leaf for leaf in self.leaves if not bool(is_fit(rows[leaf.start : leaf.stop]).all())), None)
@@ -154,18 +151,9 @@ class Bucket:
 
     def count_step(self) -> float | Tensor:
         """The number of this step, from 1 on; a tensor on the device if capturable."""
-        if not (self.looks or self.kind.capturable) and being_captured(self.device):
-            raise RuntimeError(
-                "a step that is captured in a CUDA graph counts its steps on the device. Pass capturable=True."
-            )
         if self.steps is None:
-            self.steps = self._counter(0)
-        if self.kind.capturable:
-            self.steps += 1
-            return self.steps
-        step: float = self.steps.item() + 1
-        self.steps.fill_(step)
-        return step
+            self.steps = counter(0, self.device, self.kind.capturable)
+        return count(self.steps, self.device, self.kind.capturable)
 
     def advance(self, c: Points, size: float | Tensor, longest: float | None = None) -> Points:
         """The points reached from x along the tangent vectors with coordinates size c, polished when rounding asks
@@ -180,7 +168,7 @@ class Bucket:
             if self.looks and size.numel() == 1:
                 size = size.item()
             elif size.dim():
-                size = size.view(*size.shape, *self._ones)
+                size = self.per_point(size)
         if not isinstance(size, Tensor) and not abs(size) <= torch.finfo(self.dtype).max:
             raise too_long()
         if self.moves is False or (not isinstance(size, Tensor) and size == 0):
@@ -191,6 +179,20 @@ class Bucket:
             self.ok, drift = fit if self.ok is None else self.ok & fit, 0.0
         elif self._polishes:
             y, drift = self._polished(y, c, size, longest)
+        return self._reached(y, drift)
+
+    def settle(self, y: Points) -> Points:
+        """y, the points reached, where a rule has computed them itself, on the manifold to rounding."""
+        if self.moves is False:
+            return self._stay()
+        return self._reached(y, None if not self._polishes or self.engine.renormalizes(self.x) else 0.0)
+
+    def per_point(self, numbers: Tensor) -> Tensor:
+        """One number per point, shaped to multiply points."""
+        return numbers.view(*numbers.shape, *(1,) * len(self.kind.point))
+
+    def _reached(self, y: Points, drift: float | None) -> Points:
+        """y, of which is noted what `off` has to know of it."""
         if self.looks:
             written = y.sum().item()
             if not cmath.isfinite(written):
@@ -297,6 +299,3 @@ class Bucket:
 
     def _order(self, rows: Tensor) -> Tensor:
         return batch_last(rows) if self._batch_last else rows
-
-    def _counter(self, steps: float) -> Float[Tensor, ""]:
-        return torch.full((), steps, dtype=torch.float32, device=self.device if self.kind.capturable else "cpu")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from constraints.optim.step import bucket
+from constraints.optim.step import bucket, counting
 from manifolds import Euclidean, Manifold, Sphere, Stiefel, retractions
 from manifolds._tall import StiefelEngine
 from manifolds.engine import Engine, engine
@@ -383,8 +383,9 @@ def test_a_captured_step_that_counts_on_the_host_is_an_error(monkeypatch: Any) -
     """A RuntimeError that names the option; nothing moves."""
     p = nn.Parameter(Stiefel().random(4, 4))
     optimizer, before = RiemannianAdam([{"params": [p], "manifold": Stiefel()}]), p.detach().clone()
-    monkeypatch.setattr(bucket, "can_look", lambda device: False)
-    monkeypatch.setattr(bucket, "being_captured", lambda device: True)
+    for module in (bucket, counting):
+        monkeypatch.setattr(module, "can_look", lambda device: False)
+        monkeypatch.setattr(module, "being_captured", lambda device: True)
     p.grad = torch.ones_like(p)
     with pytest.raises(RuntimeError, match="capturable=True"):
         optimizer.step()
