@@ -12,6 +12,7 @@ from torch import Tensor
 from . import _round
 from ._points import broadcast, check_axes, length
 from .base import GeodesicManifold, NearestPointManifold, check_ndim
+from .engine import Engine
 
 Points = Inexact[Tensor, "..."]
 
@@ -80,13 +81,6 @@ class Sphere(NearestPointManifold, GeodesicManifold):
         x, v = broadcast(self, x, v)
         return _round.normalized(x + v, self._axes, self.radius)
 
-    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
-        """project(y, h (m - h Re<y, m> x / r^2)) with h = |x + c| / r, the inverse adjoint of the derivative of
-        `retract`."""
-        axes, square = self._axes, self.radius**2
-        h = _round.dot(y, x + c, axes) / square
-        return self.project(y, h * (m - h * _round.dot(y, m, axes) / square * x))
-
     def exp(self, x: Points, v: Points) -> Points:
         """cos(t) x + sin(t) v / t with t = |v| / r."""
         x, v = broadcast(self, x, v)
@@ -113,3 +107,18 @@ class Sphere(NearestPointManifold, GeodesicManifold):
     @property
     def _axes(self) -> tuple[int, ...]:
         return tuple(range(-self.ndim, 0))
+
+    def _engine(self) -> Engine:
+        return _SphereEngine(self, self._axes, self.radius**2)
+
+
+class _SphereEngine(Engine):
+    def __init__(self, manifold: Sphere, axes: tuple[int, ...], square: float) -> None:
+        super().__init__(manifold)
+        self._axes, self._square = axes, square
+
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        """project(y, h (m - h Re<y, m> x / r^2)) with h = |x + c| / r, the inverse adjoint of the derivative of
+        `retract`."""
+        h = _round.dot(y, x + c, self._axes) / self._square
+        return self.manifold.project(y, h * (m - h * _round.dot(y, m, self._axes) / self._square * x))

@@ -56,17 +56,17 @@ def _walked(case: Case, x: Tensor) -> Tensor:
 
 def _reached(case: Case, x: Tensor, y: Tensor) -> Tensor:
     """Which of the targets y the descent comes to."""
-    m, x = case.manifold, x.clone()
+    m, e, x = case.manifold, case.engine, x.clone()
     near = NEAR * case.size(y).clamp_min(1)
     for _ in range(STEPS):
         far = case.apart(x, y)
         c = torch.zeros_like(x, requires_grad=True)
-        (g,) = torch.autograd.grad(case.apart(m.move(x, m.coordinates(x, c)), y).square().sum() / 2, c)
+        (g,) = torch.autograd.grad(case.apart(e.move(x, e.coordinates(x, c)), y).square().sum() / 2, c)
         if bool(((far <= near) | (case.size(g) <= 1e-2 * near)).all()):
             break
         size = torch.ones_like(far)
         for _ in range(30):
-            z = m.move(x, m.coordinates(x, -per_point(size, m.ndim) * g))
+            z = e.move(x, e.coordinates(x, -per_point(size, m.ndim) * g))
             gone = ~(case.apart(z, y) < far) & (far > near)  # also where z is NaN
             if not bool(gone.any()):
                 break
