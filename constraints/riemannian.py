@@ -47,9 +47,10 @@ class Riemannian(Method):
         for site in sites:
             record(site.owner, site.attribute, manifold, site.name)
 
-    def release(self, places: Sequence[tuple[nn.Module, str]]) -> None:
-        for owner, attribute in places:
-            forget(owner, attribute)
+    def release(self, places: Sequence[tuple[nn.Module, str]]) -> Sequence[tuple[nn.Module, str]]:
+        owner, attribute = places[0]
+        forget(owner._parameters[attribute])
+        return places
 
 
 def param_groups(module: nn.Module) -> list[dict[str, Any]]:

@@ -15,17 +15,20 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from manifolds import Manifold
-from manifolds._transforms import is_transformed
+from manifolds.kernels.transforms import is_transformed
 
 from .copying import forget_computed_weights, make_copyable
 from .decay import enlist
 from .inside import is_traced
+from .leaving import give_way, release
 from .memo import Memo
 from .method import Method, Site
-from .passes import unwatch, watch
+from .passes import watch
 from .precision import exact_products
-from .schedule import schedule, unschedule
+from .schedule import schedule
 from .seen import Seen, settled
+from .spoiled import assigned
+from .tables import Dense
 from .values import admit, check_finite, code, initial, is_finite, master_dtype, may_look, point_code
 
 COUNT = "_extra_state"  # torch's key for what get_extra_state gives
@@ -97,26 +100,12 @@ class Trivialization(Method):
             forget_computed_weights(site.owner)
             watch(site.owner)
         held.dtype = parameter.dtype
+        held.is_table = any(isinstance(site.owner, (nn.Embedding, nn.EmbeddingBag)) for site in sites)
         parameter.data = torch.zeros_like(value)
         parameter.grad = None
 
-    def release(self, places: Sequence[tuple[nn.Module, str]]) -> None:
-        owner, attribute = places[0]
-        parameter: Any = _lists(owner)[attribute].original
-        weight = getattr(owner, attribute).detach().clone()
-        for owner, attribute in places:
-            order: Any = _lists(owner)[attribute].order
-            unschedule(_lists(owner)[attribute])
-            parametrize.remove_parametrizations(owner, attribute, leave_parametrized=False)
-            for later in order[order.index(attribute) + 1 :]:
-                if later in owner._parameters:
-                    owner._parameters[later] = owner._parameters.pop(later)
-            unwatch(owner)
-        parameter.data = weight
-        parameter.grad = None
-        for owner, _ in places:
-            if isinstance(owner, nn.RNNBase):
-                owner._init_flat_weights()
+    def release(self, places: Sequence[tuple[nn.Module, str]]) -> Sequence[tuple[nn.Module, str]]:
+        return release(places)
 
 
 class Trivialized(nn.Module):
@@ -127,6 +116,7 @@ class Trivialized(nn.Module):
     """
 
     base_point: nn.Parameter
+    is_table = False  # of an Embedding, whose gradient may be sparse: no map has a derivative for that
 
     def __init__(self, manifold: Manifold, base: Tensor, rebase_every: int | float | None, name: str) -> None:
         super().__init__()
@@ -200,7 +190,7 @@ class Trivialized(nn.Module):
         try:
             weight = self.evaluate(original)
             if not may_look(weight) or is_finite(weight):
-                return weight
+                return Dense.apply(weight) if self.is_table and not is_transformed(weight) else weight  # type: ignore
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             failure = error
         raise ValueError(
@@ -251,6 +241,20 @@ class Coordinates(ParametrizationList):
     steps: int
     """How many optimizer steps trained them."""
 
+    @property
+    def is_tensor(self) -> bool:  # type: ignore[override]
+        """Whether `original` is one tensor: yes. Only torch's remove_parametrizations asks, which leaves `original` for
+        the weight: so that is what it becomes, here and at all places of a tied one."""
+        give_way(self)
+        return True
+
+    def forward(self) -> Tensor:
+        held, *on_top = self
+        weight: Tensor = held(self.original)
+        for module in on_top:
+            weight = module(weight)
+        return weight
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         schedule(self)
@@ -272,6 +276,11 @@ class Coordinates(ParametrizationList):
             f"{held.name} is held by Trivialization(), on top of which torch composes parametrizations that map the "
             f"weight to a tensor of its shape; {type(module).__name__} does not. Call unconstrain first."
         ) from failure
+
+    @torch.no_grad()
+    def point(self) -> Tensor:
+        """The weight without what is composed on top, a tensor of its own."""
+        return self[0].compute(self.original).detach().clone()  # type: ignore[no-any-return,operator]
 
     @torch.no_grad()
     def target(self) -> Tensor:
@@ -299,6 +308,7 @@ class Coordinates(ParametrizationList):
                 raise RuntimeError(f"parametrization {type(module).__name__} does not implement right_inverse.")
             value = module.right_inverse(value)  # type: ignore[operator]
         self.set_point(held.admit(value))  # type: ignore[operator]
+        assigned(self.original)
 
     def stand_in(self) -> Tensor:
         """A tensor like the weight, for reset_parameters to draw."""
@@ -309,6 +319,7 @@ class Coordinates(ParametrizationList):
         """Start anew from the point nearest to value. ValueError if there is none."""
         held: Any = self[0]
         self.set_point(initial(held.manifold, value, None, held.name))
+        assigned(self.original)
 
     def get_extra_state(self) -> Tensor:
         """`steps`, as a tensor, which every way of keeping a state dict can keep."""

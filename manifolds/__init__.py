@@ -2,6 +2,15 @@
 
 from . import retractions
 from .base import GeodesicManifold, Manifold, NearestPointManifold, tolerance
+from .compositions import (
+    Composition,
+    Isospectral,
+    LowRank,
+    Orthostochastic,
+    PositiveSemidefinite,
+    SpectralBall,
+    SpectralSphere,
+)
 from .euclidean import Euclidean
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
@@ -13,17 +22,24 @@ from .symmetric import Skew, Symmetric
 
 __all__ = [
     "BlockSpec",
+    "Composition",
     "Euclidean",
     "GeodesicManifold",
+    "Isospectral",
     "Layout",
+    "LowRank",
     "Manifold",
     "NearestPointManifold",
     "Oblique",
     "Orthogonal",
+    "Orthostochastic",
     "Pattern",
+    "PositiveSemidefinite",
     "ProductManifold",
     "Skew",
     "SpecialOrthogonal",
+    "SpectralBall",
+    "SpectralSphere",
     "Sphere",
     "Stiefel",
     "Symmetric",

@@ -13,9 +13,7 @@ from torch.optim.adam import adam
 
 from manifolds import Manifold, Stiefel
 
-from .bucket import Bucket
-from .checks import Group, check_at_least_zero
-from .optimizer import Params, RiemannianOptimizer, rate
+from .step import Bucket, Group, Params, RiemannianOptimizer, check_at_least_zero, rate
 
 SecondMoment = Literal["mean", "sum"]
 

@@ -7,9 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .bucket import Bucket
-from .checks import Group, check_at_least_zero
-from .optimizer import Params, RiemannianOptimizer, rate
+from .step import Bucket, Group, Params, RiemannianOptimizer, check_at_least_zero, rate
 
 
 class RiemannianSGD(RiemannianOptimizer):

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._linalg import may_look
-from ._points import root
-from ._transforms import whole
+from .._points import root
+from .linalg import may_look
+from .transforms import whole
 
 Axes = tuple[int, ...]
 Vectors = Inexact[Tensor, "..."]

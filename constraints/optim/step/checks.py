@@ -12,9 +12,9 @@ from torch import Tensor
 
 from manifolds import Manifold, tolerance
 
-from ..precision import exact_products
-from ..records import constrained, name_of
-from ..values import check_whole, master_dtype, point_code
+from ...precision import exact_products
+from ...records import constrained, name_of
+from ...values import check_whole, master_dtype, point_code
 from .parts import key_of, part_of
 
 Group = dict[str, Any]

@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold, tolerance
-from manifolds._tiny import batch_last, largest_norm, norms, total_norm
 from manifolds.base import settled
+from manifolds.kernels.tiny import batch_last, total_norm
 
-from ..values import is_near, master_dtype
+from ...values import is_near, master_dtype
+from .limits import being_captured, can_look, is_fit, length, limit, real_dtype, too_long
 from .rows import Held, Kind, Leaf, Rows, Tiles, held, is_batch_last
 from .short import short_steps
 
@@ -87,7 +88,7 @@ class Bucket:
         if self.g.dtype != self.dtype:
             self.g = self.g.to(self.dtype)
         if not self.looks:
-            self.ok = _is_fit(self.g)
+            self.ok = is_fit(self.g)
             self.g = self._keep(self.g, 0)
 
     def release_gradients(self) -> Points:
@@ -146,7 +147,7 @@ class Bucket:
         if self.ok is not None or total_norm(self.g) <= self._limit:
             return None
         rows = self.g.reshape(self.shape)
-        return next((leaf for leaf in self.leaves if not bool(_is_fit(rows[leaf.start : leaf.stop]).all())), None)
+        return next((leaf for leaf in self.leaves if not bool(is_fit(rows[leaf.start : leaf.stop]).all())), None)
 
     # What an optimizer calls -----------------------------------------------------------------------------
 
@@ -180,7 +181,7 @@ class Bucket:
             elif size.dim():
                 size = size.view(*size.shape, *self._ones)
         if not isinstance(size, Tensor) and not abs(size) <= torch.finfo(self.dtype).max:
-            raise _too_long()
+            raise too_long()
         if self.moves is False or (not isinstance(size, Tensor) and size == 0):
             return self._stay()
         drift = None
@@ -192,7 +193,7 @@ class Bucket:
         if self.looks:
             written = y.sum().item()
             if not cmath.isfinite(written):
-                raise _too_long()
+                raise too_long()
             # x, which y is copied to, is summed in another order if its strides are others
             self._written = written if y.stride() == self.x.stride() else None
             self._threads = torch.get_num_threads()
@@ -266,7 +267,7 @@ class Bucket:
         if self._foreign or ("master" in self.state and self._drift == math.inf and not self.looks):
             y = factor.polish(factor.polish(y))
         if self.looks and (longest is None or longest > 1):
-            longest = self._length(c, size)
+            longest = length(c, size, len(self.kind.point))
         elif longest is None or (self.kind.capturable and not self.looks and not renews):
             longest = math.inf
         error = 4 + max(2.0, longest) * longest
@@ -277,15 +278,8 @@ class Bucket:
             if self.looks and not error * eps <= 2 * math.sqrt(eps):  # the square of it is more than rounding
                 y = factor.polish(y)
                 if not bool((factor.residual(y) <= tolerance(self.dtype)).all()):
-                    raise _too_long()
+                    raise too_long()
         return y, None if renews else total
-
-    def _length(self, c: Points, size: float | Tensor) -> float:
-        """The largest |size c|."""
-        if not isinstance(size, Tensor) and len(self.kind.point) == 2:
-            return largest_norm(c) * abs(size)
-        lengths = norms(c).flatten() if len(self.kind.point) == 2 else torch.linalg.vector_norm(_flat(c), dim=1)
-        return float((lengths * (size.flatten() if isinstance(size, Tensor) else size)).abs().max())
 
     def _set_drift(self, drift: float) -> None:
         self._drift = drift
@@ -305,38 +299,3 @@ class Bucket:
 
     def _counter(self, steps: float) -> Float[Tensor, ""]:
         return torch.full((), steps, dtype=torch.float32, device=self.device if self.kind.capturable else "cpu")
-
-
-def _is_fit(gradients: Tensor) -> Bool[Tensor, " B"]:
-    """Which gradients are finite, and small enough to be squared."""
-    norms: Tensor = torch.linalg.vector_norm(_flat(gradients), dim=1)
-    return norms <= limit(gradients.dtype)
-
-
-def _too_long() -> Exception:
-    error: Exception = torch.linalg.LinAlgError("the step is too long to be computed")  # type: ignore[attr-defined]
-    return error
-
-
-def limit(dtype: torch.dtype) -> float:
-    """The norm of a gradient from which on optimizers refuse it: X^H G - G^H X may be four times as long as it is."""
-    return math.sqrt(torch.finfo(dtype).max) / 4
-
-
-def _flat(points: Tensor) -> Tensor:
-    return points.reshape(len(points), -1)
-
-
-def can_look(device: torch.device) -> bool:
-    """Whether a step may look at values; on an accelerator it would have to wait for them."""
-    return device.type == "cpu"
-
-
-def being_captured(device: torch.device) -> bool:
-    """Whether what runs on the device goes into a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def real_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the absolute value."""
-    return dtype.to_real() if dtype.is_complex else dtype

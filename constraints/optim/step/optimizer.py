@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..precision import exact_products
-from ..riemannian import param_groups
-from ..watch import look, off
-from .bucket import Bucket, can_look
+from ...precision import exact_products
+from ...riemannian import param_groups
+from ...watch import look, off
+from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
+from .limits import can_look
 from .parts import tensors_only
 from .plan import Member, Plan
 

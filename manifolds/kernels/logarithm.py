@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from . import _round
-from ._exponential import exp_move
-from ._iterations import ORDER
-from ._linalg import eye_like, inverse_sqrt, may_look, newton_schulz, skew, sym
-from ._transforms import is_recorded, whole
+from . import arcs
+from .exponential import exp_move
+from .iterations import ORDER
+from .linalg import eye_like, inverse_sqrt, may_look, newton_schulz, skew, sym
+from .transforms import is_recorded, whole
 
 Square = Inexact[Tensor, "*batch n n"]
 Values = Float[Tensor, "*batch n"]
@@ -68,7 +68,7 @@ def _log3(q: Square) -> Square:
     row = row * torch.where(row[..., :1] < 0, -1, 1)
     one = torch.zeros_like(row)
     one[..., 0] = 1
-    _, x, y, z = (2 * _round.log(one, _round.normalized(row, (-1,), 1), (-1,), 1)).unbind(-1)
+    _, x, y, z = (2 * arcs.log(one, arcs.normalized(row, (-1,), 1), (-1,), 1)).unbind(-1)
     zero = torch.zeros_like(x)
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
 

@@ -1,0 +1,8 @@
+"""What all optimizers share, so that a rule holds nothing but its update: which factors move together, in which memory,
+what is checked before anything changes, and the state."""
+
+from .bucket import Bucket
+from .checks import Group, check_at_least_zero
+from .optimizer import Params, RiemannianOptimizer, rate
+
+__all__ = ["Bucket", "Group", "Params", "RiemannianOptimizer", "check_at_least_zero", "rate"]
