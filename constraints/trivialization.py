@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from manifolds import Manifold
+from manifolds.engine import engine
 from manifolds.kernels.transforms import is_transformed
 
 from .copying import forget_computed_weights, make_copyable
@@ -121,6 +122,7 @@ class Trivialized(nn.Module):
     def __init__(self, manifold: Manifold, base: Tensor, rebase_every: int | float | None, name: str) -> None:
         super().__init__()
         self.manifold = manifold
+        self.engine = engine(manifold)
         self.dtype = base.dtype
         self.rebase_every = rebase_every
         self.name = name
@@ -176,7 +178,7 @@ class Trivialized(nn.Module):
         with exact_products(original.device.type):
             base = self.base
             c = original.to(torch.promote_types(original.dtype, base.dtype))
-            return self.manifold.move(base, self.manifold.coordinates(base, c)).contiguous()
+            return self.engine.move(base, self.engine.coordinates(base, c)).contiguous()
 
     def compute(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """`exact`, rounded to the dtype of the weight."""
@@ -286,7 +288,7 @@ class Coordinates(ParametrizationList):
     def target(self) -> Tensor:
         """The base that `rebase` moves to: the present weight. ValueError if it has NaN or infinite entries."""
         held: Any = self[0]
-        weight: Tensor = held.manifold.polish(held.exact(self.original))
+        weight: Tensor = held.engine.polish(held.exact(self.original))
         check_finite(weight, held.name)
         return weight
 

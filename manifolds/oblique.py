@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ._points import broadcast, check_axes, root
 from .base import GeodesicManifold, NearestPointManifold, check_ndim
+from .engine import Engine
 from .kernels import arcs
+from .sphere import RoundEngine
 
 Points = Inexact[Tensor, "*batch n p"]
 
@@ -87,6 +89,9 @@ class Oblique(NearestPointManifold, GeodesicManifold):
         """
         x, y = broadcast(self, x, y)
         return root(arcs.angle(x, y, (self.axis,)).square().sum((-2, -1)))
+
+    def _engine(self) -> Engine:
+        return RoundEngine(self, (self.axis,), 1)
 
     def _sizes(self, shape: Sequence[int]) -> tuple[int, int]:
         """(entries of one vector, number of vectors)."""

@@ -10,7 +10,8 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from ._points import broadcast, check_axes, length
-from .base import GeodesicManifold, NearestPointManifold, check_ndim
+from .base import GeodesicManifold, Manifold, NearestPointManifold, check_ndim
+from .engine import Engine
 from .kernels import arcs
 
 Points = Inexact[Tensor, "..."]
@@ -80,13 +81,6 @@ class Sphere(NearestPointManifold, GeodesicManifold):
         x, v = broadcast(self, x, v)
         return arcs.normalized(x + v, self._axes, self.radius)
 
-    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
-        """project(y, h (m - h Re<y, m> x / r^2)) with h = |x + c| / r, the inverse adjoint of the derivative of
-        `retract`."""
-        axes, square = self._axes, self.radius**2
-        h = arcs.dot(y, x + c, axes) / square
-        return self.project(y, h * (m - h * arcs.dot(y, m, axes) / square * x))
-
     def exp(self, x: Points, v: Points) -> Points:
         """cos(t) x + sin(t) v / t with t = |v| / r."""
         x, v = broadcast(self, x, v)
@@ -113,3 +107,19 @@ class Sphere(NearestPointManifold, GeodesicManifold):
     @property
     def _axes(self) -> tuple[int, ...]:
         return tuple(range(-self.ndim, 0))
+
+    def _engine(self) -> Engine:
+        return RoundEngine(self, self._axes, self.radius)
+
+
+class RoundEngine(Engine):
+    def __init__(self, manifold: Manifold, axes: tuple[int, ...], radius: float) -> None:
+        super().__init__(manifold)
+        self.axes, self.radius = axes, radius
+
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        """project(y, h (m - h Re<y, m> x / r^2)) with h = |x + c| / r, the inverse adjoint of the derivative of
+        `retract`."""
+        square = self.radius**2
+        h = arcs.dot(y, x + c, self.axes) / square
+        return self.manifold.project(y, h * (m - h * arcs.dot(y, m, self.axes) / square * x))

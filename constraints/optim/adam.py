@@ -83,9 +83,9 @@ class RiemannianAdam(RiemannianOptimizer):
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         (beta1, beta2), lr = group["betas"], rate(group)
         many = _size(bucket) if group["second_moment"] == "mean" else 1.0
-        factor, x, step = bucket.factor, bucket.x, bucket.count_step()
+        engine, x, step = bucket.engine, bucket.x, bucket.count_step()
         stored, v = bucket.stored("exp_avg"), bucket.stored("exp_avg_sq")
-        m, square = factor.mix(x, stored, self._descent(bucket, group), beta1, 1 - beta1)
+        m, square = engine.mix(x, stored, self._descent(bucket, group), beta1, 1 - beta1)
         v.lerp_(square, 1 - beta2)
         bucket.put("exp_avg_sq", v)
         if group["amsgrad"]:
@@ -104,8 +104,8 @@ class RiemannianAdam(RiemannianOptimizer):
             size = size.mul_(scale * root) if isinstance(scale, float) else size.mul_(root).mul_(scale)
             if none is not None:
                 size = size.masked_fill_(none, 0.0)
-        y = bucket.advance(m, size, _bound(group, many * _stretch(factor)))
-        bucket.put("exp_avg", factor.store(x, y, m))
+        y = bucket.advance(m, size, _bound(group, many * _stretch(bucket.factor)))
+        bucket.put("exp_avg", engine.store(x, y, m))
         return y
 
     def __setstate__(self, state: dict[str, Any]) -> None:

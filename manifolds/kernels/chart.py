@@ -6,10 +6,12 @@ Source: Saad, Iterative Methods for Sparse Linear Systems (2003), section 8.3.1,
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .linalg import may_look, skew, sym
@@ -68,6 +70,37 @@ def least_squares(of: Linear, adjoint: Linear, b: Tensor, ndim: int) -> Tensor:
         size, before = _squares(s, ndim), size
         p = s + size / before.clamp_min(tiny) * p
     return t
+
+
+def is_longer(c: Tensor, x: Tensor, ndim: int) -> bool:
+    """Whether a point has longer coordinates c than it is itself; see `Engine.is_long`."""
+    if ndim == 0 or not x.numel():
+        return False
+    axes = tuple(range(-ndim, 0))
+    scale, length = (torch.linalg.vector_norm(t, dim=axes) for t in (x, c))
+    if ndim == 2:
+        scale = scale / math.sqrt(min(x.shape[-2:]))
+    longer = length > scale
+    if ndim == 2 and bool(longer.any()):
+        longer &= _largest_singular_value(c) > scale
+    return bool(longer.any())
+
+
+def _largest_singular_value(a: Points) -> Float[Tensor, "*batch"]:
+    """Of each matrix, from below, by power iteration from a start that is the same every time."""
+    tiny = torch.finfo(a.dtype).tiny
+    size = torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
+    a, v = a / size.clamp_min(tiny), _start(a.shape[-1], a.dtype)
+    for _ in range(3):
+        v = a.mH @ (a @ v)
+    before, after = (torch.linalg.vector_norm(t, dim=(-2, -1)) for t in (v, a @ v))
+    largest: Tensor = after / before.clamp_min(tiny) * size[..., 0, 0]
+    return largest
+
+
+@functools.cache
+def _start(n: int, dtype: torch.dtype) -> Tensor:
+    return (torch.arange(1, n + 1, dtype=torch.float64).square() * math.sqrt(2)).cos().to(dtype).unsqueeze(-1)
 
 
 def _trace(a: Square) -> Inexact[Tensor, "*batch"]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._points import inner
 from ..base import Manifold, per_point, tolerance
+from ..engine import Engine, engine
 
 
 class Finding(NamedTuple):
@@ -51,6 +52,10 @@ class Case:
     dtype: torch.dtype
     device: torch.device
     seed: int
+
+    @cached_property
+    def engine(self) -> Engine:
+        return engine(self.manifold)
 
     # How close is close ----------------------------------------------------------------------------------
 
@@ -100,7 +105,7 @@ class Case:
 
     def coordinates(self, number: int) -> Tensor:
         """Coordinates at x of norm 1, or zero where there are no others."""
-        return self._made(self.manifold.coordinates, number)
+        return self._made(self.engine.coordinates, number)
 
     def _made(self, projection: Callable[[Tensor, Tensor], Tensor], number: int) -> Tensor:
         # once more: division by a small norm magnifies what rounding leaves of the normal part
@@ -162,7 +167,7 @@ class Case:
 
     def velocity(self, x: Tensor, c: Tensor) -> Tensor:
         """The tangent vector at x with coordinates c: that with which `move` leaves x."""
-        return self.slope(lambda t: self.manifold.move(x, t * c))
+        return self.slope(lambda t: self.engine.move(x, t * c))
 
 
 @dataclass(frozen=True)
