@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._points import inner
+from ._points import inner, length
 from .engine import Engine
 from .kernels import chart, steps
 from .kernels.cayley import cayley_move, cayley_step
 from .kernels.determinant import unit_determinant
 from .kernels.exponential import exp_move
-from .kernels.linalg import eye_like, newton_schulz, skew
+from .kernels.linalg import eye_like, may_look, newton_schulz, skew
+from .kernels.logarithm import logarithm
 from .kernels.tiny import batch_last, in_order_of, product
+from .kernels.transforms import whole
 from .retractions import Retraction, cayley, exp, polar
 
 if TYPE_CHECKING:
@@ -106,6 +109,30 @@ class SquareEngine(Engine):
         if y is None:
             return super().advance(x, c, size)
         return unit_determinant(y) if self._special else y
+
+
+def log(name: object, x: Square, y: Square, *, special: bool = False) -> Square:
+    """X Omega with the shortest skew Omega of exp(Omega) = X^H Y. Raises ValueError where no path joins X and Y; NaN
+    where values cannot be looked at."""
+    q = x.mH @ y
+    omega = logarithm(q, special=special)
+    if may_look(omega) and bool((whole(omega.detach()).isnan().any() & whole(q.detach()).isfinite().all()).any()):
+        raise ValueError(
+            f"no path on {name} leads from a matrix to one whose determinant has the other sign; got x of shape "
+            f"{tuple(x.shape)} and y of shape {tuple(y.shape)} with such a pair. Leave out the pairs that have an "
+            f"infinite distance(x, y)."
+        )
+    return x @ omega
+
+
+def distance(x: Square, y: Square, *, special: bool = False) -> Float[Tensor, "*batch"]:
+    """|Omega|, of the shortest skew Omega with exp(Omega) = X^H Y; infinite where there is none."""
+    q = x.mH @ y
+    omega = logarithm(q, special=special)
+    apart = omega.detach().isnan().any(-1).any(-1)
+    far = length(torch.where(apart[..., None, None], 0, omega), 2)
+    bad = torch.where(q.detach().isfinite().all(-1).all(-1), torch.inf, torch.nan).to(far)
+    return torch.where(apart, bad, far)
 
 
 def check_retraction(name: str, retraction: object) -> None:

@@ -30,6 +30,9 @@ class Engine:
     True
     """
 
+    flat = False
+    """Whether charts never bend, as those of a linear space."""
+
     def __init__(self, manifold: Manifold) -> None:
         self.manifold = manifold
         for name in NAMES:
@@ -99,10 +102,11 @@ class Engine:
 
         k is 1 for vectors and the shorter side of matrices: if C has all its length in one of k directions it is as
         long there as |C| sqrt(k) / |X|, which is |C| on Stiefel, and if it has it evenly, as |C| / |X|. Their geometric
-        mean is compared with 1/2. Numbers have a chart that never bends. False where c is NaN.
+        mean is compared with 1/2. Linear spaces have charts that never bend. False where c is NaN.
         """
         parts = zip(self.split(x), self.split(c), strict=True)
-        return any(is_long(vectors, points, factor.ndim) for (factor, points), (_, vectors) in parts)
+        curved = ((f.ndim, points, vectors) for (f, points), (_, vectors) in parts if not engine(f).flat)
+        return any(is_long(vectors, points, ndim) for ndim, points, vectors in curved)
 
     def polish(self, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """x, within rounding of M, brought closer by something far cheaper than nearest; x itself by default."""

@@ -50,6 +50,8 @@ class LinearSpace(NearestPointManifold, GeodesicManifold):
 
 
 class _LinearEngine(Engine):
+    flat = True
+
     def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
-        """project(y, m)."""
+        """project(y, m): the chart is the same everywhere."""
         return self.manifold.project(y, m)

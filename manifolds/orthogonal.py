@@ -11,18 +11,18 @@ from torch import Tensor
 
 from . import _group
 from ._points import broadcast, sizes
-from .base import NearestPointManifold, check_ndim
+from .base import GeodesicManifold, NearestPointManifold, check_ndim
 from .engine import Engine
 from .kernels import orthonormal, rotation
 from .kernels.determinant import determinant_phase, unit_determinant
 from .kernels.linalg import orthogonality_error, skew
-from .retractions import Retraction, cayley
+from .retractions import Retraction, cayley, exp
 
 Square = Inexact[Tensor, "*batch n n"]
 
 
 @dataclass(frozen=True)
-class Orthogonal(NearestPointManifold):
+class Orthogonal(NearestPointManifold, GeodesicManifold):
     """Square matrices (..., n, n) with X^H X = I: O(n), or U(n) for complex tensors; metric Re tr(U^H V).
 
     T_X = {X Omega : Omega skew(-Hermitian)}. Optimization keeps the sign of the determinant it starts with: O(n) has
@@ -88,12 +88,31 @@ class Orthogonal(NearestPointManifold):
         """Y X^H V: the same Omega at Y, an isometry."""
         return _group.transport(*broadcast(self, x, y, v))
 
+    def exp(self, x: Square, v: Square) -> Square:
+        """X exp(X^H V)."""
+        return exp(*broadcast(self, x, v))
+
+    def log(self, x: Square, y: Square) -> Square:
+        """X Omega, with the shortest skew Omega of exp(Omega) = X^H Y: all angles up to pi, to rounding.
+
+        Where an angle is pi and several are shortest, one of them. No derivative where two eigenvalues of Omega are
+        2 pi apart, where it jumps: those directions are left out.
+        Raises ValueError where the determinants of real X and Y have different signs, as no path joins them; NaN where
+        values cannot be looked at.
+        """
+        return _group.log(self, *broadcast(self, x, y))
+
+    def distance(self, x: Square, y: Square) -> Float[Tensor, "*batch"]:
+        """sqrt(sum_i theta_i^2) over the angles of the eigenvalues e^(i theta) of X^H Y, sqrt(2) times the angle of a
+        rotation of R^3; infinite where no path joins X and Y."""
+        return _group.distance(*broadcast(self, x, y))
+
     def _engine(self) -> Engine:
         return _group.SquareEngine(self, self.retraction)
 
 
 @dataclass(frozen=True)
-class SpecialOrthogonal(NearestPointManifold):
+class SpecialOrthogonal(NearestPointManifold, GeodesicManifold):
     """Rotations: square matrices (..., n, n) with X^H X = I and det X = 1; SO(n), or SU(n) for complex tensors.
 
     T_X = {X Omega : Omega skew(-Hermitian), tr Omega = 0}; metric Re tr(U^H V).
@@ -161,6 +180,18 @@ class SpecialOrthogonal(NearestPointManifold):
     def transport(self, x: Square, y: Square, v: Square) -> Square:
         """Y X^H V: the same Omega at Y, an isometry."""
         return _group.transport(*broadcast(self, x, y, v))
+
+    def exp(self, x: Square, v: Square) -> Square:
+        """X exp(X^H V), with determinant 1."""
+        return unit_determinant(exp(*broadcast(self, x, v)))
+
+    def log(self, x: Square, y: Square) -> Square:
+        """X Omega, with the shortest skew Omega of trace 0 and exp(Omega) = X^H Y; see `Orthogonal.log`."""
+        return _group.log(self, *broadcast(self, x, y), special=True)
+
+    def distance(self, x: Square, y: Square) -> Float[Tensor, "*batch"]:
+        """|Omega| as in `log`: sqrt(2) times the angle of a rotation of R^3."""
+        return _group.distance(*broadcast(self, x, y), special=True)
 
     def _engine(self) -> Engine:
         return _group.SquareEngine(self, self.retraction, special=True)
