@@ -5,6 +5,7 @@ from .base import GeodesicManifold, Manifold, NearestPointManifold, tolerance
 from .euclidean import Euclidean
 from .layout import BlockSpec, Layout, Pattern
 from .orthogonal import Orthogonal, SpecialOrthogonal
+from .positive_definite import PositiveDefinite
 from .product import ProductManifold
 from .sphere import Sphere
 from .stiefel import Stiefel
@@ -18,6 +19,7 @@ __all__ = [
     "NearestPointManifold",
     "Orthogonal",
     "Pattern",
+    "PositiveDefinite",
     "ProductManifold",
     "SpecialOrthogonal",
     "Sphere",
