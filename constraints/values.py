@@ -20,8 +20,8 @@ from manifolds import (
     tolerance,
 )
 from manifolds._points import check_map
-from manifolds._transforms import is_transformed
 from manifolds.base import settled
+from manifolds.kernels.transforms import is_transformed
 
 from .inside import is_traced
 from .precision import exact_products

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _hermitian as hermitian
-from ._linalg import cholesky, lyapunov, sym
 from ._points import inner, length
+from .kernels import hermitian
+from .kernels.linalg import cholesky, lyapunov, sym
 
 Square = Inexact[Tensor, "*batch n n"]
 Numbers = Float[Tensor, "*batch"]
@@ -25,6 +25,8 @@ STEPS = 512  # of a mean, at most
 
 class Metric(ABC):
     """One metric; `PositiveDefinite` has the formulas in words."""
+
+    is_flat = False
 
     @abstractmethod
     def vector(self, x: Square, w: Square) -> Square:
@@ -64,6 +66,7 @@ class Metric(ABC):
         return self.exp(x, v)
 
     def move(self, x: Square, w: Square) -> Square:
+        """A map of frames onto the whole cone from any X, x + vector(x, w) to first order."""
         return self.retract(x, self.vector(x, w))
 
     def mean(self, x: Square, shares: Inexact[Tensor, "*batch N 1 1"]) -> Square | None:
@@ -142,6 +145,8 @@ class AffineInvariant(Metric):
 
 class Flat(Metric):
     """A metric that is Euclidean in a chart onto a vector space; frames are what is added there."""
+
+    is_flat = True
 
     @abstractmethod
     def chart(self, x: Square) -> Square: ...

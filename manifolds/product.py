@@ -112,6 +112,10 @@ class ProductManifold(Manifold):
     def __hash__(self) -> int:
         return self._hash
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was computed: the hash of a string is another one in another process."""
+        return {"factors": self.factors, "layout": self.layout}
+
     @property
     def stacked(self) -> bool:
         """Whether the layout is the default one: k equal blocks stacked on axis 0."""
@@ -334,6 +338,8 @@ KINDS: dict[tuple[bool, ...], type[ProductManifold]] = {
 def product(left: Manifold, right: Manifold | type[Manifold]) -> ProductManifold:
     """left * right: the factors of both, stacked on axis 0. A product with a layout of its own is one factor."""
     other = right() if isinstance(right, type) else right
+    if hasattr(other, "decompose"):  # a composition, whose product knows of this class
+        return NotImplemented  # type: ignore[no-any-return]
     if not isinstance(other, Manifold):
         raise TypeError(f"{left} * {right!r}: a product is taken with a manifold, as in Stiefel * Euclidean.")
     return ProductManifold((*_factors(left), *_factors(other)))

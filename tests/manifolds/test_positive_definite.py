@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from manifolds import PositiveDefinite, Stiefel
-from manifolds import _hermitian as hermitian
+from manifolds.kernels import hermitian
 from manifolds.positive_definite import Name
 from manifolds.testing import check_manifold
 
