@@ -15,6 +15,7 @@ from .euclidean import Euclidean
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
+from .positive_definite import PositiveDefinite
 from .product import ProductManifold
 from .sphere import Sphere
 from .stiefel import Stiefel
@@ -34,6 +35,7 @@ __all__ = [
     "Orthogonal",
     "Orthostochastic",
     "Pattern",
+    "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
     "Skew",
