@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from abc import ABC, ABCMeta, abstractmethod
+from abc import ABC, ABCMeta, abstractmethod, update_abstractmethods
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,30 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from ._points import broadcast, check_axes, check_map, inner, length, root, sizes
+from ._points import broadcast as broadcast  # what a family needs of it, too
+from ._points import check_axes as check_axes
+from ._points import check_map, root
+from ._points import inner as inner
+from ._points import length as length
+from ._points import sizes as sizes
 
 if TYPE_CHECKING:
+    from .engine import Engine
     from .product import ProductManifold
 
 
 class ManifoldMeta(ABCMeta):
     """Lets the algebra be written on classes: `Stiefel**3` means `Stiefel()**3`."""
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(name, bases, namespace, **kwargs)
+        # who writes nearest into a plain Manifold means the closed set that it makes
+        if "nearest" in namespace and name != "NearestPointManifold" and not issubclass(cls, NearestPointManifold):
+            for derived in ("retract", "residual", "random"):
+                if getattr(getattr(cls, derived), "__isabstractmethod__", False):
+                    setattr(cls, derived, vars(NearestPointManifold)[derived])
+            update_abstractmethods(cls)
+            NearestPointManifold.register(cls)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         frozen = getattr(getattr(cls, "__dataclass_params__", None), "frozen", False)
@@ -54,9 +70,10 @@ class ManifoldMeta(ABCMeta):
 class Manifold(ABC, metaclass=ManifoldMeta):
     """What a set of tensors must say to be optimized over.
 
-    A subclass is a frozen dataclass that defines `ndim`, `project`, `nearest` and `dim`; everything else follows
-    from these four and may be overridden by something cheaper. `manifolds.testing.check_manifold` states the
-    contract as theorems and says which of them a new manifold breaks.
+    A subclass is a frozen dataclass that defines `ndim`, `project`, `retract`, `residual`, `random` and `dim`;
+    everything else follows from these six and may be overridden by something cheaper. A closed set, which has a
+    nearest point for any tensor, is better written as a `NearestPointManifold`, where four are enough.
+    `manifolds.testing.check_manifold` states the contract as theorems and says which of them a new manifold breaks.
 
     In the formulas x, y are points, u, v tangent vectors, a any ambient tensor, g a Euclidean gradient.
     Source: Boumal, An Introduction to Optimization on Smooth Manifolds (2023), chapters 3 and 7.
@@ -82,8 +99,22 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         """argmin over v in T_x of |v - a|: the tangent vector at x nearest to a. Shapes of x, a and result agree."""
 
     @abstractmethod
-    def nearest(self, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """argmin over y in M of |y - x|: the point of M nearest to x. Keeps a point where it is."""
+    def retract(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """R_x(v), with R_x(tv) = x + tv + O(t^2): the point reached from x along v."""
+
+    @abstractmethod
+    def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Distance from feasibility, one number per point: 0 on M, NaN where x has a NaN."""
+
+    @abstractmethod
+    def random(
+        self,
+        *shape: int | Sequence[int],
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Inexact[Tensor, "..."]:
+        """A random point of this shape, numbers or one tuple of them; uniform (Haar) where M is compact."""
 
     @abstractmethod
     def dim(self, shape: Sequence[int]) -> int:
@@ -97,11 +128,6 @@ class Manifold(ABC, metaclass=ManifoldMeta):
     def dim_of_complex(self, shape: Sequence[int]) -> int:
         """Degrees of freedom, real ones, of complex points of this shape; 2 dim(shape) unless overridden."""
         return 2 * self.dim(shape)
-
-    def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """|x - nearest(x)|, one number per point: the distance from feasibility. NaN where x has a NaN."""
-        check_axes(self, x.shape)
-        return length(x - check_map(self, "nearest", x, self.nearest(x)), self.ndim)
 
     def contains(self, x: Inexact[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """residual(x) <= `tolerance`(x.dtype), one truth value per point; False where x has a NaN."""
@@ -122,17 +148,75 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         """sqrt(inner(x, v, v)), one number per point, with derivative 0 at v = 0."""
         return root(self.inner(x, v, v))
 
-    def retract(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """R_x(v), with R_x(tv) = x + tv + O(t^2); nearest(x + v) unless overridden."""
-        x, v = broadcast(self, x, v)
-        return self.nearest(x + v)
-
     def transport(
         self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]
     ) -> Inexact[Tensor, "..."]:
         """v carried from T_x to T_y, linear in v; project(y, v) unless overridden."""
         _, y, v = broadcast(self, x, y, v)
         return self.project(y, v)
+
+    def random_tangent(
+        self, x: Inexact[Tensor, "..."], generator: torch.Generator | None = None
+    ) -> Inexact[Tensor, "..."]:
+        """project(x, Gaussian): a Gaussian tangent vector at x, isotropic in the ambient metric."""
+        return self.project(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
+
+    def _engine(self) -> Engine:
+        """What optimizers and trivializations call in place of the methods above; see `manifolds.engine`."""
+        from .engine import Engine  # which knows of this class
+
+        return Engine(self)
+
+    # The algebra -----------------------------------------------------------------------------------------
+
+    def __mul__(self, other: Manifold | type[Manifold]) -> ProductManifold:
+        """M * N: points of M and of N stacked on axis 0."""
+        from .algebra import product
+
+        return product(self, other)
+
+    def __pow__(self, count: int) -> ProductManifold:
+        """M**k: k points of M stacked on axis 0."""
+        from .algebra import power
+
+        return power(self, count)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # @dataclass writes a repr with every default; it leaves alone one that is there already
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        values = [(f, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
+        options = [
+            f"{f.name}={getattr(v, '__name__', repr(v))}" for f, v in values if f.default is MISSING or v != f.default
+        ]
+        return type(self).__name__ + (f"({', '.join(options)})" if options else "")
+
+
+class NearestPointManifold(Manifold):
+    """A closed set: for any tensor there is a nearest point, from which retraction, residual and random points follow.
+
+    A subclass defines `ndim`, `project`, `nearest` and `dim`. A `Manifold` that defines `nearest` becomes one.
+
+    >>> isinstance(Stiefel(), NearestPointManifold)
+    True
+    """
+
+    @abstractmethod
+    def nearest(self, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """argmin over y in M of |y - x|: the point of M nearest to x. Keeps a point where it is."""
+
+    def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """|x - nearest(x)|, one number per point: the distance from feasibility. NaN where x has a NaN."""
+        check_axes(self, x.shape)
+        return length(x - check_map(self, "nearest", x, self.nearest(x)), self.ndim)
+
+    def retract(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """R_x(v), with R_x(tv) = x + tv + O(t^2); nearest(x + v) unless overridden."""
+        x, v = broadcast(self, x, v)
+        return self.nearest(x + v)
 
     def random(
         self,
@@ -148,118 +232,6 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         self.dim(shape := sizes(shape))
         gaussian = torch.randn(shape, generator=generator, dtype=dtype, device=device)
         return check_map(self, "nearest", gaussian, self.nearest(gaussian))
-
-    # What engines (optimizers, trivializations) call. An author of a manifold never has to know. ----------
-    # Coordinates have the shape of the point: the vector; on O(n) the Omega of v = x Omega, which needs no transport.
-
-    def coordinates(self, x: Inexact[Tensor, "..."], a: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """Coordinates at x made of any tensor a of the shape of x: linear in a, onto, the identity on coordinates."""
-        return self.project(x, a)
-
-    def lift(self, x: Inexact[Tensor, "..."], g: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """Coordinates of gradient(x, g)."""
-        return self.gradient(x, g)
-
-    def move(self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """The point that a retraction reaches from x along the tangent vector with coordinates c."""
-        return self.retract(x, c)
-
-    def carry(
-        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."]
-    ) -> Inexact[Tensor, "..."]:
-        """Coordinates at y of the transport of the vector with coordinates c at x."""
-        return self.transport(x, y, c)
-
-    def coordinate_inner(
-        self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], d: Inexact[Tensor, "..."]
-    ) -> Float[Tensor, "..."]:
-        """The metric between the tangent vectors with coordinates c and d, one number per point."""
-        return self.inner(x, c, d)
-
-    def recenter(
-        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], m: Inexact[Tensor, "..."]
-    ) -> Inexact[Tensor, "..."]:
-        """A gradient m in the coordinates at x, taken at c, as it is in those at y = move(x, c), taken at 0."""
-        from ._chart import solved  # which knows of this class
-
-        return solved(self, x, y, c, m)
-
-    def polish(self, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """x, within rounding of M, brought closer by something far cheaper than nearest; x itself by default."""
-        return x
-
-    # What optimizers call on top of that, on batches (B, *point) and without derivatives --------------------
-    # A momentum is kept from step to step as `store` leaves it, so that a manifold may do the work of its
-    # transport together with other work of the next step.
-
-    def store(
-        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."]
-    ) -> Inexact[Tensor, "..."]:
-        """What is kept of c at x after a step to y: recall(y, store(x, y, c)) = carry(x, y, c)."""
-        return self.carry(x, y, c)
-
-    def recall(self, x: Inexact[Tensor, "..."], stored: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """Coordinates at x of what was stored: itself, unless `store` left work to do."""
-        return stored
-
-    def mix(
-        self,
-        x: Inexact[Tensor, "..."],
-        stored: Inexact[Tensor, "..."],
-        g: Inexact[Tensor, "..."],
-        keep: float,
-        add: float,
-    ) -> tuple[Inexact[Tensor, "..."], Float[Tensor, "..."]]:
-        """(keep recall(x, stored) + add lift(x, g), |lift(x, g)|^2). May overwrite stored."""
-        c, m = self.lift(x, g), self.recall(x, stored)
-        mixed = m.lerp_(c, add) if keep + add == 1 else m.mul_(keep).add_(c, alpha=add)
-        return mixed, self.coordinate_inner(x, c, c)
-
-    def advance(
-        self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], size: float | Float[Tensor, "..."]
-    ) -> Inexact[Tensor, "..."]:
-        """move(x, size c), size a number or one per point, shaped to multiply points."""
-        return self.move(x, c * size)
-
-    def renormalizes(self, x: Inexact[Tensor, "..."]) -> bool:
-        """Whether `advance` leaves nothing of the rounding errors in x, so that they do not add up step by step."""
-        return False
-
-    def split(self, x: Inexact[Tensor, "..."]) -> list[tuple[Manifold, Inexact[Tensor, "..."]]]:
-        """(factor, its points in x) for each batch of equal factors; [(self, x)] unless M is a product."""
-        return [(self, x)]
-
-    def join(self, parts: Sequence[Inexact[Tensor, "..."]], shape: Sequence[int]) -> Inexact[Tensor, "..."]:
-        """The tensor of this shape whose `split` has these parts, in their order."""
-        (part,) = parts
-        return part.reshape(tuple(shape))
-
-    # The algebra -----------------------------------------------------------------------------------------
-
-    def __mul__(self, other: Manifold | type[Manifold]) -> ProductManifold:
-        """M * N: points of M and of N stacked on axis 0."""
-        from .product import product
-
-        return product(self, other)
-
-    def __pow__(self, count: int) -> ProductManifold:
-        """M**k: k points of M stacked on axis 0."""
-        from .product import power
-
-        return power(self, count)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        # @dataclass writes a repr with every default; it leaves alone one that is there already
-        if "__repr__" not in cls.__dict__:
-            cls.__repr__ = Manifold.__repr__  # type: ignore[method-assign]
-
-    def __repr__(self) -> str:
-        values = [(f, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
-        options = [
-            f"{f.name}={getattr(v, '__name__', repr(v))}" for f, v in values if f.default is MISSING or v != f.default
-        ]
-        return type(self).__name__ + (f"({', '.join(options)})" if options else "")
 
 
 class GeodesicManifold(Manifold):
@@ -280,6 +252,27 @@ class GeodesicManifold(Manifold):
     def distance(self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
         """|log(x, y)|, the length of the shortest path, one number per pair."""
         return self.norm(x, self.log(x, y))
+
+    def geodesic(
+        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], t: float | Float[Tensor, "..."]
+    ) -> Inexact[Tensor, "..."]:
+        """exp(x, t log(x, y)): from x at t = 0 to y at t = 1; t a number, or one for each pair."""
+        v = self.log(x, y)
+        return self.exp(x, v * (per_point(t, self.ndim) if isinstance(t, Tensor) else t))
+
+    def mean(self, x: Inexact[Tensor, "..."], weights: Float[Tensor, "..."] | None = None) -> Inexact[Tensor, "..."]:
+        """argmin over y of sum_i w_i distance(x_i, y)^2, the Karcher mean over the last batch axis of x.
+
+        x is (*batch, N, *point), weights (*batch, N) or (N,), nonnegative with a positive sum, None for equal ones.
+        Iterates y <- exp(y, sum_i w_i log(y, x_i)) until that tangent vector is rounding.
+        Raises ValueError where x has no axis to take the mean over or weights do not fit, RuntimeError where the
+        iteration does not settle, as for points that are not within one convex ball.
+        Source: Afsari, Tron & Vidal, On the convergence of gradient descent for finding the Riemannian center of
+        mass (2013).
+        """
+        from ._mean import karcher  # which knows of this class
+
+        return karcher(self, x, weights)
 
 
 def tolerance(dtype: torch.dtype) -> float:

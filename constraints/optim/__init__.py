@@ -1,6 +1,7 @@
 """Optimizers that keep constrained parameters on their manifolds."""
 
 from .adam import RiemannianAdam
+from .adamw import RiemannianAdamW
 from .sgd import RiemannianSGD
 
-__all__ = ["RiemannianAdam", "RiemannianSGD"]
+__all__ = ["RiemannianAdam", "RiemannianAdamW", "RiemannianSGD"]

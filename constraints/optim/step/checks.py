@@ -1,0 +1,148 @@
+"""What an optimizer asks of parameter groups and of saved state before it takes them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifolds import Manifold, tolerance
+from manifolds.engine import engine
+
+from ...precision import exact_products
+from ...records import constrained, name_of
+from ...values import check_whole, master_dtype, point_code
+from .parts import key_of, part_of
+
+Group = dict[str, Any]
+
+
+def check_at_least_zero(group: Group, *names: str) -> None:
+    """ValueError for an option that is negative, NaN or a tensor of several elements."""
+    for name in names:
+        value = group[name]
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"{name} is a number or a tensor of one element; got shape {tuple(value.shape)}.")
+        if not value >= 0:
+            raise ValueError(f"{name} is at least 0; got {value}.")
+
+
+def check_group(optimizer: str, group: Group, groups: Sequence[Group]) -> None:
+    """ValueError for a parameter that is held on another manifold than its group's, or is off it; TypeError for a
+    "manifold" that is none. A manifold given as a class becomes an instance."""
+    manifold = group["manifold"]
+    if isinstance(manifold, type) and issubclass(manifold, Manifold):
+        manifold = group["manifold"] = manifold()
+    if manifold is not None and not isinstance(manifold, Manifold):
+        raise TypeError(f'the "manifold" of a parameter group is a Manifold or None; got {manifold!r}.')
+    known = constrained()
+    for p in group["params"]:
+        records, attribute = known.get(id(p), (None, ""))
+        held = None if records is None else records.manifolds[attribute]
+        if held is not None or manifold is not None:
+            check_whole(p, name_in(groups, p))
+        if held is not None and held != manifold:
+            raise ValueError(
+                f"{name_in(groups, p)} of shape {tuple(p.shape)} is constrained to {held}, but came "
+                f"{'without a manifold' if manifold is None else f'in a group of {manifold}'}. Write "
+                f"{optimizer}(model, ...), or param_groups(model) for groups that carry their manifold."
+            )
+        if manifold is not None:
+            _check_value(groups, p, manifold)
+
+
+def check_ways(optimizer: str, group: Group) -> None:
+    """ValueError for the options of torch that say how a step is computed, where there is no such way."""
+    if group["differentiable"]:
+        raise ValueError(
+            f"{optimizer} takes no differentiable=True: a step on a manifold is made without derivatives. Hold the "
+            f"weights by Trivialization(), and give param_groups(model) to the optimizer of torch.optim."
+        )
+    if group["foreach"] and group["fused"]:
+        raise ValueError(f"foreach and fused of {optimizer} are two ways of one step; at most one of them is True.")
+
+
+def warn_of_decay(group: Group, unasked: float) -> bool:
+    """Warn if decay that was asked for does nothing on factors of this group, and say whether it was said."""
+    if group["manifold"] is None or group["weight_decay"] in (0, unasked):
+        return False
+    factors = {
+        str(f) for p in group["params"] for f, _ in engine(group["manifold"]).split(p.detach()) if f.constant_norm
+    }
+    if factors:
+        warnings.warn(
+            f"weight_decay does nothing on {' and '.join(sorted(factors))}, where all points have one norm, and is "
+            f"left out there. Pass weight_decay=0 in the groups that carry a manifold.",
+            stacklevel=5,
+        )
+    return bool(factors)
+
+
+def check_loaded(loaded: dict[str, Any], groups: Sequence[Group], numbers: frozenset[str]) -> None:
+    """ValueError where saved state is of other manifolds, or has tensors that do not fit the factors."""
+    if [len(g["params"]) for g in loaded["param_groups"]] != [len(g["params"]) for g in groups]:
+        return  # torch says so
+    for i, (group, saved) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
+        manifold, other = group["manifold"], saved.get("manifold")
+        if (None if manifold is None else repr(manifold)) != other:
+            raise ValueError(
+                f"group {i} holds its parameters on {manifold}, but the saved state is of a group on {other}. "
+                f"Constrain the model as it was when the state was saved."
+            )
+        for key, p in zip(saved["params"], group["params"], strict=True):
+            if manifold is not None:
+                _check_state(name_in(groups, p), p, manifold, loaded["state"].get(key, {}), numbers)
+
+
+def name_in(groups: Sequence[Group], p: Tensor) -> str:
+    """What messages call p: its name in the groups, else the one under which it was constrained, else its place."""
+    for i, group in enumerate(groups):
+        for j, other in enumerate(group["params"]):
+            if other is p:
+                names = group.get("param_names")
+                return str(names[j]) if names else name_of(p) or f"parameter {j} of group {i}"
+    raise AssertionError("the tensor is in no group")
+
+
+def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None:
+    """ValueError where p is not on the manifold, TypeError where its dtype cannot be."""
+    if not (p.is_floating_point() or p.is_complex()):
+        raise TypeError(f"{name_in(groups, p)} has dtype {p.dtype}; {manifold} holds real or complex floats.")
+    try:
+        manifold.dim(p.shape)
+    except ValueError as error:
+        raise ValueError(f"{name_in(groups, p)} does not hold points of {manifold}: {error}") from error
+    x = p.detach().to(master_dtype(p.dtype))
+    # a float64 weight may come from a float32 model; rounding of a half-precision weight moves X^H X by at most 2 eps
+    coarse = max(tolerance(p.dtype), tolerance(torch.float32))
+    limit = coarse if x.dtype == p.dtype else 4 * torch.finfo(p.dtype).eps
+    with exact_products(p.device.type):
+        feasible = bool((manifold.residual(x) <= limit).all())
+    if not feasible:
+        raise ValueError(
+            f"{name_in(groups, p)} of shape {tuple(p.shape)} is not on {manifold}. Use constrain(module, name, "
+            f"{manifold}, Riemannian()), which takes the nearest point or says how to start, or copy "
+            f"{point_code(manifold, p.shape).replace('(value)', '(weight)')} into it."
+        )
+
+
+def _check_state(name: str, p: Tensor, manifold: Manifold, entry: dict[str, Any], numbers: frozenset[str]) -> None:
+    stacks = engine(manifold).split(p.detach())
+    parts = [part_of(entry, i, len(stacks)) for i in range(len(stacks))]
+    keys = sorted(set().union(*parts))
+    known = {"step"} | {key_of(key, i, len(stacks)) for key in keys for i in range(len(stacks))}
+    for key in [*keys, *sorted(entry.keys() - known)]:
+        sizes = [math.prod(s.shape[: s.dim() - f.ndim]) if key in numbers else s.numel() for f, s in stacks]
+        shapes = [tuple(part[key].shape) for part in parts if key in part] or [tuple(entry[key].shape)]
+        if key == "drift":  # some factors need none
+            sizes = [1 for _ in shapes]
+        if [math.prod(shape) for shape in shapes] != sizes:
+            raise ValueError(
+                f"the saved state {key!r} of {name} has shapes {shapes}, but {manifold} needs tensors of {sizes} "
+                f"numbers for a parameter of shape {tuple(p.shape)}. Load the state of an optimizer of the same kind, "
+                f"for a model that was constrained in the same way."
+            )

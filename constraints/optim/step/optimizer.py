@@ -1,0 +1,300 @@
+"""What RiemannianSGD and RiemannianAdam share: parameters and their checks, the order of a step, state dicts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...precision import exact_products
+from ...riemannian import param_groups
+from ...watch import look, off
+from .bucket import Bucket
+from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
+from .limits import can_look
+from .parts import tensors_only
+from .plan import Member, Plan
+
+FIND = "Look for the cause in the loss, or skip this step"
+
+Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Group]
+
+
+class RiemannianOptimizer(Optimizer, ABC):
+    """An optimizer whose groups may carry a "manifold", on which it keeps their parameters.
+
+    params: a module, of which `param_groups` makes groups; or what a torch optimizer takes: tensors, (name, tensor)
+    pairs, or groups. Raises ValueError for a constrained tensor that comes without its manifold, for a value off its
+    manifold, and for options out of range; TypeError for a "manifold" that is none.
+
+    Constrained parameters: all factors of one manifold, shape, dtype, device and options move in one batched update,
+    whatever number of parameters they come from. Before anything is changed, the gradients are looked at: on CPU NaN,
+    Inf or a norm whose square overflows is a ValueError that names the parameter; on an accelerator, where looking
+    would stall, the factor is left as it was and counted in `skipped`. Parameters in bfloat16 or float16 are moved in
+    float32, in their state "master"; the weight is the rounded master.
+
+    No drift: a retraction that renormalizes, such as polar for tall matrices, leaves a rounding error of one step. One
+    that does not, such as Cayley, leaves some in X^H X at every step: `Bucket.advance` adds up bounds of these errors,
+    the "drift" of the state, and before their sum is `DRIFT` eps calls `Engine.polish`, for orthonormal matrices
+    X (3I - X^H X)/2, which takes an error e to 3/4 e^2, far below eps. So after any number of steps the error is that
+    of the last few, and it needs no singular value decomposition.
+    """
+
+    keeps_manifolds: ClassVar[bool] = True
+    """A step moves each group on its "manifold". `Riemannian` refuses a step of any optimizer that does not say so."""
+    _numbers: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the state that hold one number per point; the others hold a tensor like the point."""
+    _decay: ClassVar[float] = 0.0
+    """The weight decay of who was asked for none; nothing is said of it where it does nothing."""
+    _takes_sparse: ClassVar[bool] = False
+    """Whether free parameters may have sparse gradients."""
+
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        self._plan: Plan | None = None
+        self._skipped: dict[torch.device, Tensor] = {}
+        self._warned = False
+        groups = param_groups(params) if isinstance(params, nn.Module) else params
+        super().__init__(groups, {**defaults, "manifold": None})
+
+    @abstractmethod
+    def _check_options(self, group: Group) -> None:
+        """ValueError for options out of range."""
+
+    @abstractmethod
+    def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
+        """The step of torch.optim on unconstrained parameters."""
+
+    @abstractmethod
+    def _move(self, bucket: Bucket, group: Group) -> Tensor:
+        """Where the points of the bucket go; changes the bucket's state."""
+
+    # A step ----------------------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient, once; the loss of closure, which is called with gradients enabled.
+
+        Raises ValueError for a gradient of a constrained parameter that is sparse and, looked at on CPU only, for one
+        that is not finite or overflows when squared and for a value that was changed to one off its manifold: nothing
+        is changed. Also for a step too long to be computed: no parameter moves, but moments hold the gradient then.
+        Within torch.compile it runs as it is: what a step does depends on values, at each of which a graph would end.
+        """
+        if torch.compiler.is_compiling():
+            return _step_outside_of_graphs(self, closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(False):  # fewer calls than no_grad
+            free, plan = self._plan_step()
+            with exact_products(*plan.devices):
+                plan.read_points()
+                self._check_before(plan)
+                reached = [self._reach(bucket, plan) for bucket in plan.buckets]
+                for group, params in free:
+                    self._step_free(group, params, [p.grad for p in params if p.grad is not None])
+                plan.write_points(reached)
+            self._count_skipped(plan)
+            plan.publish(self.state)
+        return loss
+
+    def _check_before(self, plan: Plan) -> None:
+        """Refuse points that were moved off their manifold, and gradients that are not finite."""
+        for bucket in plan.buckets:
+            if (leaf := bucket.off()) is not None:
+                member = plan.members[leaf.member]
+                raise off(name_in(self.param_groups, member.parameter), member.parameter, member.manifold)
+        for bucket in plan.buckets:
+            if (leaf := bucket.not_finite()) is not None:
+                what = f"NaN or Inf, or a norm whose square overflows in {bucket.dtype}"
+                self._refuse_gradient(plan.members[leaf.member].parameter, what, FIND)
+
+    def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
+        """`_move`. Raises ValueError where the step is too long to be computed; no parameter has moved then."""
+        group = self.param_groups[bucket.kind.group]
+        bucket.moves = _moves(group, bucket.device)
+        try:
+            return self._move(bucket, group)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            pass
+        member = plan.members[bucket.leaves[0].member]
+        raise ValueError(
+            f"the step of {name_in(self.param_groups, member.parameter)}, shape {tuple(member.parameter.shape)}, is so "
+            f"long that {member.manifold} has no point there in {bucket.dtype}. No parameter was moved, but "
+            f"the moments hold this gradient; lower lr, or clip the gradient."
+        )
+
+    @property
+    def skipped(self) -> int:
+        """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them."""
+        return sum(int(count) for count in self._skipped.values())
+
+    def _plan_step(self) -> tuple[list[tuple[Group, list[Tensor]]], Plan]:
+        """The free parameters that have a gradient, group by group; the plan for the others, with theirs gathered."""
+        free, groups, params, grads = [], [], [], []
+        for i, group in enumerate(self.param_groups):
+            given = [p for p in group["params"] if p.grad is not None]
+            is_free = group["manifold"] is None
+            if not (is_free and self._takes_sparse):
+                for p in given:
+                    if p.grad.is_sparse:
+                        self._refuse_gradient(p, "a sparse layout", "Make its layer with sparse=False")
+            if is_free:
+                free.append((group, given))
+            else:
+                groups.append((i, group))
+                params += given
+                grads += [p.grad for p in given]
+        options = self._same_options(groups), tuple([group["manifold"] for _, group in groups])
+        plan = self._plan
+        if plan is None or not plan.fits(params, options, self.state):
+            first = dict(zip((i for i, _ in groups), options[0], strict=True))
+            members = [
+                Member(p, group["manifold"], first[i], group.get("capturable", False))
+                for i, group in groups
+                for p in group["params"]
+                if p.grad is not None
+            ]
+            plan = self._plan = Plan(members, options, self.state, self._numbers)
+        plan.read_gradients(grads)
+        return [(group, given) for group, given in free if given], plan
+
+    def _same_options(self, groups: Sequence[tuple[int, Group]]) -> tuple[int, ...]:
+        """For each of these groups, the first one with the same options."""
+        if len(groups) == 1:
+            return (groups[0][0],)
+        first: dict[Hashable, int] = {}
+        names = [name for name in self.defaults if name != "manifold"]
+        return tuple(first.setdefault(tuple(_by_value(g.get(name)) for name in names), i) for i, g in groups)
+
+    def _descent(self, bucket: Bucket, group: Group) -> Tensor:
+        """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything and is not
+        decoupled; asked for once, for the bucket keeps it no longer."""
+        g = bucket.release_gradients()
+        g = -g if group["maximize"] else g
+        decays = not group.get("decoupled_weight_decay", False) and decays_in(bucket, group)
+        return g + group["weight_decay"] * bucket.x if decays else g
+
+    def _count_skipped(self, plan: Plan) -> None:
+        for bucket in plan.buckets:
+            if bucket.ok is not None:
+                count = self._skipped.setdefault(bucket.device, torch.zeros((), dtype=torch.long, device=bucket.device))
+                count += (~bucket.ok).sum()
+
+    def _refuse_gradient(self, p: Tensor, what: str, way: str) -> NoReturn:
+        raise ValueError(
+            f"the gradient of {name_in(self.param_groups, p)}, shape {tuple(p.shape)}, has {what}. Nothing was "
+            f"changed. {way}."
+        )
+
+    # Parameters ------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters; checked as those given at the start, and not added if there is anything wrong with them."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._check_options(group)
+            check_group(type(self).__name__, group, self.param_groups)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        look(self)  # what is held now and is not at a later step is an error then
+        if not self._warned:
+            self._warned = warn_of_decay(group, self._decay)
+
+    # State -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, with the repr of each group's manifold in place of the manifold.
+
+        The state of a constrained parameter holds "step" and "drift", one number each; tensors of the shape of the
+        parameter, where its memory is one stack of factors, or else of its stacks of equal factors; and tensors with
+        one number per factor. If the parameter has factors of several kinds, each has tensors of its own, under keys
+        as "exp_avg:0" and "exp_avg:1".
+        """
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            if group["manifold"] is not None:
+                group["manifold"] = repr(group["manifold"])
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch; the manifolds stay those of this optimizer.
+
+        Raises ValueError, and changes nothing, where the saved manifold of a group has another repr or a saved tensor
+        does not fit the factors of its parameter.
+        """
+        present = list(self.param_groups)
+        saved: dict[str, Any] = {}
+
+        def check(_: Optimizer, loaded: dict[str, Any]) -> None:
+            loaded["state"] = {key: tensors_only(entry) for key, entry in loaded["state"].items()}
+            saved.update(loaded)
+            check_loaded(loaded, self.param_groups, self._numbers)
+
+        def restore(_: Optimizer) -> None:
+            for group, old, kept in zip(self.param_groups, present, saved["param_groups"], strict=True):
+                group["manifold"] = manifold = old["manifold"]
+                for name, option in old.items():
+                    group.setdefault(name, option)
+                # torch casts state to the dtype of the parameter, which would round a master
+                for key, p in zip(kept["params"], group["params"], strict=True):
+                    if manifold is not None and key in saved["state"]:
+                        self.state[p] = {k: _own(v, p.device) for k, v in saved["state"][key].items()}
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_skipped": self._skipped, "_warned": self._warned}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _step_outside_of_graphs(optimizer: RiemannianOptimizer, closure: Callable[[], Any] | None) -> Any:
+    return optimizer.step(closure)
+
+
+def decays_in(bucket: Bucket, group: Group) -> bool:
+    """Whether weight decay does anything to the points of the bucket."""
+    return group["weight_decay"] != 0 and not bucket.factor.constant_norm
+
+
+def rate(group: Group) -> float | Tensor:
+    """The learning rate as a number that does not change the shape or dtype of what it multiplies."""
+    lr: float | Tensor = group["lr"]
+    return lr.reshape(()) if isinstance(lr, Tensor) else lr
+
+
+def _moves(group: Group, device: torch.device) -> bool | Tensor:
+    """Whether lr is not 0; a tensor on the device where looking at lr would stall."""
+    lr: float | Tensor = group["lr"]
+    if not isinstance(lr, Tensor):
+        return lr != 0
+    return lr.item() != 0 if can_look(lr.device) else (lr.reshape(()) != 0).to(device)
+
+
+def _by_value(option: Any) -> Hashable:
+    """A stand-in that is equal for equal options; tensors are compared by identity, which does not look at them."""
+    if isinstance(option, Tensor):
+        return id(option)
+    return tuple(option) if isinstance(option, list) else option
+
+
+def _own(value: Any, device: torch.device) -> Any:
+    """A copy of saved state, on the device."""
+    return value.detach().to(device, copy=True) if isinstance(value, Tensor) else value
