@@ -52,6 +52,7 @@ def escape(text: str) -> str:
 def formulas(text: str) -> str:
     """Raised and lowered letters in plain text, the rest escaped."""
     text = text.replace("->", "\u2192").replace("<-", "\u2190")
+    text = text.replace(" ... ", " \u2026 ")  # no end of a sentence, as tables of summaries take it for
     text = re.sub(r"\b([mv])\^(?![\w(-])", "\\1\u0302", text)
     pattern = r"\^(?P<up>\([^()]*\)|-?\w+(?:/\d)?)|(?<=\b[A-Za-z])_(?P<low>\w{1,2})\b|(?<=\bphi)_(?P<low2>i)\b"
     parts, end = [], 0
