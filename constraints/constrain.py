@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
 
-from manifolds import BlockSpec, Layout, Manifold, ProductManifold
+from manifolds import Layout, Manifold
+from manifolds.compositions import Composition
 
 from .checkpoints import unwatch_loading, watch_loading
+from .composing import composed, hold_parts, initial_points, release_parts
+from .coordinates import Coordinates, coordinates_of
+from .fitting import fit
 from .held import Held, held
 from .method import Method, Site
 from .names import describe, match, tensors
-from .packing import check_packing, packing_of
 from .progress import shown
 from .records import Records, constrained
 from .riemannian import Riemannian
-from .ties import check_outside
-from .trivialization import Trivialization, trivialized
+from .ties import places_of
+from .trivialization import Trivialization
 from .values import Init, check_whole, initial
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,7 +34,7 @@ M = TypeVar("M", bound=nn.Module)
 def constrain(
     module: M,
     name: str | Sequence[str],
-    manifold: Manifold | type[Manifold],
+    manifold: Manifold | Composition | type[Manifold] | type[Composition],
     method: Method = Trivialization(),  # noqa: B008 (a frozen value)
     *,
     layout: Layout | None = None,
@@ -40,7 +44,8 @@ def constrain(
 
     name: dotted, a glob over dotted names, "encoder.*.self_attn.in_proj_weight", or a list of those.
     manifold: its class or an instance. Axes before those of one point are batch axes: a stack (E, n, p) under Stiefel
-    is E matrices.
+    is E matrices. A composition, as `LowRank(8)`, makes the tensor of several points, each of which is held; they are
+    new Parameters, `parametrizations.<name>.0.<part>`, so an optimizer is made afterwards.
     method: `Trivialization()`, which any optimizer trains, or `Riemannian()`, which leaves a plain Parameter. To change
     the value later: under the first write `module.weight = value`, under the second copy into it under torch.no_grad().
     A change in place of a trivialized weight, as by torch.nn.init or on its `.data`, is a ValueError at its next use
@@ -51,10 +56,11 @@ def constrain(
     manifolds), "identity", "torus" (rotations by uniform angles in pairs of axes), a tensor or a function of the
     present value that returns one, each within 1e-3 of the manifold.
 
-    A Parameter that `Riemannian` holds may be given again, with the same manifold, to bring it back after a write.
+    A tied tensor is one tensor: given under one of its names it is held at all its places, those of modules outside of
+    this one too. A tensor may be given again, in the same way: one that `Riemannian` holds comes back after a write.
     Raises ValueError or TypeError, and leaves the module as it was, where a name matches nothing, a tensor is
-    constrained in another way already or shared with one that is not constrained too, the manifold, the layout and the
-    shape do not fit, a packed tensor needs a layout, or there is no initial value.
+    constrained in another way already, the manifold, the layout and the shape do not fit, a packed tensor needs a
+    layout, or there is no initial value.
 
     >>> gru = constrain(torch.nn.GRU(5, 8), "weight_hh_l0", Stiefel**3)
     >>> conv = torch.nn.Conv2d(4, 8, 3)
@@ -62,31 +68,51 @@ def constrain(
     """
     if not isinstance(method, Method):
         raise TypeError(f"method of constrain is Trivialization() or Riemannian(); got {method!r}.")
-    manifold = manifold() if isinstance(manifold, type) and issubclass(manifold, Manifold) else manifold
-    if not isinstance(manifold, Manifold):
+    if isinstance(manifold, type) and issubclass(manifold, Manifold | Composition):
+        manifold = manifold()
+    if not isinstance(manifold, Manifold | Composition):
         raise TypeError(f"constrain needs a manifold, as in Stiefel or Stiefel**3; got {manifold!r}.")
     shared: dict[int, list[Site]] = {}
+    again: dict[int, Site] = {}
     known = constrained()
     for full, (owner, attribute) in match(module, name).items():
+        if (coordinates := dict(coordinates_of(owner)).get(attribute)) is not None:
+            again.setdefault(id(coordinates[0]), Site(full, owner, attribute, coordinates.original))  # type: ignore[arg-type]
+            continue
         parameter = _free_parameter(full, owner, attribute, method, known)
         sites = shared.setdefault(id(parameter), [])
         if all((site.owner, site.attribute) != (owner, attribute) for site in sites):  # a module may have two names
             sites.append(Site(full, owner, attribute, parameter))
-    _check_ties(module, shared, method)
+    if isinstance(method, Trivialization) or isinstance(manifold, Composition):  # which make new Parameters
+        _add_ties(module, shared, method, known)
+    values = [_once_more(site, manifold, method, layout, init) for site in again.values()]
     plan = []
     named = ((sites[0].name, sites[0].parameter.numel(), sites) for sites in shared.values())
     for sites in shown(named, len(shared)):
         try:
-            chosen = _fit(manifold, layout, sites[0])
+            chosen = fit(manifold, layout, sites[0])
             _check_same(sites[0], chosen, known)
         except ValueError as error:
             raise ValueError(f"{error}{_among(name, sites[0], shared.values())}") from error
-        plan.append((sites, chosen, initial(chosen, sites[0].parameter, init, str(sites[0]))))
-    for sites, chosen, value in plan:
-        method.hold(sites, chosen, value)
+        plan.append((sites, _holding(chosen, method, sites, init)))
+    for sites, hold in plan:
+        hold()
         for site in sites:
-            watch_loading(module, site.name)
+            root = module if site.inside else site.owner
+            watch_loading(root, site.name)
+    for held_already, point in values:
+        if point is not None:
+            held_already.set_point(point)
     return module
+
+
+def _holding(chosen: Manifold | Composition, method: Method, sites: list[Site], init: Init) -> Callable[[], None]:
+    """What holds one tensor, once everything that can fail is done."""
+    if isinstance(chosen, Manifold):
+        value = initial(chosen, sites[0].parameter, init, str(sites[0]))
+        return lambda: method.hold(sites, chosen, value)
+    points = initial_points(chosen, sites[0].parameter, init, str(sites[0]))
+    return lambda: hold_parts(sites, chosen, points, lambda parts, name, m: constrain(parts, name, m, method))
 
 
 def unconstrain(module: M, name: str | Sequence[str]) -> M:
@@ -95,7 +121,7 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     name: as for `constrain`; a glob may also match tensors that are not constrained. Under both
     engines the Parameter stays the same object; make a new optimizer, for the old one has the momentum of the
     constraint, and a Riemannian one its manifold.
-    Raises ValueError where no constrained tensor matches, or where a tensor is shared under names that do not match.
+    A tied tensor is let go at all its places, and stays tied. Raises ValueError where no constrained tensor matches.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
     >>> type(unconstrain(layer, "weight").weight).__name__
@@ -103,23 +129,23 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     """
     places = set(match(module, name).values())
     constrained = list(held(module))
+    named = {each.identity for each in constrained if (each.owner, each.attribute) in places}
     groups: dict[int, list[Held]] = {}
     for each in constrained:
-        if (each.owner, each.attribute) in places:
+        if each.identity in named:
             groups.setdefault(each.identity, []).append(each)
-    if not groups:
+    lists = [found for owner, attribute in places if (found := dict(composed(owner)).get(attribute)) is not None]
+    parts = {id(found.parts): found.parts for found in lists}
+    if not groups and not parts:
         names = ", ".join(each.name for each in constrained)
         have = f"Constrained are: {names}." if names else "Nothing in this module is."
         raise ValueError(f"{name!r} matches no constrained tensor of {type(module).__name__}. {have}")
-    for each in constrained:
-        group = groups.get(each.identity, [each])
-        if each not in group:
-            raise ValueError(
-                f"{group[0].name} shares its tensor with {each.name}; give both names, "
-                f"{[group[0].name, each.name]}, so that they stay tied."
-            )
     for group in groups.values():
-        group[0].method.release([(each.owner, each.attribute) for each in group])
+        for owner, _ in group[0].method.release([(each.owner, each.attribute) for each in group]):
+            unwatch_loading(owner)
+    for one in parts.values():
+        for owner, _ in release_parts(one):
+            unwatch_loading(owner)
     unwatch_loading(module)
     return module
 
@@ -129,8 +155,10 @@ def _free_parameter(
 ) -> nn.Parameter:
     """The Parameter at owner.attribute, of this dotted name, if it can be constrained; known are those that are."""
     who = describe(owner, full)
-    if attribute in dict(trivialized(owner)):
-        raise ValueError(f"{who} is constrained already, by Trivialization(). Call unconstrain first.")
+    if attribute in dict(composed(owner)):
+        raise ValueError(
+            f"{who} is composed already, by {dict(composed(owner))[attribute].parts}. Call unconstrain first."
+        )
     if parametrize.is_parametrized(owner, attribute):
         kinds = ", ".join(type(p).__name__ for p in owner.get_submodule(f"parametrizations.{attribute}").children())
         raise ValueError(
@@ -149,11 +177,6 @@ def _free_parameter(
     check_whole(parameter, who)
     if parameter.layout != torch.strided:
         raise ValueError(f"{who} is a tensor of layout {parameter.layout}; a constraint needs a dense one.")
-    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.sparse and isinstance(method, Trivialization):
-        raise ValueError(
-            f"{who}, shape {tuple(parameter.shape)}, has gradients of sparse layout, and none goes through the map "
-            f"from coordinates. Make the module with sparse=False, or set module.sparse = False."
-        )
     if parameter.dtype not in method.dtypes():
         dtypes = ", ".join(str(d).removeprefix("torch.") for d in method.dtypes())
         raise ValueError(
@@ -163,7 +186,7 @@ def _free_parameter(
     return parameter
 
 
-def _check_same(site: Site, manifold: Manifold, known: dict[int, tuple[Records, str]]) -> None:
+def _check_same(site: Site, manifold: Manifold | Composition, known: dict[int, tuple[Records, str]]) -> None:
     """ValueError where `Riemannian` holds the Parameter on another manifold."""
     records, place = known.get(id(site.parameter), (None, ""))
     if records is not None and records.manifolds[place] != manifold:
@@ -182,76 +205,40 @@ def _among(name: str | Sequence[str], site: Site, groups: Collection[Sequence[Si
     )
 
 
-def _check_ties(module: nn.Module, shared: dict[int, list[Site]], method: Method) -> None:
-    """A trivialized tensor has a new Parameter: all names of a tied one must move together, or they come untied."""
-    if not isinstance(method, Trivialization):
-        return
+def _add_ties(
+    module: nn.Module, shared: dict[int, list[Site]], method: Method, known: dict[int, tuple[Records, str]]
+) -> None:
+    """A trivialized tensor has a new Parameter: all places of a tied one move together, or they come untied. Those in
+    the module come under their names, in its order, and then those elsewhere."""
     for full, (owner, attribute) in tensors(module).items():
-        sites = shared.get(id(owner._parameters.get(attribute)))
-        if sites is not None and all((site.owner, site.attribute) != (owner, attribute) for site in sites):
-            names = _names_of(module, sites[0].parameter)
+        sites = shared.get(id(owner._parameters.get(attribute)), [])
+        if sites and all((site.owner, site.attribute) != (owner, attribute) for site in sites):
+            sites.append(Site(full, owner, attribute, _free_parameter(full, owner, attribute, method, known)))
+    parameters = [sites[0].parameter for sites in shared.values()]
+    here = [site.owner._parameters for sites in shared.values() for site in sites]
+    for owner, attribute, parameter in places_of(parameters, here) if parameters else []:
+        site = shared[id(parameter)][0]
+        if isinstance(owner, ParametrizationList):
+            kinds = ", ".join(type(each).__name__ for each in owner)
             raise ValueError(
-                f"{sites[0]} is tied to {full}, and Trivialization would untie them. Give all its names, {names}, "
-                f"or a glob that matches them, or use Riemannian(), which leaves one Parameter."
+                f"{site}, shape {tuple(parameter.shape)}, is tied to a tensor of a module that another "
+                f"parametrization, {kinds}, computes from it. Call torch.nn.utils.parametrize.remove_parametrizations "
+                f"there first, or use Riemannian(), which leaves one Parameter."
             )
-    check_outside(shared.values())
+        checked = _free_parameter(attribute, owner, attribute, method, known)
+        shared[id(parameter)].append(Site(attribute, owner, attribute, checked, inside=False))
 
 
-def _names_of(module: nn.Module, parameter: nn.Parameter) -> list[str]:
-    """One name for each place where a Parameter is."""
-    places: dict[tuple[nn.Module, str], str] = {}
-    for full, (owner, attribute) in tensors(module).items():
-        if owner._parameters.get(attribute) is parameter:
-            places.setdefault((owner, attribute), full)
-    return list(places.values())
-
-
-def _fit(manifold: Manifold, layout: Layout | None, site: Site) -> Manifold:
-    """The manifold that holds this tensor, once layout, packing and shape agree."""
-    shape = tuple(site.parameter.shape)
-    packing = packing_of(site.owner, site.attribute)
-    if layout is None and packing is not None:
-        check_packing(packing, manifold, shape, str(site))
-    try:
-        chosen = manifold if layout is None else _with_layout(manifold, layout, shape)
-        _check_axis(chosen, shape)
-        chosen.dim(shape)
-    except ValueError as error:
-        raise ValueError(f"{site}, shape {shape}: {error}") from error
-    return chosen
-
-
-def _with_layout(manifold: Manifold, layout: Layout, shape: tuple[int, ...]) -> Manifold:
-    if not isinstance(layout, Layout):
-        raise TypeError(f"layout of constrain is a BlockSpec or a BlockSpec.pattern(...); got {layout!r}.")
-    if isinstance(manifold, ProductManifold):
-        if not manifold.stacked:
-            raise ValueError(f"{manifold} has a layout of its own; got {layout} too. Drop one of them.")
-        return ProductManifold(manifold.factors, layout)
-    if layout == BlockSpec(rows=1, axis=0):
-        return manifold
-    ndim = layout.ndim(manifold.ndim)
-    if len(shape) < ndim:
+def _once_more(
+    site: Site, manifold: Manifold | Composition, method: Method, layout: Layout | None, init: Init
+) -> tuple[Coordinates, Tensor | None]:
+    """The value that a tensor takes which is trivialized already, as by its tie; None for the one that it has.
+    ValueError where it is held in another way."""
+    coordinates = dict(coordinates_of(site.owner))[site.attribute]
+    held: Any = coordinates[0]
+    if method != Trivialization(held.rebase_every) or fit(manifold, layout, site) != held.manifold:
         raise ValueError(
-            f"{layout} cuts points of {ndim} axes, and the tensor has {len(shape)}. Write a layout of axes that it "
-            f"has, or reshape the tensor in its module."
+            f"{site} is constrained already, to {held.manifold} by {Trivialization(held.rebase_every)}. Call "
+            f"unconstrain first."
         )
-    return ProductManifold((manifold,) * len(layout.shapes(shape[len(shape) - ndim :])), layout)
-
-
-def _check_axis(manifold: Manifold, shape: tuple[int, ...]) -> None:
-    """An axis counted from the first one means nothing where batch axes come before the packed point."""
-    if not isinstance(manifold, ProductManifold) or len(shape) <= manifold.ndim:
-        return
-    layout = manifold.layout
-    if isinstance(layout, BlockSpec) and layout.axis >= 0:
-        axis, wanted = layout.axis - manifold.ndim, layout.axis - len(shape)
-        ways = f"layout=BlockSpec(rows={layout.rows}, axis={axis}) to cut each of the batch"
-        if wanted != axis:
-            ways = (
-                f"layout=BlockSpec(rows={layout.rows}, axis={wanted}) to cut axis {layout.axis} of the tensor, {ways}"
-            )
-        raise ValueError(
-            f"{layout} counts its axis from the first one, but the tensor has more axes than a point of {manifold}, "
-            f"which has {manifold.ndim}: it is ambiguous. Pass {ways}, or a BlockSpec.pattern that names every axis."
-        )
+    return coordinates, None if init is None else initial(held.manifold, coordinates.point(), init, str(site))

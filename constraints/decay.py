@@ -28,6 +28,21 @@ def enlist(coordinates: Any) -> None:
     _generation = number
 
 
+def delist(coordinates: Any) -> None:
+    """They are coordinates no more."""
+    _live.pop(id(coordinates), None)
+
+
+def living() -> list[Any]:
+    """The coordinates of every trivialized tensor of the process; a tied one has as many as places."""
+    return [each for reference in _live.valuerefs() if (each := reference()) is not None]
+
+
+def optimizers() -> list[Optimizer]:
+    """The optimizers that have made steps since there are coordinates."""
+    return [each for reference in _looked.keyrefs() if (each := reference()) is not None]
+
+
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():  # looking is no part of the graph
         return
@@ -38,7 +53,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     _looked[optimizer] = state
     decayed = {id(p) for group in groups if group.get("weight_decay", 0) != 0 for p in group["params"]}
-    for each in [each for reference in _live.valuerefs() if (each := reference()) is not None] if decayed else []:
+    for each in living() if decayed else []:
         if id(each.original) in decayed:
             _looked[optimizer] = _warned
             warnings.warn(

@@ -5,9 +5,11 @@ Where a version of torch has none of that name, the answer is that of plain eage
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
+from torch.utils import checkpoint
 
 
 def _private(path: str, otherwise: Any) -> Any:
@@ -21,8 +23,18 @@ def _private(path: str, otherwise: Any) -> Any:
 _level = _private("_functorch.maybe_current_level", None)
 _is_traced = _private("_is_tracing", False)
 _modes = _private("_len_torch_dispatch_stack", 0)
-# torch 2.6 has none; a part of a pass that is checkpointed alone then raises CheckpointError
-_saving = _private("_autograd._top_saved_tensors_default_hooks", None)
+
+
+def _recomputed(_: bool) -> int | None:
+    """The call of torch.utils.checkpoint that this one is within, by its frame; None outside of all."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != checkpoint.__file__:
+        frame = frame.f_back  # type: ignore[assignment]
+    return None if frame is None else id(frame)
+
+
+# torch 2.6 does not tell the hooks
+_saving: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", _recomputed)
 
 
 def transform_level() -> int | None:

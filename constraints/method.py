@@ -15,12 +15,14 @@ from .names import describe
 
 
 class Site(NamedTuple):
-    """A Parameter where a module keeps it: parameter is owner.attribute, called name in messages."""
+    """A Parameter where a module keeps it: parameter is owner.attribute, called name in messages; inside of the module
+    that was given, or tied from elsewhere."""
 
     name: str
     owner: nn.Module
     attribute: str
     parameter: nn.Parameter
+    inside: bool = True
 
     def __str__(self) -> str:
         return describe(self.owner, self.name)
@@ -38,5 +40,6 @@ class Method(ABC):
         """Set one Parameter, found at all of these sites, to value, a point of the manifold, and keep it there."""
 
     @abstractmethod
-    def release(self, places: Sequence[tuple[nn.Module, str]]) -> None:
-        """Leave a plain Parameter with the present value at all (owner, attribute) that share it."""
+    def release(self, places: Sequence[tuple[nn.Module, str]]) -> Sequence[tuple[nn.Module, str]]:
+        """Leave a plain Parameter with the present value at all (owner, attribute) that share it, also elsewhere in the
+        process. Returns them all."""

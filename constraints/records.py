@@ -87,15 +87,14 @@ def record(module: nn.Module, attribute: str, manifold: Manifold, name: str) -> 
     _enlist(records)
 
 
-def forget(module: nn.Module, attribute: str) -> None:
-    """Undo `record`."""
+def forget(p: Tensor | None) -> None:
+    """Undo `record` of this Parameter, in every module that has it."""
     global _generation
-    records: Records = module.__dict__[KEY]
-    del records.manifolds[attribute], records.names[attribute]
-    records.versions.pop(attribute, None)
+    for records in list(_alive()):
+        for attribute in [attribute for attribute, each, _ in records if each is p]:
+            del records.manifolds[attribute], records.names[attribute]
+            records.versions.pop(attribute, None)
     _generation = next(_generations)
-    if not records.manifolds:
-        del module.__dict__[KEY]
 
 
 def recorded(module: nn.Module) -> dict[str, Manifold]:

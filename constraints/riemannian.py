@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from manifolds import Manifold
 
 from . import watch as watch  # which starts with the first record
+from .coordinates import coordinates_of
 from .method import Method, Site
 from .records import constrained, forget, record, recorded
-from .trivialization import coordinates_of
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ class Riemannian(Method):
         for site in sites:
             record(site.owner, site.attribute, manifold, site.name)
 
-    def release(self, places: Sequence[tuple[nn.Module, str]]) -> None:
-        for owner, attribute in places:
-            forget(owner, attribute)
+    def release(self, places: Sequence[tuple[nn.Module, str]]) -> Sequence[tuple[nn.Module, str]]:
+        owner, attribute = places[0]
+        forget(owner._parameters[attribute])
+        return places
 
 
 def param_groups(module: nn.Module) -> list[dict[str, Any]]:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, tolerance
+from manifolds import (
+    Euclidean,
+    Manifold,
+    NearestPointManifold,
+    Orthogonal,
+    ProductManifold,
+    SpecialOrthogonal,
+    tolerance,
+)
 from manifolds._points import check_map
-from manifolds._transforms import is_transformed
+from manifolds.base import settled
+from manifolds.kernels.transforms import is_transformed
 
 from .inside import is_traced
 from .precision import exact_products
@@ -78,7 +87,10 @@ def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str, way: str) -
 
 
 def nearest(manifold: Manifold, x: Tensor, who: str) -> Tensor:
-    """manifold.nearest(x), or a ValueError that names the block that has no nearest point."""
+    """manifold.nearest(x), or a ValueError that names the block that has no nearest point. Of sets without nearest
+    points, x itself, within rounding of a point or refused with the ways in."""
+    if not isinstance(manifold, NearestPointManifold):
+        return _within_rounding(manifold, x, who)
     # every tenth random matrix of 512 x 512 is of deficient rank to float32
     exact = (x.cpu() if x.device.type == "mps" else x).to(torch.promote_types(x.dtype, torch.float64))
     try:
@@ -97,12 +109,31 @@ def nearest(manifold: Manifold, x: Tensor, who: str) -> Tensor:
     return y
 
 
+def _within_rounding(manifold: Manifold, x: Tensor, who: str) -> Tensor:
+    """x, polished factor by factor; ValueError where that is no point."""
+    with exact_products(x.device.type):
+        y = manifold.join(
+            [settled(f, t) if bool((f.residual(t) <= near(x.dtype)).all()) else t for f, t in manifold.split(x)],
+            x.shape,
+        )
+        if bool(manifold.contains(y).all()):
+            return y.clone()
+    raise ValueError(_off(manifold, x, who, ""))
+
+
 def code(manifold: Manifold) -> str:
     """The manifold as it is written before a method call."""
     text = repr(manifold)
     if isinstance(manifold, ProductManifold):
         return text if len(manifold) == 1 or not manifold.stacked else f"({text})"
     return text if text.endswith(")") else f"{text}()"
+
+
+def point_code(manifold: Manifold, shape: Sequence[int]) -> str:
+    """Code that gives a point of this shape: the nearest one to a value, or a random one where there is no nearest."""
+    if isinstance(manifold, NearestPointManifold):
+        return f"{code(manifold)}.nearest(value)"
+    return f"{code(manifold)}.random{tuple(shape)}"
 
 
 def near(dtype: torch.dtype) -> float:
@@ -185,6 +216,13 @@ def _off(manifold: Manifold, x: Tensor, who: str, way: str) -> str:
         f"{who} is not on {manifold}: the value of shape {tuple(x.shape)} has residual {worst:.1e}, and at most "
         f"{NEAR:.0e} is taken for rounding. {way.replace('{nearest}', f'{code(manifold)}.nearest')}"
     )
+    if not isinstance(manifold, NearestPointManifold):
+        without = next(f for f, _ in manifold.split(x) if not isinstance(f, NearestPointManifold))
+        return (
+            f"{who} is not on {manifold}: the value of shape {tuple(x.shape)} has residual {worst:.1e}, and {without} "
+            f"has no nearest point to take instead. Pass init='haar' for a random point, init='identity' where that is "
+            f"one, or a tensor, or a function that returns one, on {manifold}."
+        )
     negative, count = _reflections(manifold, x)
     if negative:
         text += f" {negative} of {count} matrices have determinant -1: Orthogonal admits them."
@@ -223,7 +261,8 @@ def _culprit(manifold: Manifold, x: Tensor) -> tuple[str, str]:
                 return f", block {i} of {len(manifold)}, shape {tuple(block.shape)}{where}", reason
         return "", ""
     try:
-        manifold.nearest(x)
+        if isinstance(manifold, NearestPointManifold):
+            manifold.nearest(x)
     except ValueError as error:
         return "", str(error)
     return "", ""

@@ -15,7 +15,7 @@ from manifolds import Manifold
 
 from .precision import exact_products
 from .records import Records, constrained, generation, hidden, lost, when_first
-from .values import at_least_float32, code, is_near
+from .values import at_least_float32, is_near, point_code
 
 LOOK_EVERY = 100  # steps: what a Gram matrix costs then is nothing
 
@@ -138,7 +138,7 @@ def off(name: str, p: Tensor, manifold: Manifold) -> ValueError:
     """The error for a parameter whose value was changed to one that is not on its manifold."""
     return ValueError(
         f"{name} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, where it is held. Write "
-        f"a point into it, by .copy_({code(manifold)}.nearest(value)) under torch.no_grad(), or unconstrain it, set it "
+        f"a point into it, by .copy_({point_code(manifold, p.shape)}) under torch.no_grad(), or unconstrain it, set it "
         f"and constrain it again."
     )
 

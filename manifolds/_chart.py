@@ -9,25 +9,14 @@ Source: Saad, Iterative Methods for Sparse Linear Systems (2003), section 8.3.1,
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable
-
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import may_look, skew, sym
-from ._points import inner
-from ._tiny import product
-from .base import Manifold, per_point
+from .base import Manifold
+from .kernels.chart import least_squares
 
-Linear = Callable[[Tensor], Tensor]
-Square = Inexact[Tensor, "*batch n n"]
 Points = Inexact[Tensor, "*batch n p"]
-
-ROUNDS = 100  # of conjugate gradients, at most
-BLIND = 8  # where a value would have to be waited for: at |c| = 1 each leaves a third of the error, or less
 
 
 def solved(manifold: Manifold, x: Tensor, y: Tensor, c: Tensor, m: Tensor) -> Tensor:
@@ -52,95 +41,19 @@ def solved(manifold: Manifold, x: Tensor, y: Tensor, c: Tensor, m: Tensor) -> Te
     return result
 
 
-def cayley(c: Square, m: Square) -> Square:
-    """(I - C/2) M (I + C/2) for skew C and M: with P = (I - C/2)^-1, X Cayley(C) moves by P^H dC P."""
-    k = product(m, c, m, 0.5)
-    return skew(product(c, k, k, -0.5))
-
-
-def cayley_special(c: Square, m: Square) -> Square:
-    """K - tr K / tr S S with K = (I - C/2) M (I + C/2), S = I - C^2/4: `cayley` where determinants are kept at 1."""
-    k = cayley(c, m)
-    s = product(c, c, alpha=-0.25)
-    s.diagonal(dim1=-2, dim2=-1).add_(1)
-    ratio = _trace(k) / _trace(s)
-    return k - ratio[..., None, None] * s
-
-
-def polar(x: Points, y: Points, c: Points, m: Points) -> Points:
-    """The projection at Y of (M - 2 X Z) H with H = Y^H (X + C), N = X^H Y, and N^H Z + Z N = sym(Y^H M).
-
-    For the tangent C = Y H - X changes by dY H + Y dH, where X^H C stays skew: X^H dY H + N dH is skew.
-    """
-    if x.shape[-2] < x.shape[-1]:
-        return polar(x.mH, y.mH, c.mH, m.mH).mH
-    h, n = sym(y.mH @ (x + c)), x.mH @ y
-    z = least_squares(lambda z: 2 * sym(z @ n), lambda k: 2 * sym(n @ k), sym(y.mH @ m), 2)
-    t = (m - 2 * x @ z) @ h
-    return t - y @ sym(y.mH @ t)
-
-
-def least_squares(of: Linear, adjoint: Linear, b: Tensor, ndim: int) -> Tensor:
-    """The shortest t with of(t) = b, for b in the range but for rounding, point by point, by conjugate gradients."""
-    looks, tiny = may_look(b), torch.finfo(b.dtype).tiny
-    least = (4 * torch.finfo(b.dtype).eps) ** 2 * _squares(b, ndim)
-    t, r, p = torch.zeros_like(b), b, adjoint(b)
-    size = _squares(p, ndim)
-    for _ in range(ROUNDS if looks else BLIND):
-        going = size > least
-        if looks and not bool(going.any()):
-            break
-        q = of(p)
-        step = torch.where(going, size / _squares(q, ndim).clamp_min(tiny), 0)
-        t, r = t + step * p, r - step * q
-        s = adjoint(r)
-        size, before = _squares(s, ndim), size
-        p = s + size / before.clamp_min(tiny) * p
-    return t
-
-
 def is_long(manifold: Manifold, x: Tensor, c: Tensor) -> bool:
-    """Whether a point has coordinates longer than it is itself: where charts begin to bend. It looks at the values.
+    """Whether a point has coordinates with |C| > |X| / (2 k^(1/4)), from where its chart may bend. Looks at values.
 
-    Of vectors the norms are compared; of matrices the largest singular value of C, estimated from below, with the
-    quadratic mean of those of X, which are 1 on Stiefel. Numbers have a chart that never bends. False where c is NaN.
+    k is 1 for vectors and the shorter side of matrices: if C has all its length in one of k directions it is as long
+    there as |C| sqrt(k) / |X|, which is |C| on Stiefel, and if it has it evenly, as |C| / |X|. Their geometric mean is
+    compared with 1/2. Numbers have a chart that never bends. False where c is NaN.
     """
     for (factor, points), (_, vectors) in zip(manifold.split(x), manifold.split(c), strict=True):
         if factor.ndim == 0 or not points.numel():
             continue
         axes = tuple(range(-factor.ndim, 0))
         scale, length = (torch.linalg.vector_norm(t, dim=axes) for t in (points, vectors))
-        if factor.ndim == 2:
-            scale = scale / math.sqrt(min(points.shape[-2:]))
-        longer = length > scale
-        if factor.ndim == 2 and bool(longer.any()):
-            longer &= _largest_singular_value(vectors) > scale
-        if bool(longer.any()):
+        k = min(points.shape[axes[0] :]) if factor.ndim > 1 else 1
+        if bool((length > scale / (2 * k**0.25)).any()):
             return True
     return False
-
-
-def _largest_singular_value(a: Points) -> Float[Tensor, "*batch"]:
-    """Of each matrix, from below, by power iteration from a start that is the same every time."""
-    tiny = torch.finfo(a.dtype).tiny
-    size = torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
-    a, v = a / size.clamp_min(tiny), _start(a.shape[-1], a.dtype)
-    for _ in range(3):
-        v = a.mH @ (a @ v)
-    before, after = (torch.linalg.vector_norm(t, dim=(-2, -1)) for t in (v, a @ v))
-    largest: Tensor = after / before.clamp_min(tiny) * size[..., 0, 0]
-    return largest
-
-
-@functools.cache
-def _start(n: int, dtype: torch.dtype) -> Tensor:
-    return (torch.arange(1, n + 1, dtype=torch.float64).square() * math.sqrt(2)).cos().to(dtype).unsqueeze(-1)
-
-
-def _trace(a: Square) -> Inexact[Tensor, "*batch"]:
-    return a.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def _squares(a: Tensor, ndim: int) -> Tensor:
-    """|a|^2 of each point, shaped to multiply points."""
-    return per_point(inner(a, a, ndim), ndim)

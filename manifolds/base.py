@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from abc import ABC, ABCMeta, abstractmethod
+from abc import ABC, ABCMeta, abstractmethod, update_abstractmethods
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 
 class ManifoldMeta(ABCMeta):
     """Lets the algebra be written on classes: `Stiefel**3` means `Stiefel()**3`."""
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(name, bases, namespace, **kwargs)
+        # who writes nearest into a plain Manifold means the closed set that it makes
+        if "nearest" in namespace and name != "NearestPointManifold" and not issubclass(cls, NearestPointManifold):
+            for derived in ("retract", "residual", "random"):
+                if getattr(getattr(cls, derived), "__isabstractmethod__", False):
+                    setattr(cls, derived, vars(NearestPointManifold)[derived])
+            update_abstractmethods(cls)
+            NearestPointManifold.register(cls)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         frozen = getattr(getattr(cls, "__dataclass_params__", None), "frozen", False)
@@ -54,9 +64,10 @@ class ManifoldMeta(ABCMeta):
 class Manifold(ABC, metaclass=ManifoldMeta):
     """What a set of tensors must say to be optimized over.
 
-    A subclass is a frozen dataclass that defines `ndim`, `project`, `nearest` and `dim`; everything else follows
-    from these four and may be overridden by something cheaper. `manifolds.testing.check_manifold` states the
-    contract as theorems and says which of them a new manifold breaks.
+    A subclass is a frozen dataclass that defines `ndim`, `project`, `retract`, `residual`, `random` and `dim`;
+    everything else follows from these six and may be overridden by something cheaper. A closed set, which has a
+    nearest point for any tensor, is better written as a `NearestPointManifold`, where four are enough.
+    `manifolds.testing.check_manifold` states the contract as theorems and says which of them a new manifold breaks.
 
     In the formulas x, y are points, u, v tangent vectors, a any ambient tensor, g a Euclidean gradient.
     Source: Boumal, An Introduction to Optimization on Smooth Manifolds (2023), chapters 3 and 7.
@@ -82,8 +93,22 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         """argmin over v in T_x of |v - a|: the tangent vector at x nearest to a. Shapes of x, a and result agree."""
 
     @abstractmethod
-    def nearest(self, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """argmin over y in M of |y - x|: the point of M nearest to x. Keeps a point where it is."""
+    def retract(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """R_x(v), with R_x(tv) = x + tv + O(t^2): the point reached from x along v."""
+
+    @abstractmethod
+    def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Distance from feasibility, one number per point: 0 on M, NaN where x has a NaN."""
+
+    @abstractmethod
+    def random(
+        self,
+        *shape: int | Sequence[int],
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Inexact[Tensor, "..."]:
+        """A random point of this shape, numbers or one tuple of them; uniform (Haar) where M is compact."""
 
     @abstractmethod
     def dim(self, shape: Sequence[int]) -> int:
@@ -97,11 +122,6 @@ class Manifold(ABC, metaclass=ManifoldMeta):
     def dim_of_complex(self, shape: Sequence[int]) -> int:
         """Degrees of freedom, real ones, of complex points of this shape; 2 dim(shape) unless overridden."""
         return 2 * self.dim(shape)
-
-    def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """|x - nearest(x)|, one number per point: the distance from feasibility. NaN where x has a NaN."""
-        check_axes(self, x.shape)
-        return length(x - check_map(self, "nearest", x, self.nearest(x)), self.ndim)
 
     def contains(self, x: Inexact[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """residual(x) <= `tolerance`(x.dtype), one truth value per point; False where x has a NaN."""
@@ -122,11 +142,6 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         """sqrt(inner(x, v, v)), one number per point, with derivative 0 at v = 0."""
         return root(self.inner(x, v, v))
 
-    def retract(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """R_x(v), with R_x(tv) = x + tv + O(t^2); nearest(x + v) unless overridden."""
-        x, v = broadcast(self, x, v)
-        return self.nearest(x + v)
-
     def transport(
         self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]
     ) -> Inexact[Tensor, "..."]:
@@ -134,20 +149,11 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         _, y, v = broadcast(self, x, y, v)
         return self.project(y, v)
 
-    def random(
-        self,
-        *shape: int | Sequence[int],
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+    def random_tangent(
+        self, x: Inexact[Tensor, "..."], generator: torch.Generator | None = None
     ) -> Inexact[Tensor, "..."]:
-        """A random point of this shape: nearest(Gaussian), which is uniform where M is a compact homogeneous space.
-
-        The shape is numbers or one tuple of them.
-        """
-        self.dim(shape := sizes(shape))
-        gaussian = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        return check_map(self, "nearest", gaussian, self.nearest(gaussian))
+        """project(x, Gaussian): a Gaussian tangent vector at x, isotropic in the ambient metric."""
+        return self.project(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
 
     # What engines (optimizers, trivializations) call. An author of a manifold never has to know. ----------
     # Coordinates have the shape of the point: the vector; on O(n) the Omega of v = x Omega, which needs no transport.
@@ -252,7 +258,7 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         super().__init_subclass__(**kwargs)
         # @dataclass writes a repr with every default; it leaves alone one that is there already
         if "__repr__" not in cls.__dict__:
-            cls.__repr__ = Manifold.__repr__  # type: ignore[method-assign]
+            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         values = [(f, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
@@ -260,6 +266,45 @@ class Manifold(ABC, metaclass=ManifoldMeta):
             f"{f.name}={getattr(v, '__name__', repr(v))}" for f, v in values if f.default is MISSING or v != f.default
         ]
         return type(self).__name__ + (f"({', '.join(options)})" if options else "")
+
+
+class NearestPointManifold(Manifold):
+    """A closed set: for any tensor there is a nearest point, from which retraction, residual and random points follow.
+
+    A subclass defines `ndim`, `project`, `nearest` and `dim`. A `Manifold` that defines `nearest` becomes one.
+
+    >>> isinstance(Stiefel(), NearestPointManifold)
+    True
+    """
+
+    @abstractmethod
+    def nearest(self, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """argmin over y in M of |y - x|: the point of M nearest to x. Keeps a point where it is."""
+
+    def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """|x - nearest(x)|, one number per point: the distance from feasibility. NaN where x has a NaN."""
+        check_axes(self, x.shape)
+        return length(x - check_map(self, "nearest", x, self.nearest(x)), self.ndim)
+
+    def retract(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """R_x(v), with R_x(tv) = x + tv + O(t^2); nearest(x + v) unless overridden."""
+        x, v = broadcast(self, x, v)
+        return self.nearest(x + v)
+
+    def random(
+        self,
+        *shape: int | Sequence[int],
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Inexact[Tensor, "..."]:
+        """A random point of this shape: nearest(Gaussian), which is uniform where M is a compact homogeneous space.
+
+        The shape is numbers or one tuple of them.
+        """
+        self.dim(shape := sizes(shape))
+        gaussian = torch.randn(shape, generator=generator, dtype=dtype, device=device)
+        return check_map(self, "nearest", gaussian, self.nearest(gaussian))
 
 
 class GeodesicManifold(Manifold):
@@ -281,6 +326,27 @@ class GeodesicManifold(Manifold):
         """|log(x, y)|, the length of the shortest path, one number per pair."""
         return self.norm(x, self.log(x, y))
 
+    def geodesic(
+        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], t: float | Float[Tensor, "..."]
+    ) -> Inexact[Tensor, "..."]:
+        """exp(x, t log(x, y)): from x at t = 0 to y at t = 1; t a number, or one for each pair."""
+        v = self.log(x, y)
+        return self.exp(x, v * (per_point(t, self.ndim) if isinstance(t, Tensor) else t))
+
+    def mean(self, x: Inexact[Tensor, "..."], weights: Float[Tensor, "..."] | None = None) -> Inexact[Tensor, "..."]:
+        """argmin over y of sum_i w_i distance(x_i, y)^2, the Karcher mean over the last batch axis of x.
+
+        x is (*batch, N, *point), weights (*batch, N) or (N,), nonnegative with a positive sum, None for equal ones.
+        Iterates y <- exp(y, sum_i w_i log(y, x_i)) until that tangent vector is rounding.
+        Raises ValueError where x has no axis to take the mean over or weights do not fit, RuntimeError where the
+        iteration does not settle, as for points that are not within one convex ball.
+        Source: Afsari, Tron & Vidal, On the convergence of gradient descent for finding the Riemannian center of
+        mass (2013).
+        """
+        from ._mean import karcher  # which knows of this class
+
+        return karcher(self, x, weights)
+
 
 def tolerance(dtype: torch.dtype) -> float:
     """128 eps of the dtype: a residual up to this is rounding, not a point off the manifold.
@@ -289,6 +355,11 @@ def tolerance(dtype: torch.dtype) -> float:
     '1.5e-05'
     """
     return 128 * torch.finfo(dtype).eps
+
+
+def settled(manifold: Manifold, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+    """The point of M that x is to rounding: the nearest one, or x polished where there is no nearest."""
+    return manifold.nearest(x) if isinstance(manifold, NearestPointManifold) else manifold.polish(x)
 
 
 def per_point(s: Float[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:

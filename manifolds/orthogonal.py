@@ -9,19 +9,20 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _chart, _group, _rotation, _steps
-from ._cayley import cayley_step
-from ._determinant import determinant_phase, unit_determinant
-from ._linalg import eye_like, newton_schulz, orthogonality_error, skew
+from . import _group
 from ._points import broadcast, inner, sizes
-from .base import Manifold, check_ndim
+from .base import NearestPointManifold, check_ndim
+from .kernels import chart, orthonormal, rotation, steps
+from .kernels.cayley import cayley_step
+from .kernels.determinant import determinant_phase, unit_determinant
+from .kernels.linalg import eye_like, newton_schulz, orthogonality_error, skew
 from .retractions import Retraction, cayley, polar
 
 Square = Inexact[Tensor, "*batch n n"]
 
 
 @dataclass(frozen=True)
-class Orthogonal(Manifold):
+class Orthogonal(NearestPointManifold):
     """Square matrices (..., n, n) with X^H X = I: O(n), or U(n) for complex tensors; metric Re tr(U^H V).
 
     T_X = {X Omega : Omega skew(-Hermitian)}. Optimization keeps the sign of the determinant it starts with: O(n) has
@@ -51,7 +52,7 @@ class Orthogonal(Manifold):
     def nearest(self, x: Square) -> Square:
         """The polar factor W V^H of X = W S V^H. Raises ValueError for deficient rank, NaN or Inf."""
         _check_square("Orthogonal", x.shape)
-        return _group.polar_factor(x)
+        return orthonormal.polar_factor(x)
 
     def dim(self, shape: Sequence[int]) -> int:
         """n (n - 1) / 2 for each matrix."""
@@ -72,7 +73,7 @@ class Orthogonal(Manifold):
     ) -> Square:
         """A uniform (Haar) random point."""
         self.dim(shape := sizes(shape))
-        return _group.haar(shape, generator, dtype, device)
+        return orthonormal.haar(shape, generator, dtype, device)
 
     def residual(self, x: Square) -> Float[Tensor, "*batch"]:
         """max |X^H X - I|."""
@@ -109,7 +110,7 @@ class Orthogonal(Manifold):
 
     def recenter(self, x: Square, y: Square, c: Square, m: Square) -> Square:
         """As defined; for Cayley (I - C/2) M (I + C/2)."""
-        return _chart.cayley(c, m) if self.retraction in (cayley, polar) else super().recenter(x, y, c, m)
+        return chart.cayley(c, m) if self.retraction in (cayley, polar) else super().recenter(x, y, c, m)
 
     def polish(self, x: Square) -> Square:
         """X (3I - X^H X) / 2."""
@@ -117,7 +118,7 @@ class Orthogonal(Manifold):
 
     def mix(self, x: Square, stored: Square, g: Square, keep: float, add: float) -> tuple[Square, Tensor]:
         """As defined, with fewer passes over memory."""
-        return _steps.mix_square(x, stored, g, keep, add, canonical=False)
+        return steps.mix_square(x, stored, g, keep, add, canonical=False)
 
     def advance(self, x: Square, c: Square, size: float | Tensor) -> Square:
         """As defined; for short steps by series, where engines use Cayley."""
@@ -126,7 +127,7 @@ class Orthogonal(Manifold):
 
 
 @dataclass(frozen=True)
-class SpecialOrthogonal(Manifold):
+class SpecialOrthogonal(NearestPointManifold):
     """Rotations: square matrices (..., n, n) with X^H X = I and det X = 1; SO(n), or SU(n) for complex tensors.
 
     T_X = {X Omega : Omega skew(-Hermitian), tr Omega = 0}; metric Re tr(U^H V).
@@ -158,7 +159,7 @@ class SpecialOrthogonal(Manifold):
         it is, most that of the smallest singular value. Raises ValueError where that is not unique, as for diag(1, 1,
         -1) and for rank n - 2 or less, and for NaN or Inf."""
         _check_square("SpecialOrthogonal", x.shape)
-        return _rotation.nearest(x)
+        return rotation.nearest(x)
 
     def dim(self, shape: Sequence[int]) -> int:
         """n (n - 1) / 2 for each matrix."""
@@ -180,7 +181,7 @@ class SpecialOrthogonal(Manifold):
         """A uniform (Haar) random point: the rotation nearest to a Gaussian matrix."""
         self.dim(shape := sizes(shape))
         gaussian = torch.randn(*shape, generator=generator, dtype=dtype, device=device)
-        return _rotation.turned(*torch.linalg.svd(gaussian))
+        return rotation.turned(*torch.linalg.svd(gaussian))
 
     def residual(self, x: Square) -> Float[Tensor, "*batch"]:
         """The larger of max |X^H X - I| and |det X - 1|, the latter being 2 for a reflection."""
@@ -219,7 +220,7 @@ class SpecialOrthogonal(Manifold):
         """As defined; for Cayley as for `Orthogonal`, with a trace of zero."""
         if self.retraction not in (cayley, polar):
             return super().recenter(x, y, c, m)
-        return _chart.cayley_special(c, m) if m.is_complex() else _chart.cayley(c, m)
+        return chart.cayley_special(c, m) if m.is_complex() else chart.cayley(c, m)
 
     def polish(self, x: Square) -> Square:
         """X (3I - X^H X) / 2."""
@@ -229,7 +230,7 @@ class SpecialOrthogonal(Manifold):
         """As defined; for real matrices, whose lifts have no trace, with fewer passes over memory."""
         if x.is_complex():
             return super().mix(x, stored, g, keep, add)
-        return _steps.mix_square(x, stored, g, keep, add, canonical=False)
+        return steps.mix_square(x, stored, g, keep, add, canonical=False)
 
     def advance(self, x: Square, c: Square, size: float | Tensor) -> Square:
         """As defined; for short steps by series, where engines use Cayley."""

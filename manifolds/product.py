@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._points import broadcast, check_map, sizes
-from .base import Manifold, check_ndim
+from ._points import broadcast, check_map, root, sizes
+from .base import GeodesicManifold, Manifold, NearestPointManifold, check_ndim
 from .layout import BlockSpec, Layout
 
 Map = Callable[..., Tensor]
@@ -44,6 +44,18 @@ class ProductManifold(Manifold):
 
     factors: tuple[Manifold, ...]
     layout: Layout | None = None
+
+    def __new__(cls, factors: Any = None, layout: Layout | None = None) -> ProductManifold:
+        """A product has the abilities that all its factors have."""
+        if not isinstance(factors, tuple | list) or not factors:
+            return object.__new__(cls)
+        made = [f if isinstance(f, type) else type(f) for f in factors]
+        abilities = tuple(all(issubclass(f, kind) for f in made) for kind in (NearestPointManifold, GeodesicManifold))
+        kind = KINDS[abilities]
+        return object.__new__(kind) if issubclass(kind, cls) else ProductManifold(tuple(factors), layout)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ProductManifold, (self.factors, self.layout)  # what is cached, a hash among it, stays behind
 
     def __post_init__(self) -> None:
         if not isinstance(self.factors, (tuple, list)):
@@ -100,6 +112,10 @@ class ProductManifold(Manifold):
     def __hash__(self) -> int:
         return self._hash
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was computed: the hash of a string is another one in another process."""
+        return {"factors": self.factors, "layout": self.layout}
+
     @property
     def stacked(self) -> bool:
         """Whether the layout is the default one: k equal blocks stacked on axis 0."""
@@ -150,9 +166,6 @@ class ProductManifold(Manifold):
     def project(self, x: Tensor, a: Tensor) -> Tensor:
         return self._map(lambda m, *t: m.project(*t), x, a)
 
-    def nearest(self, x: Tensor) -> Tensor:
-        return self._map(lambda m, t: check_map(m, "nearest", t, m.nearest(t)), x)
-
     def dim(self, shape: Sequence[int]) -> int:
         return self._total(shape, lambda m, s: m.dim(s))
 
@@ -162,6 +175,9 @@ class ProductManifold(Manifold):
     def residual(self, x: Tensor) -> Tensor:
         """The worst residual of the factors, one number per packed point."""
         return self.factor_residuals(x).amax(-1)
+
+    def random_tangent(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self._map(lambda m, t: m.random_tangent(t, generator), x)
 
     def gradient(self, x: Tensor, g: Tensor) -> Tensor:
         return self._map(lambda m, *t: m.gradient(*t), x, g)
@@ -283,9 +299,47 @@ class ProductManifold(Manifold):
         return torch.stack([columns[i] for i in range(len(self))], batch)
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class NearestProduct(ProductManifold, NearestPointManifold):
+    """A product of closed sets."""
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return self._map(lambda m, t: check_map(m, "nearest", t, m.nearest(t)), x)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class GeodesicProduct(ProductManifold, GeodesicManifold):
+    """A product of manifolds whose geodesics are known: they go factor by factor."""
+
+    def exp(self, x: Tensor, v: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.exp(*t), x, v)
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._map(lambda m, *t: m.log(*t), x, y)
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """sqrt of the sum of the squares of the factors' distances, one number per packed point."""
+        return root(self._per_factor(lambda m, *t: m.distance(*t).square(), torch.sum, x, y).sum(-1))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class NearestGeodesicProduct(NearestProduct, GeodesicProduct):
+    """A product of closed sets whose geodesics are known."""
+
+
+KINDS: dict[tuple[bool, ...], type[ProductManifold]] = {
+    (False, False): ProductManifold,
+    (True, False): NearestProduct,
+    (False, True): GeodesicProduct,
+    (True, True): NearestGeodesicProduct,
+}
+
+
 def product(left: Manifold, right: Manifold | type[Manifold]) -> ProductManifold:
     """left * right: the factors of both, stacked on axis 0. A product with a layout of its own is one factor."""
     other = right() if isinstance(right, type) else right
+    if hasattr(other, "decompose"):  # a composition, whose product knows of this class
+        return NotImplemented  # type: ignore[no-any-return]
     if not isinstance(other, Manifold):
         raise TypeError(f"{left} * {right!r}: a product is taken with a manifold, as in Stiefel * Euclidean.")
     return ProductManifold((*_factors(left), *_factors(other)))

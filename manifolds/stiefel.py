@@ -10,18 +10,19 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _chart, _group, _steps
-from ._cayley import cayley_step
-from ._linalg import newton_schulz, orthogonality_error, skew, sym
+from . import _group
 from ._points import broadcast, check_axes, inner, sizes
-from .base import Manifold, check_ndim
+from .base import NearestPointManifold, check_ndim
+from .kernels import chart, orthonormal, steps
+from .kernels.cayley import cayley_step
+from .kernels.linalg import newton_schulz, orthogonality_error, skew, sym
 from .retractions import Metric, Retraction, cayley, exp, polar, qr
 
 Points = Inexact[Tensor, "*batch n p"]
 
 
 @dataclass(frozen=True)
-class Stiefel(Manifold):
+class Stiefel(NearestPointManifold):
     """Matrices (..., n, p) with orthonormal columns, X^H X = I; for n < p with orthonormal rows, X X^H = I.
 
     T_X = {V : X^H V + V^H X = 0} (for n < p the same of the transposes). Complex tensors give the complex Stiefel
@@ -53,14 +54,14 @@ class Stiefel(Manifold):
     def project(self, x: Points, a: Points) -> Points:
         """A - X sym(X^H A)."""
         x, a = broadcast(self, x, a)
-        if _steps.is_wide(x):
+        if steps.is_wide(x):
             return a - sym(a @ x.mH) @ x
         return _group.project(x, a) if _square(x) else a - x @ sym(x.mH @ a)
 
     def nearest(self, x: Points) -> Points:
         """The polar factor W V^H of X = W S V^H. Raises ValueError for deficient rank, NaN or Inf."""
         check_axes(self, x.shape)
-        return _group.polar_factor(x)
+        return orthonormal.polar_factor(x)
 
     def dim(self, shape: Sequence[int]) -> int:
         """n p - p (p + 1) / 2 for each matrix, p the smaller side."""
@@ -83,7 +84,7 @@ class Stiefel(Manifold):
     ) -> Points:
         """A uniform (Haar) random point."""
         self.dim(shape := sizes(shape))
-        return _group.haar(shape, generator, dtype, device)
+        return orthonormal.haar(shape, generator, dtype, device)
 
     def residual(self, x: Points) -> Float[Tensor, "*batch"]:
         """max |X^H X - I|; max |X X^H - I| for n < p."""
@@ -95,14 +96,14 @@ class Stiefel(Manifold):
         if self.metric == "euclidean":
             return self.project(x, g)
         x, g = broadcast(self, x, g)
-        return g - x @ (g.mH @ x) if not _steps.is_wide(x) else g - (x @ g.mH) @ x
+        return g - x @ (g.mH @ x) if not steps.is_wide(x) else g - (x @ g.mH) @ x
 
     def inner(self, x: Points, u: Points, v: Points) -> Float[Tensor, "*batch"]:
         """Re tr(U^H V), less Re tr(U^H X X^H V) / 2 for the canonical metric."""
         x, u, v = broadcast(self, x, u, v)
         if self.metric == "euclidean":
             return inner(u, v, 2)
-        a, b = (u @ x.mH, v @ x.mH) if _steps.is_wide(x) else (x.mH @ u, x.mH @ v)
+        a, b = (u @ x.mH, v @ x.mH) if steps.is_wide(x) else (x.mH @ u, x.mH @ v)
         return inner(u, v, 2) - inner(a, b, 2) / 2
 
     def retract(self, x: Points, v: Points) -> Points:
@@ -144,8 +145,8 @@ class Stiefel(Manifold):
     def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
         """As defined; in closed form for polar, and for Cayley on square matrices."""
         if _square(x):
-            return _chart.cayley(c, m) if self.retraction in (cayley, polar) else super().recenter(x, y, c, m)
-        return _chart.polar(x, y, c, m) if self.retraction is polar else super().recenter(x, y, c, m)
+            return chart.cayley(c, m) if self.retraction in (cayley, polar) else super().recenter(x, y, c, m)
+        return chart.polar(x, y, c, m) if self.retraction is polar else super().recenter(x, y, c, m)
 
     def polish(self, x: Points) -> Points:
         """X (3I - X^H X) / 2."""
@@ -163,8 +164,8 @@ class Stiefel(Manifold):
         """As defined; with one product for square matrices, and where it is as exact three or four for others."""
         canonical = self.metric == "canonical"
         if _square(x):
-            return _steps.mix_square(x, stored, g, keep, add, canonical)
-        return _steps.mix_tall(x, stored, g, keep, add, canonical) or super().mix(x, stored, g, keep, add)
+            return steps.mix_square(x, stored, g, keep, add, canonical)
+        return steps.mix_tall(x, stored, g, keep, add, canonical) or super().mix(x, stored, g, keep, add)
 
     def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
         """As defined; for short steps by series, where the retraction is polar or, on square matrices, Cayley."""
@@ -172,7 +173,7 @@ class Stiefel(Manifold):
         if square and self.retraction in (cayley, polar):
             y = cayley_step(x, c, size)
         elif self.retraction is polar and not square:
-            y = _steps.polar_step(x, c, size)
+            y = steps.polar_step(x, c, size)
         elif self.retraction is exp and not square:
             # torch.matrix_exp is off by up to 100 eps in float32
             y = newton_schulz(super().advance(x, c, size))

@@ -72,7 +72,7 @@ def test_a_read_is_seen_where_waiting_is_forbidden() -> None:
 
 
 def test_what_is_pretended_is_undone() -> None:
-    from constraints.optim import bucket
+    from constraints.optim.step import bucket
 
     with pretended():
         assert not bucket.can_look(torch.device("cpu"))

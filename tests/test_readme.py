@@ -70,7 +70,7 @@ def test_a_wrong_page_is_seen(text: str, page: ModuleType, capsys: pytest.Captur
 
 def oblique(page: ModuleType) -> type[Manifold]:
     """The manifold that the page adds."""
-    (example,) = [block for block in blocks(README.read_text()) if "(Manifold)" in block.code]
+    (example,) = [block for block in blocks(README.read_text()) if "(NearestPointManifold)" in block.code]
     assert len(example.code.splitlines()) < 40
     exec(example.code, vars(page))
     manifold: type[Manifold] = vars(page)["Oblique"]

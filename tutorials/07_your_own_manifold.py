@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from constraints import Riemannian, Trivialization, constrain, report
 from constraints.optim import RiemannianAdam
-from manifolds import Manifold
+from manifolds import NearestPointManifold
 from manifolds.testing import ConformanceError, check_manifold
 
 torch.manual_seed(0)
@@ -49,7 +49,7 @@ torch.manual_seed(0)
 
 
 @dataclass(frozen=True)
-class AllPass(Manifold):
+class AllPass(NearestPointManifold):
     """Filters (..., h, w) with |fft2(x)| = 1; T_x = {v : Re(conj(fft2 x) fft2 v) = 0 at every frequency}."""
 
     ndim = 2

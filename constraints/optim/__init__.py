@@ -1,7 +1,8 @@
 """Optimizers that keep constrained parameters on their manifolds."""
 
 from .adam import RiemannianAdam
+from .adamw import RiemannianAdamW
 from .lbfgs import RiemannianLBFGS
 from .sgd import RiemannianSGD
 
-__all__ = ["RiemannianAdam", "RiemannianLBFGS", "RiemannianSGD"]
+__all__ = ["RiemannianAdam", "RiemannianAdamW", "RiemannianLBFGS", "RiemannianSGD"]

@@ -13,9 +13,7 @@ from torch.optim.adam import adam
 
 from manifolds import Manifold, Stiefel
 
-from .bucket import Bucket
-from .checks import Group, check_at_least_zero
-from .optimizer import Params, RiemannianOptimizer, rate
+from .step import Bucket, Group, Params, RiemannianOptimizer, check_at_least_zero, check_ways, decays_in, rate
 
 SecondMoment = Literal["mean", "sum"]
 
@@ -34,8 +32,10 @@ class RiemannianAdam(RiemannianOptimizer):
     params: see `RiemannianOptimizer`. lr: a float or a tensor of one element. capturable: count steps on the device,
     as a CUDA graph needs. second_moment: "sum" is the formula of the source, d = 1: a point moves by about lr, whatever
     its size. The state is the same for both: exp_avg_sq holds the mean of |grad|^2 over the steps, not divided by d.
-    Unconstrained tensors move as in torch.optim.Adam, whose options the others are; L2 decay does nothing where all
-    points have one norm, and says so.
+    decoupled_weight_decay: see `RiemannianAdamW`; else decay is added to the gradient, lambda x. Neither does anything
+    where all points have one norm, and it says so. foreach, fused: how torch moves unconstrained tensors; constrained
+    ones are one batched update at any rate. Unconstrained tensors move as in torch.optim.Adam, whose options the others
+    are, less differentiable, which is refused.
     Raises ValueError for options out of range.
     Source: Becigneul & Ganea, Riemannian adaptive optimization methods (2019), section 3, equation (7) and figure 1.
 
@@ -59,7 +59,11 @@ class RiemannianAdam(RiemannianOptimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
         capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
         second_moment: SecondMoment = "mean",
     ) -> None:
         options = {
@@ -69,46 +73,25 @@ class RiemannianAdam(RiemannianOptimizer):
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
             "maximize": maximize,
+            "foreach": foreach,
             "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
             "second_moment": second_moment,
         }
         super().__init__(params, options)
 
     def _check_options(self, group: Group) -> None:
+        name = type(self).__name__
         check_at_least_zero(group, "lr", "eps", "weight_decay")
-        for i, beta in enumerate(group["betas"]):
-            if not 0 <= beta < 1:
-                raise ValueError(f"betas[{i}] of RiemannianAdam is in [0, 1); got {beta}.")
+        check_betas(name, group)
+        check_ways(name, group)
         if group["second_moment"] not in get_args(SecondMoment):
-            raise ValueError(f"second_moment of RiemannianAdam is 'mean' or 'sum'; got {group['second_moment']!r}.")
+            raise ValueError(f"second_moment of {name} is 'mean' or 'sum'; got {group['second_moment']!r}.")
 
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
-        (beta1, beta2), lr = group["betas"], rate(group)
-        many = _size(bucket) if group["second_moment"] == "mean" else 1.0
-        factor, x, step = bucket.factor, bucket.x, bucket.count_step()
-        stored, v = bucket.stored("exp_avg"), bucket.stored("exp_avg_sq")
-        m, square = factor.mix(x, stored, self._descent(bucket, group), beta1, 1 - beta1)
-        v.lerp_(square, 1 - beta2)
-        bucket.put("exp_avg_sq", v)
-        if group["amsgrad"]:
-            largest = bucket.stored("max_exp_avg_sq")
-            v = torch.maximum(largest, v, out=largest)
-            bucket.put("max_exp_avg_sq", v)
-        # v is d times that of the formula, which costs nothing: lr / (sqrt(v / d) + eps) = lr d' / (sqrt(v) + eps d')
-        root = (1 - beta2**step) ** 0.5
-        scale, eps = lr * -many / (1 - beta1**step), group["eps"] * many * root
-        if bucket.looks and v.numel() == 1 and isinstance(scale, float):  # a number in place of five calls of torch
-            size: float | Tensor = _quotient(scale * root, v.item(), eps, torch.finfo(v.dtype).tiny)
-        else:
-            size = v.sqrt().add_(eps)
-            none = size < torch.finfo(v.dtype).tiny if group["eps"] < 1e-30 else None
-            size.reciprocal_()
-            size = size.mul_(scale * root) if isinstance(scale, float) else size.mul_(root).mul_(scale)
-            if none is not None:
-                size = size.masked_fill_(none, 0.0)
-        y = bucket.advance(m, size, _bound(group, many * _stretch(factor)))
-        bucket.put("exp_avg", factor.store(x, y, m))
-        return y
+        return adam_move(bucket, group, self._descent(bucket, group))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As in torch. State from before there was a choice of `second_moment` goes on with "sum", which it was."""
@@ -126,34 +109,90 @@ class RiemannianAdam(RiemannianOptimizer):
             )
 
     def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
-        capturable, amsgrad = group["capturable"], group["amsgrad"]
-        for p in params:
-            entry = self.state[p]
-            if not entry:
-                entry["step"] = torch.zeros((), dtype=torch.float32, device=p.device if capturable else "cpu")
-                entry["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                entry["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            if amsgrad and "max_exp_avg_sq" not in entry:
-                entry["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        states = [self.state[p] for p in params]
-        beta1, beta2 = group["betas"]
-        adam(
-            params,
-            grads,
-            [entry["exp_avg"] for entry in states],
-            [entry["exp_avg_sq"] for entry in states],
-            [entry["max_exp_avg_sq"] for entry in states] if amsgrad else [],
-            [entry["step"] for entry in states],
-            capturable=capturable,
-            has_complex=any(p.is_complex() for p in params),
-            amsgrad=amsgrad,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-        )
+        adam_free(self.state, group, params, grads)
+
+
+def check_betas(name: str, group: Group) -> None:
+    """ValueError where one of betas is not in [0, 1)."""
+    for i, beta in enumerate(group["betas"]):
+        if not 0 <= beta < 1:
+            raise ValueError(f"betas[{i}] of {name} is in [0, 1); got {beta}.")
+
+
+def adam_move(bucket: Bucket, group: Group, g: Tensor) -> Tensor:
+    """Where Adam moves the points of the bucket, of which g is the Euclidean gradient."""
+    (beta1, beta2), lr = group["betas"], rate(group)
+    many = _size(bucket) if group["second_moment"] == "mean" else 1.0
+    factor, x, step = bucket.factor, bucket.x, bucket.count_step()
+    stored, v = bucket.stored("exp_avg"), bucket.stored("exp_avg_sq")
+    m, square = factor.mix(x, stored, g, beta1, 1 - beta1)
+    v.lerp_(square, 1 - beta2)
+    bucket.put("exp_avg_sq", v)
+    if group["amsgrad"]:
+        largest = bucket.stored("max_exp_avg_sq")
+        v = torch.maximum(largest, v, out=largest)
+        bucket.put("max_exp_avg_sq", v)
+    # v is d times that of the formula, which costs nothing: lr / (sqrt(v / d) + eps) = lr d' / (sqrt(v) + eps d')
+    root = (1 - beta2**step) ** 0.5
+    scale, eps = lr * -many / (1 - beta1**step), group["eps"] * many * root
+    if bucket.looks and v.numel() == 1 and isinstance(scale, float):  # a number in place of five calls of torch
+        size: float | Tensor = _quotient(scale * root, v.item(), eps, torch.finfo(v.dtype).tiny)
+    else:
+        size = v.sqrt().add_(eps)
+        none = size < torch.finfo(v.dtype).tiny if group["eps"] < 1e-30 else None
+        size.reciprocal_()
+        size = size.mul_(scale * root) if isinstance(scale, float) else size.mul_(root).mul_(scale)
+        if none is not None:
+            size = size.masked_fill_(none, 0.0)
+    if group["decoupled_weight_decay"] and decays_in(bucket, group):
+        y = bucket.advance(decayed(bucket, m, size, lr * -group["weight_decay"]), 1.0)
+    else:
+        y = bucket.advance(m, size, _bound(group, many * _stretch(factor)))
+    bucket.put("exp_avg", factor.store(x, y, m))
+    return y
+
+
+def decayed(bucket: Bucket, c: Tensor, size: float | Tensor, pull: float | Tensor) -> Tensor:
+    """size c + pull grad(|x|^2 / 2), in coordinates: a step, and decoupled decay with it, for x - lr lambda x is one
+    along the gradient of half the squared norm."""
+    if isinstance(size, Tensor) and size.dim():
+        size = bucket.per_point(size)
+    return size * c + pull * bucket.factor.lift(bucket.x, bucket.x)
+
+
+def adam_free(state: Any, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
+    """The step of torch.optim.Adam, or AdamW, on unconstrained parameters."""
+    capturable, amsgrad, fused = group["capturable"], group["amsgrad"], group["fused"]
+    for p in params:
+        entry = state[p]
+        if not entry:
+            entry["step"] = torch.zeros((), dtype=torch.float32, device=p.device if capturable or fused else "cpu")
+            entry["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            entry["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        if amsgrad and "max_exp_avg_sq" not in entry:
+            entry["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+    states = [state[p] for p in params]
+    beta1, beta2 = group["betas"]
+    adam(
+        params,
+        grads,
+        [entry["exp_avg"] for entry in states],
+        [entry["exp_avg_sq"] for entry in states],
+        [entry["max_exp_avg_sq"] for entry in states] if amsgrad else [],
+        [entry["step"] for entry in states],
+        foreach=group["foreach"],
+        capturable=capturable,
+        fused=fused,
+        has_complex=any(p.is_complex() for p in params),
+        decoupled_weight_decay=group["decoupled_weight_decay"],
+        amsgrad=amsgrad,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=group["maximize"],
+    )
 
 
 def _size(bucket: Bucket) -> float:

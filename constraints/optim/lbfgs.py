@@ -19,8 +19,8 @@ from ..solve.points import DTYPES
 from ..solve.problem import Problem
 from ..solve.searches import HagerZhang, LineSearch
 from ..solve.solver import start
-from .checks import Group, check_group, name_in
-from .optimizer import Params
+from .step.checks import Group, check_group, name_in
+from .step.optimizer import Params
 
 
 class RiemannianLBFGS(Optimizer):

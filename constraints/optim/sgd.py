@@ -7,9 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .bucket import Bucket
-from .checks import Group, check_at_least_zero
-from .optimizer import Params, RiemannianOptimizer, rate
+from .step import Bucket, Group, Params, RiemannianOptimizer, check_at_least_zero, check_ways, rate
 
 
 class RiemannianSGD(RiemannianOptimizer):
@@ -19,7 +17,8 @@ class RiemannianSGD(RiemannianOptimizer):
     x <- R_x(-lr grad); with `nesterov` x <- R_x(-lr (grad + momentum m)).
 
     params: see `RiemannianOptimizer`. lr: a float or a tensor of one element. Unconstrained tensors move as in
-    torch.optim.SGD, whose options these are; L2 decay does nothing where all points have one norm, and says so.
+    torch.optim.SGD, whose options these are, less differentiable, which is refused; foreach and fused are theirs alone.
+    L2 decay does nothing where all points have one norm, and says so.
     Raises ValueError for options out of range.
     Source: Bonnabel, Stochastic gradient descent on Riemannian manifolds (2013); Absil, Mahony & Sepulchre (2008),
     section 4.1.
@@ -44,6 +43,9 @@ class RiemannianSGD(RiemannianOptimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         options = {
             "lr": lr,
@@ -52,6 +54,9 @@ class RiemannianSGD(RiemannianOptimizer):
             "weight_decay": weight_decay,
             "nesterov": nesterov,
             "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
         }
         super().__init__(params, options)
 
@@ -66,6 +71,7 @@ class RiemannianSGD(RiemannianOptimizer):
 
     def _check_options(self, group: Group) -> None:
         check_at_least_zero(group, "lr", "momentum", "weight_decay")
+        check_ways("RiemannianSGD", group)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
                 f"nesterov needs a momentum above 0 and no dampening; got momentum={group['momentum']} and "
@@ -99,6 +105,8 @@ class RiemannianSGD(RiemannianOptimizer):
             grads,
             buffers,
             has_sparse_grad=any(g.is_sparse for g in grads),
+            foreach=group["foreach"],
+            fused=group["fused"],
             weight_decay=group["weight_decay"],
             momentum=momentum,
             lr=group["lr"],

@@ -30,7 +30,7 @@ def _targets() -> dict[str, str]:
     manifold = importlib.import_module("manifolds").Manifold
     methods = {name: f"manifolds.Manifold.{name}" for name in vars(manifold) if name[0] != "_"}
     found.update(methods | {f"Manifold.{name}": target for name, target in methods.items()})
-    found["RiemannianOptimizer"] = "constraints.optim.optimizer.RiemannianOptimizer"
+    found["RiemannianOptimizer"] = "constraints.optim.step.RiemannianOptimizer"
     for name in ("cayley", "exp", "polar", "qr"):
         found[f"retractions.{name}"] = found[name] = f"manifolds.retractions.{name}"
     return found

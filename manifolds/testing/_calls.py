@@ -8,13 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..base import GeodesicManifold
+from ..base import GeodesicManifold, NearestPointManifold
 from ._case import Case, Finding, holds, theorem, within
 
 # Arguments in the letters of the contract: x, y points, w a point near x, z near M; a ambient, u, v tangent at x; c, d
 # coordinates at x.
 POINTS = {
-    "nearest": "z",
     "project": "xa",
     "gradient": "xa",
     "retract": "xv",
@@ -33,7 +32,8 @@ VECTORS = "auvcd"
 
 def _calls(case: Case) -> dict[str, str]:
     geodesic = isinstance(case.manifold, GeodesicManifold)
-    return {**POINTS, **NUMBERS, **(GEODESIC_POINTS | GEODESIC_NUMBERS if geodesic else {})}
+    nearest = {"nearest": "z"} if isinstance(case.manifold, NearestPointManifold) else {}
+    return {**nearest, **POINTS, **NUMBERS, **(GEODESIC_POINTS | GEODESIC_NUMBERS if geodesic else {})}
 
 
 def _argument(case: Case, letter: str) -> Tensor:

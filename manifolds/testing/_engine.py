@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ..base import per_point, tolerance
-from ._case import Case, Finding, theorem, within
+from ._case import Case, Finding, inside, theorem, within
 from ._tangents import METRIC
 
 COORDINATES = ("project: tangent", "coordinates: identity on coordinates", "coordinates: linear")
@@ -56,9 +56,10 @@ def _(case: Case) -> Iterator[Finding]:
     "move: feasible", "residual(move(x, c)) <= tolerance(dtype) max(1, |c|)", needs=("retract: feasible", *COORDINATES)
 )
 def _(case: Case) -> Iterator[Finding]:
-    for scale in (0.01, 1, 10, 100):
-        y = case.manifold.move(case.x, scale * case.coordinates(2))
-        yield within(case.manifold.residual(y), tolerance(case.dtype) * max(1, scale), f"|c| = {scale}")
+    for scale in case.lengths:
+        for c in case.coordinate_steps():
+            y = case.manifold.move(case.x, scale * c)
+            yield inside(case, y, tolerance(case.dtype) * max(1, scale), f"|c| = {scale}")
 
 
 @theorem(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from constraints import Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.method import Method
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from manifolds import Euclidean, Manifold, Orthogonal, Stiefel
+from manifolds import Euclidean, NearestPointManifold, Orthogonal, Stiefel
 
 METHODS = [Trivialization(), Riemannian()]
 H, D = 8, 5
@@ -226,7 +226,7 @@ def test_the_first_gate_alone(method: Method) -> None:
 
 
 @dataclass(frozen=True)
-class Oblique(Manifold):
+class Oblique(NearestPointManifold):
     """Matrices (..., n, p) whose columns are unit vectors, with the metric of the ambient space."""
 
     ndim = 2

@@ -15,7 +15,7 @@ from constraints import Riemannian, Trivialization, constrain, export_state_dict
 from constraints.held import held
 from constraints.method import Method
 from constraints.trivialization import Trivialized
-from manifolds import Euclidean, Sphere, Stiefel
+from manifolds import Euclidean, Orthogonal, Sphere, Stiefel
 
 from .subjects import (
     Subject,
@@ -114,40 +114,121 @@ def test_a_tied_model_is_exported_and_comes_back_tied(subject: Subject, method: 
 
 
 @each
-def test_one_of_two_tied_weights_is_not_untied(subject: Subject) -> None:
-    pair = Pair(subject)
-    before = bits(pair)
-    name, manifold, layout = subject.constraints[0]
-    with pytest.raises(ValueError, match="tied to"):
-        constrain(pair, f"first.{name}", manifold, layout=layout)
-    assert same(bits(pair), before)
-    assert pair.first.get_parameter(names(subject)[0]) is pair.second.get_parameter(names(subject)[0])
+@engine
+@pytest.mark.parametrize("place", ["inside", "outside", "one by one"])
+def test_a_tied_tensor_is_constrained_and_let_go_at_all_its_places(
+    subject: Subject, method: Method, place: str
+) -> None:
+    """Named at one of its places, in the module that has all of them or in another; also while an optimizer has it."""
+    pair, x = Pair(subject), batch()
+    for p in pair.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer = torch.optim.Adam(pair.parameters())
+    optimizer.step()
+    for name, manifold, layout in subject.constraints:
+        if place == "inside":
+            constrain(pair, f"first.{name}", manifold, method, layout=layout)
+        else:
+            constrain(pair.first, name, manifold, method, layout=layout)
+        if place == "one by one":
+            constrain(pair.second, name, manifold, method, layout=layout)
+    train(pair, adam(pair), x)
+    assert same(weights(pair.first), {name: read(pair.second, name) for name in names(subject)})
+    assert residual(pair) < 1e-5
+    twin = copy.deepcopy(pair)
+    train(twin, adam(twin), x)
+    for name in names(subject):
+        assert torch.equal(read(twin.first, name), read(twin.second, name))
+        assert not torch.equal(read(twin.first, name), read(pair.first, name))
+    before = weights(pair.first)
+    for name, _, _ in subject.constraints:
+        unconstrain(pair.first, name)
+    assert report(pair) == []
+    for name in names(subject):
+        assert pair.second.get_parameter(name) is pair.first.get_parameter(name)
+        assert torch.equal(pair.second.get_parameter(name), before[name])
+        assert read(twin.second, name) is not pair.second.get_parameter(name)
+    assert [*pair.first.state_dict()] == [*subject.plain().state_dict()]
+    assert optimizer.param_groups
+
+
+def read(net: nn.Module, name: str) -> Tensor:
+    owner, _, attribute = name.rpartition(".")
+    return getattr(net.get_submodule(owner), attribute)  # type: ignore[no-any-return]
 
 
 @each
-@engine
-def test_a_tie_to_a_module_outside_is_not_untied(subject: Subject, method: Method) -> None:
-    """Also with an optimizer that keeps state for it; and a module that is gone is no tie."""
+def test_a_tied_module_that_is_gone_is_no_tie(subject: Subject) -> None:
     pair = Pair(subject)
-    for p in pair.parameters():
-        p.grad = torch.zeros_like(p)
-    optimizer = adam(pair)
-    before = bits(pair)
-    for name, manifold, layout in subject.constraints:
-        owner = type(pair.second.get_submodule(name.rpartition(".")[0])).__name__
-        if isinstance(method, Trivialization):
-            with pytest.raises(ValueError, match=f"outside the module.*{owner}|{owner} outside the module"):
-                constrain(pair.first, name, manifold, method, layout=layout)
-            assert same(bits(pair), before)
-        else:
-            constrain(pair.first, name, manifold, method, layout=layout)
+    pair.second.itself = pair.second  # a cycle, which only the collector finds
+    owner, _, attribute = names(subject)[0].rpartition(".")
+    parametrize.register_parametrization(pair.second.get_submodule(owner), attribute, nn.Identity())
+    pair.second = nn.Identity()
+    net = subject.constrain(pair.first, Trivialization())
+    train(net, adam(net), batch())
+    assert residual(net) < 1e-5
+
+
+def test_what_a_tied_module_cannot_take_is_refused_and_changes_nothing() -> None:
+    """A tie through another parametrization, or to a tensor that is held in another way."""
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    parametrize.register_parametrization(second, "weight", nn.Identity())
+    with pytest.raises(ValueError, match=r"weight of Linear.*tied.*Identity.*remove_parametrizations"):
+        constrain(first, "weight", Stiefel)
+    assert type(first) is nn.Linear
+    parametrize.remove_parametrizations(second, "weight")
+    constrain(first, "weight", Stiefel)
+    before = second.weight.detach().clone()
+    for manifold, method in ((Orthogonal, Trivialization()), (Stiefel, Trivialization(7)), (Stiefel, Riemannian())):
+        with pytest.raises(ValueError, match=r"constrained already, to Stiefel by Trivialization.*unconstrain"):
+            constrain(second, "weight", manifold, method, init="haar")
+    assert torch.equal(first.weight, before)
+    constrain(second, "weight", Stiefel, init="haar")
+    assert torch.equal(first.weight, second.weight)
+    assert not torch.equal(first.weight, before)
+
+
+@each
+@pytest.mark.parametrize("leave", [True, False])
+def test_what_torch_removes_is_left_as_the_weight_at_all_places(subject: Subject, leave: bool) -> None:
+    """remove_parametrizations: never coordinates in the place of the weight, and no place that computes with it."""
+    pair, x = tied(subject, Trivialization()), batch()
+    train(pair, adam(pair), x)
+    before, output = weights(pair.first), pair(x).detach()
     for name in names(subject):
-        assert pair.first.get_parameter(name) is pair.second.get_parameter(name)
-    if isinstance(method, Trivialization):
-        pair.second.itself = pair.second  # a cycle, which only the collector finds
-        pair.second = nn.Identity()
-        subject.constrain(pair.first, method)
-    assert optimizer.param_groups
+        owner, _, attribute = name.rpartition(".")
+        parametrize.remove_parametrizations(pair.first.get_submodule(owner), attribute, leave_parametrized=leave)
+    assert not any(parametrize.is_parametrized(module) for module in pair.modules())
+    for name in names(subject):
+        assert pair.second.get_parameter(name) is pair.first.get_parameter(name)
+        assert torch.equal(pair.first.get_parameter(name), before[name])
+    assert torch.equal(pair(x), output)
+    optimizer = torch.optim.AdamW(pair.parameters(), weight_decay=0.1)
+    train(pair, optimizer, x)
+    for name, manifold, layout in subject.constraints:
+        constrain(pair.second, name, manifold, layout=layout)
+    train(pair, adam(pair), x)
+    assert residual(pair) < 1e-5
+
+
+@pytest.mark.parametrize("leave", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_what_torch_removes_with_a_parametrization_on_top(leave: bool, dtype: torch.dtype) -> None:
+    layer: Any = constrain(nn.Linear(4, 4, dtype=dtype), "weight", Stiefel, init="haar")
+    with torch.no_grad():
+        layer.parametrizations.weight.original.normal_()
+    point = layer.weight.detach().clone()
+    parametrize.register_parametrization(layer, "weight", Double())
+    assert torch.equal(layer.weight, 2 * point)
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=leave)
+    assert type(layer) is nn.Linear
+    assert torch.equal(layer.weight, 2 * point if leave else point)
+
+
+class Double(nn.Module):
+    def forward(self, w: Tensor) -> Tensor:
+        return 2 * w
 
 
 # Evaluations ------------------------------------------------------------------------------------------------------

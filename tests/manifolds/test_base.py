@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from manifolds import (
     Euclidean,
     GeodesicManifold,
     Manifold,
+    NearestPointManifold,
     Orthogonal,
+    ProductManifold,
     SpecialOrthogonal,
     Sphere,
     Stiefel,
@@ -24,7 +28,7 @@ from manifolds.testing import check_manifold
 
 
 @dataclass(frozen=True)
-class Oblique(Manifold):
+class Oblique(NearestPointManifold):
     """Matrices whose columns have length 1: the whole of a manifold, in the least that it can say."""
 
     weight: float = 1.0
@@ -72,7 +76,57 @@ def test_defaults_are_what_they_say() -> None:
 def test_none_of_the_four_may_be_left_out(missing: str) -> None:
     members = {k: v for k, v in vars(Oblique).items() if k in {"ndim", "project", "nearest", "dim"} - {missing}}
     with pytest.raises(TypeError, match=missing):
+        type("Partial", (NearestPointManifold,), members)()
+
+
+SIX = ("ndim", "project", "retract", "residual", "random", "dim")
+
+
+@pytest.mark.parametrize("missing", SIX)
+def test_a_set_without_nearest_points_defines_six(missing: str) -> None:
+    members = {k: getattr(Oblique, k) for k in SIX if k != missing}
+    with pytest.raises(TypeError, match=missing):
         type("Partial", (Manifold,), members)()
+
+
+def test_a_plain_manifold_that_defines_nearest_is_a_closed_set() -> None:
+    """So a manifold written before there were three kinds stays what it was."""
+    members = {k: v for k, v in vars(Oblique).items() if k in {"ndim", "project", "nearest", "dim"}}
+    plain: type[Manifold] = dataclass(frozen=True)(type("Plain", (Manifold,), members))
+    assert issubclass(plain, NearestPointManifold)
+    assert isinstance(plain() * Sphere, NearestPointManifold)
+    z = torch.randn(5, 3, dtype=torch.float64)
+    assert torch.equal(plain().retract(z, z), Oblique().retract(z, z))
+    assert torch.equal(plain().residual(z), Oblique().residual(z))
+
+
+@dataclass(frozen=True)
+class Open(Manifold):
+    """The sphere without a word about nearest points."""
+
+    ndim = 1
+    project, retract, residual, dim = Sphere.project, Sphere.retract, Sphere.residual, Sphere.dim  # type: ignore
+    random = Sphere.random  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("manifold", "nearest", "geodesic"),
+    [
+        (Stiefel**3, True, False),
+        (Sphere * Euclidean, True, True),
+        (Open() * Sphere, False, False),
+        (ProductManifold((Stiefel * Sphere, Sphere)), True, False),
+    ],
+    ids=str,
+)
+def test_a_product_has_the_abilities_of_all_its_factors(manifold: Manifold, nearest: bool, geodesic: bool) -> None:
+    assert isinstance(manifold, ProductManifold)
+    assert (isinstance(manifold, NearestPointManifold), isinstance(manifold, GeodesicManifold)) == (nearest, geodesic)
+    assert pickle.loads(pickle.dumps(manifold)) == manifold == copy.deepcopy(manifold)
+    assert type(pickle.loads(pickle.dumps(manifold))) is type(manifold)
+    other = replace(manifold, factors=(Sphere(),) * len(manifold))
+    assert isinstance(other, GeodesicManifold)
+    assert len(other) == len(manifold)
 
 
 @pytest.mark.parametrize("missing", ["exp", "log"])

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel, _cayley, _linalg
-from manifolds._iterations import inverse_sqrt_by_products, lyapunov_by_products
-from manifolds._linalg import inverse_sqrt, lyapunov, sym
+from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds.kernels import cayley, linalg
+from manifolds.kernels.iterations import inverse_sqrt_by_products, lyapunov_by_products
+from manifolds.kernels.linalg import inverse_sqrt, lyapunov, sym
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
@@ -75,7 +76,7 @@ def test_batches_may_be_empty() -> None:
 @pytest.fixture
 def pretended(monkeypatch: Any) -> None:
     """The paths of an accelerator, on CPU."""
-    for module in (_linalg, _cayley):
+    for module in (linalg, cayley):
         monkeypatch.setattr(module, "on_accelerator", lambda x: True)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Orthogonal, SpecialOrthogonal, Stiefel, retractions
-from manifolds._rotation import turned
+from manifolds.kernels.rotation import turned
 
 RETRACTIONS = (retractions.polar, retractions.qr, retractions.cayley, retractions.exp)
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)

@@ -16,6 +16,7 @@ from manifolds import (
     BlockSpec,
     Euclidean,
     Manifold,
+    NearestPointManifold,
     Orthogonal,
     ProductManifold,
     SpecialOrthogonal,
@@ -26,7 +27,7 @@ from manifolds import (
 
 
 @dataclass(frozen=True)
-class Oblique(Manifold):
+class Oblique(NearestPointManifold):
     """Columns of length 1: a user's manifold, with all that the base class gives."""
 
     ndim = 2

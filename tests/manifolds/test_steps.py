@@ -16,11 +16,11 @@ from manifolds import (
     SpecialOrthogonal,
     Sphere,
     Stiefel,
-    _steps,
     orthogonal,
     retractions,
     stiefel,
 )
+from manifolds.kernels import steps
 
 SHAPES = {
     "square": (3, 20, 20),
@@ -160,7 +160,7 @@ def test_a_polar_step_forgets_the_errors_before_it(shape: tuple[int, ...], dtype
 @pytest.mark.parametrize("name", ["mix_tall", "polar_step", "cayley_step", "mix_square"])
 def test_the_fused_steps_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above compare something: short steps on tall and square matrices go through every fused kernel."""
-    places, results = (stiefel, orthogonal) if name == "cayley_step" else (_steps,), []
+    places, results = (stiefel, orthogonal) if name == "cayley_step" else (steps,), []
     kernel = getattr(places[0], name)
     for place in places:
         monkeypatch.setattr(place, name, lambda *a, **k: results.append(kernel(*a, **k)) or results[-1])

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from constraints.optim import RiemannianAdam, RiemannianSGD, bucket
-from manifolds import Euclidean, Manifold, Sphere, Stiefel, _steps, retractions
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim.step import bucket, counting
+from manifolds import Euclidean, Manifold, Sphere, Stiefel, retractions
+from manifolds.kernels import steps
 
 LIMITS = {torch.float32: 1e-5, torch.complex64: 1e-5, torch.float64: 1e-12, torch.complex128: 1e-12}
 SHAPES = (4, 16, 16), (24, 6), (5, 20), (600, 3, 3)  # the last are many and tiny: in tiles
@@ -346,7 +348,7 @@ def test_a_step_can_be_captured(kind: Any, manifold: Manifold, monkeypatch: Any)
     params = [nn.Parameter(manifold.random(10, 3)) for _ in range(2)]
     optimizer = kind([{"params": params, "manifold": manifold}])
     monkeypatch.setattr(bucket, "can_look", lambda device: False)
-    monkeypatch.setattr(_steps, "may_look", lambda x: False)
+    monkeypatch.setattr(steps, "may_look", lambda x: False)
     polished: list[Any] = []
     monkeypatch.setattr(Stiefel, "polish", lambda self, x: polished.append(x) or x)
     for _ in range(3):
@@ -379,8 +381,9 @@ def test_a_captured_step_that_counts_on_the_host_is_an_error(monkeypatch: Any) -
     """A RuntimeError that names the option; nothing moves."""
     p = nn.Parameter(Stiefel().random(4, 4))
     optimizer, before = RiemannianAdam([{"params": [p], "manifold": Stiefel()}]), p.detach().clone()
-    monkeypatch.setattr(bucket, "can_look", lambda device: False)
-    monkeypatch.setattr(bucket, "being_captured", lambda device: True)
+    for module in (bucket, counting):
+        monkeypatch.setattr(module, "can_look", lambda device: False)
+        monkeypatch.setattr(module, "being_captured", lambda device: True)
     p.grad = torch.ones_like(p)
     with pytest.raises(RuntimeError, match="capturable=True"):
         optimizer.step()

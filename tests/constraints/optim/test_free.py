@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim import RiemannianAdam, RiemannianAdamW, RiemannianSGD
 from manifolds import Euclidean
 
 ADAM: list[dict[str, Any]] = [
@@ -22,7 +22,10 @@ ADAM: list[dict[str, Any]] = [
     {"amsgrad": True},
     {"maximize": True},
     {"amsgrad": True, "maximize": True, "weight_decay": 0.01, "betas": (0.8, 0.99)},
+    {"foreach": True},
+    {"fused": True},
 ]
+DECOUPLED = [{"weight_decay": 0.1, **options} for options in ADAM]
 SGD: list[dict[str, Any]] = [
     {},
     {"lr": torch.tensor(0.01)},
@@ -32,6 +35,8 @@ SGD: list[dict[str, Any]] = [
     {"weight_decay": 0.1},
     {"maximize": True},
     {"momentum": 0.8, "weight_decay": 0.01, "nesterov": True, "maximize": True},
+    {"foreach": True, "momentum": 0.9},
+    {"fused": True, "momentum": 0.9},
 ]
 
 
@@ -40,31 +45,68 @@ def run(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], steps: int
     for i in range(steps):
         for p in params:
             p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-        # one of them has no gradient now and then, and the first time late
-        if i % 3 == 0:
+        # one of them has no gradient now and then, and the first time late, which torch's fused SGD does not take
+        if i % 3 == 0 and not optimizer.defaults.get("fused"):
             params[-1].grad = None
         optimizer.step()
 
 
-def parameters() -> list[nn.Parameter]:
+def parameters(options: dict[str, Any] | None = None) -> list[nn.Parameter]:
+    """Of several dtypes; torch has no fused step of complex ones."""
     generator = torch.Generator().manual_seed(0)
     shapes = [((4, 3), torch.float32), ((5,), torch.float64), ((2, 3), torch.complex64), ((3, 2), torch.float32)]
-    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape, dtype in shapes]
+    made = [nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape, dtype in shapes]
+    return [p for p in made if not (p.is_complex() and (options or {}).get("fused"))]
 
 
 @pytest.mark.parametrize("options", ADAM, ids=str)
 def test_adam_equals_torch(options: dict[str, Any]) -> None:
     """The same parameters after 200 steps, for every option they share."""
-    ours, theirs = parameters(), parameters()
+    ours, theirs = parameters(options), parameters(options)
     run(RiemannianAdam(ours, **options), ours, 200)
     run(torch.optim.Adam(theirs, **options), theirs, 200)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("options", [{}, *DECOUPLED], ids=str)
+def test_adamw_equals_torch(options: dict[str, Any]) -> None:
+    """The same parameters after 200 steps, for every option they share; and RiemannianAdam with the decay decoupled."""
+    ours, theirs, others = (parameters(options) for _ in range(3))
+    run(RiemannianAdamW(ours, **options), ours, 200)
+    run(torch.optim.AdamW(theirs, **options), theirs, 200)
+    run(RiemannianAdam(others, **{"weight_decay": 0.01, **options}, decoupled_weight_decay=True), others, 200)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    torch.testing.assert_close(others, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, *DECOUPLED], ids=str)
+def test_adamw_on_euclidean_equals_torch(options: dict[str, Any]) -> None:
+    """Decay of a point of Euclidean is that of an entry."""
+    ours, theirs = ([nn.Parameter(p.to(torch.float64).detach()) for p in parameters()[:2]] for _ in range(2))
+    run(RiemannianAdamW([{"params": ours, "manifold": Euclidean}], **options), ours, 200)
+    run(torch.optim.AdamW(theirs, **options), theirs, 200)
+    rate = options.get("lr")  # 1 - lr lambda is rounded to the dtype of lr
+    bound = 1e-12 if not isinstance(rate, torch.Tensor) else 200 * torch.finfo(rate.dtype).eps
+    torch.testing.assert_close(ours, theirs, rtol=bound, atol=max(bound, 1e-12))
+
+
+@pytest.mark.parametrize("kind", [RiemannianAdam, RiemannianAdamW, RiemannianSGD])
+def test_ways_that_are_none_are_refused(kind: Any) -> None:
+    """By name, when the optimizer is made and when a group is added."""
+    with pytest.raises(ValueError, match=f"{kind.__name__} takes no differentiable=True"):
+        kind(parameters(), differentiable=True)
+    with pytest.raises(ValueError, match="foreach and fused"):
+        kind(parameters(), foreach=True, fused=True)
+    optimizer = kind(parameters()[:1])
+    with pytest.raises(ValueError, match="differentiable"):
+        optimizer.add_param_group({"params": parameters()[1:], "differentiable": True})
+    assert len(optimizer.param_groups) == 1
+
+
 @pytest.mark.parametrize("options", SGD, ids=str)
 def test_sgd_equals_torch(options: dict[str, Any]) -> None:
     """The same parameters after 200 steps, for every option they share."""
-    ours, theirs = parameters(), parameters()
+    ours, theirs = parameters(options), parameters(options)
     run(RiemannianSGD(ours, **{"lr": 0.01, **options}), ours, 200)
     run(torch.optim.SGD(theirs, **{"lr": 0.01, **options}), theirs, 200)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from constraints import Riemannian, constrain
 from constraints.optim import RiemannianAdam
-from constraints.optim.bucket import Bucket
+from constraints.optim.step.bucket import Bucket
 from manifolds import BlockSpec, Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
 from manifolds.retractions import cayley, exp, polar, qr
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from constraints import Riemannian, constrain
-from constraints.optim import RiemannianAdam, RiemannianSGD, bucket
-from constraints.optim import optimizer as optimizers
-from constraints.optim.optimizer import RiemannianOptimizer
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim.step import bucket
+from constraints.optim.step import optimizer as optimizers
+from constraints.optim.step.optimizer import RiemannianOptimizer
 from manifolds import BlockSpec, Euclidean, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel, retractions
 
 PATTERN = BlockSpec.pattern("(head qkv d) e -> (head qkv) d e", head=2, qkv=3)

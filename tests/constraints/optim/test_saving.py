@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from constraints import Riemannian, constrain
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from constraints.optim.bucket import DRIFT
-from constraints.optim.optimizer import RiemannianOptimizer
+from constraints.optim.step.bucket import DRIFT
+from constraints.optim.step.optimizer import RiemannianOptimizer
 from manifolds import Euclidean, Manifold, Stiefel, retractions
 
 KINDS: dict[str, Any] = {

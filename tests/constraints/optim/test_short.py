@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.accelerator.pretend import Waits, pretended
-from constraints.optim import RiemannianAdam, RiemannianSGD, short
-from constraints.optim.late import LAG, Late
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim.step import short
+from constraints.optim.step.late import LAG, Late
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel, retractions
-from manifolds._short import PULLED, TURNED, pulled, pulled_defect, turned, turned_defect
+from manifolds.kernels.short import PULLED, TURNED, pulled, pulled_defect, turned, turned_defect
 
 EPS = torch.finfo(torch.float32).eps
 SHAPES = [(2, 40, 40), (2, 90, 12), (2, 12, 90)]

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constraints.optim import RiemannianAdam, RiemannianSGD, bucket, rows
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim.step import bucket, rows
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
 
 COUNT = 700

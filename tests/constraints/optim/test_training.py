@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 from constraints import param_groups, riemannian
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from constraints.optim.optimizer import RiemannianOptimizer
+from constraints.optim.step.optimizer import RiemannianOptimizer
 from manifolds import Euclidean, Manifold, ProductManifold, Sphere, Stiefel
 
 KINDS: list[Any] = [RiemannianAdam, lambda groups, lr=0.1: RiemannianSGD(groups, lr=lr, momentum=0.9)]

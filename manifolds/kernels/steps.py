@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._cayley import Size
-from ._linalg import inverse_sqrt_defect, may_look, newton_schulz, skew_product
-from ._mend import MUCH
-from ._tiny import batch_last, is_batch_last, norms, skew_squares
+from .cayley import Size
+from .linalg import inverse_sqrt_defect, may_look, newton_schulz, skew_product
+from .mend import MUCH
+from .tiny import batch_last, is_batch_last, norms, skew_squares
 
 Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]

@@ -11,9 +11,12 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold, tolerance
-from manifolds._tiny import batch_last, largest_norm, norms, total_norm
+from manifolds.base import settled
+from manifolds.kernels.tiny import batch_last, total_norm
 
-from ..values import is_near, master_dtype
+from ...values import is_near, master_dtype
+from .counting import count, counter
+from .limits import being_captured, can_look, is_fit, length, limit, real_dtype, too_long
 from .rows import Held, Kind, Leaf, Rows, Tiles, held, is_batch_last
 from .short import short_steps
 
@@ -54,7 +57,7 @@ class Bucket:
         self.moves: bool | Bool[Tensor, ""] = True
         self._stays = False  # whether nothing is to be written in this step
         self._start: Tensor | None = None  # the values of which a master was made in this step
-        self.steps: Float[Tensor, ""] | None = None if kind.steps is None else self._counter(kind.steps)
+        self.steps = None if kind.steps is None else counter(kind.steps, kind.device, kind.capturable)
         self.state: dict[str, Tensor] = {}
         self.drift: Float[Tensor, ""] | None = None  # of x since it was last polished, in eps; None if none is kept
         self._drift = math.inf  # the same, without looking at a tensor; unknown at first
@@ -69,8 +72,6 @@ class Bucket:
         self.looks = can_look(self.device)  # whether a step may look at values
         self._watched = self.looks and not isinstance(self.factor, Euclidean)
         self._polishes = type(self.factor).polish is not Manifold.polish
-        self._ones = (1,) * len(kind.point)
-        self._limit = limit(self.dtype)
         self._batch_last = is_batch_last(leaves, self.shape, self.device)
         self._short = None if self.looks else short_steps(self.factor, self.shape, self.dtype, self.device)
 
@@ -81,12 +82,10 @@ class Bucket:
         if self._gradients is not None:
             self.g = self._gradients.read(cut)
         else:
-            g = cut[self.leaves[0].source]
-            self.g = self._order(g if g.shape == self.shape else g.reshape(self.shape))
-        if self.g.dtype != self.dtype:
-            self.g = self.g.to(self.dtype)
+            self.g = self._order(cut[self.leaves[0].source].reshape(self.shape))
+        self.g = self.g.to(self.dtype)
         if not self.looks:
-            self.ok = _is_fit(self.g)
+            self.ok = is_fit(self.g)
             self.g = self._keep(self.g, 0)
 
     def release_gradients(self) -> Points:
@@ -105,7 +104,7 @@ class Bucket:
             self.x = master + (values.to(self.dtype) - master.to(values.dtype).to(self.dtype))
         else:
             self._start = values
-            self.x = self.state["master"] = self.factor.nearest(values.to(self.dtype))
+            self.x = self.state["master"] = settled(self.factor, values.to(self.dtype))
 
     def write_points(self, y: Points, cut: Sequence[Tensor]) -> None:
         """Put y in the place of x, in the parameters too; points whose gradient is not finite stay where they are."""
@@ -142,27 +141,18 @@ class Bucket:
     def not_finite(self) -> Leaf | None:
         """A leaf with a gradient whose norm is NaN or Inf, or overflows as the optimizer squares it; on CPU."""
         # the norm of all of them may overflow where none of theirs does, so it can only acquit
-        if self.ok is not None or total_norm(self.g) <= self._limit:
+        if self.ok is not None or total_norm(self.g) <= limit(self.dtype):
             return None
         rows = self.g.reshape(self.shape)
-        return next((leaf for leaf in self.leaves if not bool(_is_fit(rows[leaf.start : leaf.stop]).all())), None)
+        return next((leaf for leaf in self.leaves if not bool(is_fit(rows[leaf.start : leaf.stop]).all())), None)
 
     # What an optimizer calls -----------------------------------------------------------------------------
 
     def count_step(self) -> float | Tensor:
         """The number of this step, from 1 on; a tensor on the device if capturable."""
-        if not (self.looks or self.kind.capturable) and being_captured(self.device):
-            raise RuntimeError(
-                "a step that is captured in a CUDA graph counts its steps on the device. Pass capturable=True."
-            )
         if self.steps is None:
-            self.steps = self._counter(0)
-        if self.kind.capturable:
-            self.steps += 1
-            return self.steps
-        step: float = self.steps.item() + 1
-        self.steps.fill_(step)
-        return step
+            self.steps = counter(0, self.device, self.kind.capturable)
+        return count(self.steps, self.device, self.kind.capturable)
 
     def advance(self, c: Points, size: float | Tensor, longest: float | None = None) -> Points:
         """The points reached from x along the tangent vectors with coordinates size c, polished when rounding asks
@@ -177,9 +167,9 @@ class Bucket:
             if self.looks and size.numel() == 1:
                 size = size.item()
             elif size.dim():
-                size = size.view(*size.shape, *self._ones)
+                size = self.per_point(size)
         if not isinstance(size, Tensor) and not abs(size) <= torch.finfo(self.dtype).max:
-            raise _too_long()
+            raise too_long()
         if self.moves is False or (not isinstance(size, Tensor) and size == 0):
             return self._stay()
         drift = None
@@ -188,10 +178,24 @@ class Bucket:
             self.ok, drift = fit if self.ok is None else self.ok & fit, 0.0
         elif self._polishes:
             y, drift = self._polished(y, c, size, longest)
+        return self._reached(y, drift)
+
+    def settle(self, y: Points) -> Points:
+        """y, the points reached, where a rule has computed them itself, on the manifold to rounding."""
+        if self.moves is False:
+            return self._stay()
+        return self._reached(y, None if not self._polishes or self.factor.renormalizes(self.x) else 0.0)
+
+    def per_point(self, numbers: Tensor) -> Tensor:
+        """One number per point, shaped to multiply points."""
+        return numbers.view(*numbers.shape, *(1,) * len(self.kind.point))
+
+    def _reached(self, y: Points, drift: float | None) -> Points:
+        """y, of which is noted what `off` has to know of it."""
         if self.looks:
             written = y.sum().item()
             if not cmath.isfinite(written):
-                raise _too_long()
+                raise too_long()
             # x, which y is copied to, is summed in another order if its strides are others
             self._written = written if y.stride() == self.x.stride() else None
             self._threads = torch.get_num_threads()
@@ -265,7 +269,7 @@ class Bucket:
         if self._foreign or ("master" in self.state and self._drift == math.inf and not self.looks):
             y = factor.polish(factor.polish(y))
         if self.looks and (longest is None or longest > 1):
-            longest = self._length(c, size)
+            longest = length(c, size, len(self.kind.point))
         elif longest is None or (self.kind.capturable and not self.looks and not renews):
             longest = math.inf
         error = 4 + max(2.0, longest) * longest
@@ -276,15 +280,8 @@ class Bucket:
             if self.looks and not error * eps <= 2 * math.sqrt(eps):  # the square of it is more than rounding
                 y = factor.polish(y)
                 if not bool((factor.residual(y) <= tolerance(self.dtype)).all()):
-                    raise _too_long()
+                    raise too_long()
         return y, None if renews else total
-
-    def _length(self, c: Points, size: float | Tensor) -> float:
-        """The largest |size c|."""
-        if not isinstance(size, Tensor) and len(self.kind.point) == 2:
-            return largest_norm(c) * abs(size)
-        lengths = norms(c).flatten() if len(self.kind.point) == 2 else torch.linalg.vector_norm(_flat(c), dim=1)
-        return float((lengths * (size.flatten() if isinstance(size, Tensor) else size)).abs().max())
 
     def _set_drift(self, drift: float) -> None:
         self._drift = drift
@@ -301,41 +298,3 @@ class Bucket:
 
     def _order(self, rows: Tensor) -> Tensor:
         return batch_last(rows) if self._batch_last else rows
-
-    def _counter(self, steps: float) -> Float[Tensor, ""]:
-        return torch.full((), steps, dtype=torch.float32, device=self.device if self.kind.capturable else "cpu")
-
-
-def _is_fit(gradients: Tensor) -> Bool[Tensor, " B"]:
-    """Which gradients are finite, and small enough to be squared."""
-    norms: Tensor = torch.linalg.vector_norm(_flat(gradients), dim=1)
-    return norms <= limit(gradients.dtype)
-
-
-def _too_long() -> Exception:
-    error: Exception = torch.linalg.LinAlgError("the step is too long to be computed")  # type: ignore[attr-defined]
-    return error
-
-
-def limit(dtype: torch.dtype) -> float:
-    """The norm of a gradient from which on optimizers refuse it: X^H G - G^H X may be four times as long as it is."""
-    return math.sqrt(torch.finfo(dtype).max) / 4
-
-
-def _flat(points: Tensor) -> Tensor:
-    return points.reshape(len(points), -1)
-
-
-def can_look(device: torch.device) -> bool:
-    """Whether a step may look at values; on an accelerator it would have to wait for them."""
-    return device.type == "cpu"
-
-
-def being_captured(device: torch.device) -> bool:
-    """Whether what runs on the device goes into a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def real_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the absolute value."""
-    return dtype.to_real() if dtype.is_complex else dtype

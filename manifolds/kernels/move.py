@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._linalg import is_traced, without_autocast
-from ._tiny import batch_last, in_order_of
-from ._transforms import in_forward_mode, is_transformed
+from .linalg import is_traced, without_autocast
+from .tiny import batch_last, in_order_of
+from .transforms import in_forward_mode, is_transformed
 
 Move = Callable[[Tensor, Tensor], Tensor]
 

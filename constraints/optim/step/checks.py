@@ -12,9 +12,9 @@ from torch import Tensor
 
 from manifolds import Manifold, tolerance
 
-from ..precision import exact_products
-from ..records import constrained, name_of
-from ..values import check_whole, code, master_dtype
+from ...precision import exact_products
+from ...records import constrained, name_of
+from ...values import check_whole, master_dtype, point_code
 from .parts import key_of, part_of
 
 Group = dict[str, Any]
@@ -54,9 +54,20 @@ def check_group(optimizer: str, group: Group, groups: Sequence[Group]) -> None:
             _check_value(groups, p, manifold)
 
 
-def warn_of_decay(group: Group) -> bool:
-    """Warn if L2 decay does nothing on factors of this group, and say whether it was said."""
-    if group["manifold"] is None or group["weight_decay"] == 0:
+def check_ways(optimizer: str, group: Group) -> None:
+    """ValueError for the options of torch that say how a step is computed, where there is no such way."""
+    if group["differentiable"]:
+        raise ValueError(
+            f"{optimizer} takes no differentiable=True: a step on a manifold is made without derivatives. Hold the "
+            f"weights by Trivialization(), and give param_groups(model) to the optimizer of torch.optim."
+        )
+    if group["foreach"] and group["fused"]:
+        raise ValueError(f"foreach and fused of {optimizer} are two ways of one step; at most one of them is True.")
+
+
+def warn_of_decay(group: Group, unasked: float) -> bool:
+    """Warn if decay that was asked for does nothing on factors of this group, and say whether it was said."""
+    if group["manifold"] is None or group["weight_decay"] in (0, unasked):
         return False
     factors = {str(f) for p in group["params"] for f, _ in group["manifold"].split(p.detach()) if f.constant_norm}
     if factors:
@@ -111,8 +122,8 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
     if not feasible:
         raise ValueError(
             f"{name_in(groups, p)} of shape {tuple(p.shape)} is not on {manifold}. Use constrain(module, name, "
-            f"{manifold}, Riemannian()), which takes the nearest point, or copy "
-            f"{code(manifold)}.nearest(weight) into it."
+            f"{manifold}, Riemannian()), which takes the nearest point or says how to start, or copy "
+            f"{point_code(manifold, p.shape).replace('(value)', '(weight)')} into it."
         )
 
 

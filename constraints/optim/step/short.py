@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
-from manifolds._short import PULLED, TURNED, pulled, pulled_defect, turned, turned_defect
+from manifolds.kernels.short import PULLED, TURNED, pulled, pulled_defect, turned, turned_defect
 from manifolds.retractions import cayley, polar
 
 from .late import Late

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import LU_BATCH
-from ._transforms import is_batched
+from .linalg import LU_BATCH
+from .transforms import is_batched
 
 Square = Inexact[Tensor, "*batch n n"]
 

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._determinant import determinant_phase, unit_determinant
-from ._group import unique_svd
-from ._linalg import newton_schulz
-from ._polar import factor
+from .determinant import determinant_phase, unit_determinant
+from .linalg import newton_schulz
+from .orthonormal import unique_svd
+from .polar import factor
 
 LACK = "have deficient rank, below n - 1, or several nearest matrices of determinant 1, as a reflection has"
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._cayley import Size
-from ._steps import gram, is_wide
+from .cayley import Size
+from .steps import gram, is_wide
 
 Points = Inexact[Tensor, "B n p"]
 Defect = Float[Tensor, " B"]

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products
-from ._tiny import MANY, batch_last, in_order_of, largest_norm, product, transposed
-from ._transforms import in_forward_mode, is_batched, is_transformed
+from .iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products
+from .tiny import MANY, batch_last, in_order_of, largest_norm, product, transposed
+from .transforms import in_forward_mode, is_batched, is_transformed
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
 

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._iterations import ORDER
-from ._transforms import is_recorded
+from .iterations import ORDER
+from .transforms import is_recorded
 
 Values = Float[Tensor, "*batch p"]
 Square = Inexact[Tensor, "*batch p p"]

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import newton_schulz, skew
-from ._move import differentiable
-from ._tiny import largest_norm, product
+from .linalg import newton_schulz, skew
+from .move import differentiable
+from .tiny import largest_norm, product
 
 REACH = 1.16  # a bound of |A / 2^s|: float32 then takes degree 8 for exp, and 8 for sinhc
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import (
+from .linalg import (
     LU_BATCH,
     eye_like,
     geometric_terms,
@@ -24,9 +24,9 @@ from ._linalg import (
     on_accelerator,
     resolvent,
 )
-from ._mend import unit_columns
-from ._move import differentiable
-from ._tiny import batch_last, in_order_of, largest_norm, norms, product, skew_squares
+from .mend import unit_columns
+from .move import differentiable
+from .tiny import batch_last, in_order_of, largest_norm, norms, product, skew_squares
 
 FAR = 256  # a norm from which on rounding in LU is more than anywhere else
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._linalg import _InverseSqrt, inverse_sqrt, is_traced, may_look, may_overwrite, newton_schulz, orthogonality_error
-from ._tiny import largest_norm
-from ._transforms import in_forward_mode, is_transformed
+from .linalg import _InverseSqrt, inverse_sqrt, is_traced, may_look, may_overwrite, newton_schulz, orthogonality_error
+from .tiny import largest_norm
+from .transforms import in_forward_mode, is_transformed
 
 Points = Inexact[Tensor, "*batch n p"]
 

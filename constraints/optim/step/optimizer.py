@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..precision import exact_products
-from ..riemannian import param_groups
-from ..watch import look, off
-from .bucket import Bucket, can_look
+from ...precision import exact_products
+from ...riemannian import param_groups
+from ...watch import look, off
+from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
+from .limits import can_look
 from .parts import tensors_only
 from .plan import Member, Plan
 
@@ -47,6 +48,8 @@ class RiemannianOptimizer(Optimizer, ABC):
     """A step moves each group on its "manifold". `Riemannian` refuses a step of any optimizer that does not say so."""
     _numbers: ClassVar[frozenset[str]] = frozenset()
     """Keys of the state that hold one number per point; the others hold a tensor like the point."""
+    _decay: ClassVar[float] = 0.0
+    """The weight decay of who was asked for none; nothing is said of it where it does nothing."""
     _takes_sparse: ClassVar[bool] = False
     """Whether free parameters may have sparse gradients."""
 
@@ -168,11 +171,11 @@ class RiemannianOptimizer(Optimizer, ABC):
         return tuple(first.setdefault(tuple(_by_value(g.get(name)) for name in names), i) for i, g in groups)
 
     def _descent(self, bucket: Bucket, group: Group) -> Tensor:
-        """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything; asked for once,
-        for the bucket keeps it no longer."""
+        """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything and is not
+        decoupled; asked for once, for the bucket keeps it no longer."""
         g = bucket.release_gradients()
         g = -g if group["maximize"] else g
-        decays = group["weight_decay"] != 0 and not bucket.factor.constant_norm
+        decays = not group.get("decoupled_weight_decay", False) and decays_in(bucket, group)
         return g + group["weight_decay"] * bucket.x if decays else g
 
     def _count_skipped(self, plan: Plan) -> None:
@@ -201,7 +204,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             raise
         look(self)  # what is held now and is not at a later step is an error then
         if not self._warned:
-            self._warned = warn_of_decay(group)
+            self._warned = warn_of_decay(group, self._decay)
 
     # State -----------------------------------------------------------------------------------------------
 
@@ -264,6 +267,11 @@ class RiemannianOptimizer(Optimizer, ABC):
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _step_outside_of_graphs(optimizer: RiemannianOptimizer, closure: Callable[[], Any] | None) -> Any:
     return optimizer.step(closure)
+
+
+def decays_in(bucket: Bucket, group: Group) -> bool:
+    """Whether weight decay does anything to the points of the bucket."""
+    return group["weight_decay"] != 0 and not bucket.factor.constant_norm
 
 
 def rate(group: Group) -> float | Tensor:

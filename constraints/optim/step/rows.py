@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
-from manifolds._tiny import batch_last, is_many_tiny, tiled, tiles, untiled
+from manifolds.kernels.tiny import batch_last, is_many_tiny, tiled, tiles, untiled
 from manifolds.retractions import cayley, exp, polar, qr
 
 

@@ -1,0 +1,17 @@
+"""What all optimizers share, so that a rule holds nothing but its update: which factors move together, in which memory,
+what is checked before anything changes, and the state."""
+
+from .bucket import Bucket
+from .checks import Group, check_at_least_zero, check_ways
+from .optimizer import Params, RiemannianOptimizer, decays_in, rate
+
+__all__ = [
+    "Bucket",
+    "Group",
+    "Params",
+    "RiemannianOptimizer",
+    "check_at_least_zero",
+    "check_ways",
+    "decays_in",
+    "rate",
+]

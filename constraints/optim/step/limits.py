@@ -1,0 +1,54 @@
+"""What a step may look at, and how large the numbers are that it takes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from manifolds.kernels.tiny import largest_norm, norms
+
+
+def is_fit(gradients: Tensor) -> Bool[Tensor, " B"]:
+    """Which gradients are finite, and small enough to be squared."""
+    norms: Tensor = torch.linalg.vector_norm(flat(gradients), dim=1)
+    return norms <= limit(gradients.dtype)
+
+
+def too_long() -> Exception:
+    error: Exception = torch.linalg.LinAlgError("the step is too long to be computed")  # type: ignore[attr-defined]
+    return error
+
+
+def length(c: Tensor, size: float | Tensor, ndim: int) -> float:
+    """The largest |size c| of points with so many axes."""
+    if not isinstance(size, Tensor) and ndim == 2:
+        return largest_norm(c) * abs(size)
+    lengths = norms(c).flatten() if ndim == 2 else torch.linalg.vector_norm(flat(c), dim=1)
+    return float((lengths * (size.flatten() if isinstance(size, Tensor) else size)).abs().max())
+
+
+def limit(dtype: torch.dtype) -> float:
+    """The norm of a gradient from which on optimizers refuse it: X^H G - G^H X may be four times as long as it is."""
+    return math.sqrt(torch.finfo(dtype).max) / 4
+
+
+def flat(points: Tensor) -> Tensor:
+    return points.reshape(len(points), -1)
+
+
+def can_look(device: torch.device) -> bool:
+    """Whether a step may look at values; on an accelerator it would have to wait for them."""
+    return device.type == "cpu"
+
+
+def being_captured(device: torch.device) -> bool:
+    """Whether what runs on the device goes into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the absolute value."""
+    return dtype.to_real() if dtype.is_complex else dtype
