@@ -2,6 +2,7 @@
 
 from .adam import RiemannianAdam
 from .adamw import RiemannianAdamW
+from .lbfgs import RiemannianLBFGS
 from .sgd import RiemannianSGD
 
-__all__ = ["RiemannianAdam", "RiemannianAdamW", "RiemannianSGD"]
+__all__ = ["RiemannianAdam", "RiemannianAdamW", "RiemannianLBFGS", "RiemannianSGD"]
