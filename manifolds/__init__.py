@@ -4,6 +4,8 @@ from . import retractions
 from .base import GeodesicManifold, Manifold, NearestPointManifold, tolerance
 from .compositions import (
     Composition,
+    Hurwitz,
+    Invertible,
     Isospectral,
     LowRank,
     Orthostochastic,
@@ -26,6 +28,8 @@ __all__ = [
     "Composition",
     "Euclidean",
     "GeodesicManifold",
+    "Hurwitz",
+    "Invertible",
     "Isospectral",
     "Layout",
     "LowRank",
