@@ -1,7 +1,9 @@
 """Optimizers that keep constrained parameters on their manifolds."""
 
+from . import spectral
 from .adam import RiemannianAdam
 from .adamw import RiemannianAdamW
+from .muon import RiemannianMuon
 from .sgd import RiemannianSGD
 
-__all__ = ["RiemannianAdam", "RiemannianAdamW", "RiemannianSGD"]
+__all__ = ["RiemannianAdam", "RiemannianAdamW", "RiemannianMuon", "RiemannianSGD", "spectral"]

@@ -1,0 +1,1 @@
+"""Private numerics: functions of tensors with derivatives of their own. They know of no manifold."""
