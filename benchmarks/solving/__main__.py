@@ -19,7 +19,8 @@ from tqdm import tqdm
 from constraints import LBFGS, ConjugateGradient, TrustRegion, minimize
 from constraints.solve import Solver
 
-from .problems import Problem, problems
+from .problem import Problem
+from .problems import problems
 
 OURS: dict[str, Solver] = {"TrustRegion": TrustRegion(), "LBFGS": LBFGS(), "ConjugateGradient": ConjugateGradient()}
 PEERS = {"pymanopt TR": "TrustRegions", "pymanopt CG": "ConjugateGradient"}

@@ -1,10 +1,8 @@
-"""Problems on the manifolds that exist here, each with the manifold of pymanopt that has the same points."""
+"""Problems on the manifolds that exist here."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,29 +10,7 @@ from torch import Tensor
 
 from manifolds import Euclidean, Manifold, Oblique, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
 
-F64 = torch.float64
-
-
-@dataclass(frozen=True)
-class Problem:
-    """f takes one tensor for each manifold; peer: of pymanopt.manifolds, (name, arguments, options) for each."""
-
-    name: str
-    title: str
-    f: Callable[..., Tensor]
-    manifolds: Sequence[Manifold]
-    shapes: Sequence[tuple[int, ...]]
-    peers: Sequence[tuple[str, tuple[int, ...], dict[str, Any]]]
-    dtype: torch.dtype = F64
-    near: Callable[[torch.Generator], list[Tensor]] | None = None
-
-    def starts(self, seed: int) -> list[Tensor]:
-        """Random points, or those of `near`."""
-        generator = torch.Generator().manual_seed(seed)
-        if self.near is not None:
-            return self.near(generator)
-        pairs = zip(self.manifolds, self.shapes, strict=True)
-        return [m.random(shape, generator=generator, dtype=self.dtype) for m, shape in pairs]
+from .problem import F64, Problem, circuit, digits, overlap
 
 
 def problems() -> list[Problem]:
@@ -60,7 +36,7 @@ def problems() -> list[Problem]:
     ) -> None:
         found.append(Problem(name, title, f, [manifold], [shape], [(peer, sizes, options)], dtype, near))
 
-    c = _digits()
+    c = digits()
     one("pca", "PCA of digits, 64 x 5", lambda x: -(x * (c @ x)).sum(), Stiefel(), (64, 5), "Stiefel", 64, 5)
     weights = torch.arange(5.0, 0, -1, dtype=F64)
     one(
@@ -252,7 +228,7 @@ def problems() -> list[Problem]:
     one(
         "network",
         "isometric network of ten tensors",
-        lambda x: -_overlap(x, state).square(),
+        lambda x: -overlap(x, state).square(),
         Stiefel(),
         (10, 4, 4),
         "Stiefel",
@@ -288,7 +264,7 @@ def problems() -> list[Problem]:
     one(
         "unitary",
         "synthesis of a unitary on three spins from six gates",
-        lambda x: 1 - _circuit(x, unitary),
+        lambda x: 1 - circuit(x, unitary),
         Orthogonal(),
         (6, 4, 4),
         "UnitaryGroup",
@@ -297,37 +273,3 @@ def problems() -> list[Problem]:
         dtype=torch.complex128,
     )
     return found
-
-
-def _digits() -> Tensor:
-    """The covariance of the handwritten digits, of trace 1."""
-    from sklearn.datasets import load_digits
-
-    c = torch.cov(torch.tensor(load_digits().data, dtype=F64).T)
-    return c / c.trace()
-
-
-def _overlap(tensors: Tensor, state: Tensor) -> Tensor:
-    """<state| network |0...0> of two-site isometries in a brick wall on six sites."""
-    psi = torch.zeros(2**6, dtype=state.dtype)
-    psi[0] = 1
-    psi = psi.reshape((2,) * 6)
-    places = [(0, 1), (2, 3), (4, 5), (1, 2), (3, 4), (0, 1), (2, 3), (4, 5), (1, 2), (3, 4)]
-    for gate, place in zip(tensors, places, strict=True):
-        psi = torch.tensordot(gate.reshape(2, 2, 2, 2), psi, ([2, 3], list(place)))
-        psi = psi.movedim((0, 1), place)
-    return psi.flatten() @ state
-
-
-def _circuit(gates: Tensor, unitary: Tensor) -> Tensor:
-    """|tr(U^H V)| / 8 squared, V of gates on spins (0, 1) and (1, 2) in turn."""
-    eye = torch.eye(2, dtype=gates.dtype)
-    v = torch.eye(8, dtype=gates.dtype)
-    for k, gate in enumerate(gates):
-        v = (torch.kron(gate, eye) if k % 2 == 0 else torch.kron(eye, gate)) @ v
-    return (unitary.conj() * v).sum().abs().square() / 64
-
-
-def best_of(values: Sequence[float]) -> float:
-    """The least value that anyone found."""
-    return min((v for v in values if math.isfinite(v)), default=math.nan)
