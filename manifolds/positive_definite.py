@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._cone import METRICS, Metric
 from ._mean import karcher, shares
 from ._points import broadcast, check_axes, inner, length, sizes
 from .base import GeodesicManifold, check_ndim
+from .cone import METRICS, Metric
 from .kernels import hermitian
 from .kernels.linalg import sym
 
