@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from manifolds import Manifold
+from manifolds.engine import engine
 from manifolds.kernels.transforms import is_transformed
 
 from .coordinates import Coordinates, coordinates_of
@@ -117,6 +118,7 @@ class Trivialized(nn.Module):
     def __init__(self, manifold: Manifold, base: Tensor, rebase_every: int | float | None, name: str) -> None:
         super().__init__()
         self.manifold = manifold
+        self.engine = engine(manifold)
         self.dtype = base.dtype
         self.rebase_every = rebase_every
         self.name = name
@@ -172,7 +174,7 @@ class Trivialized(nn.Module):
         with exact_products(original.device.type):
             base = self.base
             c = original.to(torch.promote_types(original.dtype, base.dtype))
-            return self.manifold.move(base, self.manifold.coordinates(base, c)).contiguous()
+            return self.engine.move(base, self.engine.coordinates(base, c)).contiguous()
 
     def compute(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """`exact`, rounded to the dtype of the weight."""

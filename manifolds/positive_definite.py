@@ -12,9 +12,11 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from ._mean import karcher, shares
-from ._points import broadcast, check_axes, inner, length, sizes
+from ._points import broadcast, check_axes, length, sizes
 from .base import GeodesicManifold, check_ndim
 from .cone import METRICS, Metric
+from .cone.engine import ConeEngine
+from .engine import Engine
 from .kernels import hermitian
 from .kernels.linalg import sym
 
@@ -138,40 +140,8 @@ class PositiveDefinite(GeodesicManifold):
         mean = self._metric.mean(x, shares(self, x, weights))
         return karcher(self, x, weights) if mean is None else mean
 
-    # Engines keep the frame W of V, which needs no transport ---------------------------------------------
-
-    def coordinates(self, x: Square, a: Square) -> Square:
-        """What of A is a frame."""
-        return self._metric.frames(broadcast(self, x, a)[1])
-
-    def lift(self, x: Square, g: Square) -> Square:
-        """The frame of the gradient."""
-        return self._metric.pulled(*broadcast(self, x, g))
-
-    def move(self, x: Square, c: Square) -> Square:
-        """A map onto the whole cone: see `Metric.move`."""
-        return self._metric.move(*broadcast(self, x, c))
-
-    def carry(self, x: Square, y: Square, c: Square) -> Square:
-        """W."""
-        return broadcast(self, x, y, c)[2]
-
-    def coordinate_inner(self, x: Square, c: Square, d: Square) -> Float[Tensor, "*batch"]:
-        """Re tr(C^H D)."""
-        _, c, d = broadcast(self, x, c, d)
-        return inner(c, d, 2)
-
-    def recenter(self, x: Square, y: Square, c: Square, m: Square) -> Square:
-        """M where the chart is flat."""
-        return self._metric.frames(m) if self._metric.is_flat else super().recenter(x, y, c, m)
-
-    def polish(self, x: Square) -> Square:
-        """(X + X^H) / 2."""
-        return sym(x)
-
-    def renormalizes(self, x: Square) -> bool:
-        """True: a step begins with a factor, and ends with its square."""
-        return True
+    def _engine(self) -> Engine:
+        return ConeEngine(self, self._metric)
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:

@@ -20,10 +20,10 @@ none of the four learns anything. One rate serves all of them, for that of Riema
 and 0.05 the one that was best, for each of the four, on validation digits that are neither trained on nor shown here.
 
 Answer: it learns in half the time, and a little more. The constrained networks are as good after four epochs as the
-free one after eight, and end ahead of it; at smaller rates the distance is larger. An orthogonal gate cannot grow, so that
-it neither overwrites nor blows up what the network holds. A stack of orthonormal columns cannot grow either and learns
-as fast at first; but none of its gates is orthogonal even once, while no constrained one is ever further than 1e-5
-from it.
+free one after eight, and end ahead of it; at smaller rates the distance is larger. An orthogonal gate cannot grow, so
+that it neither overwrites nor blows up what the network holds. A stack of orthonormal columns cannot grow either and
+learns as fast at first; but none of its gates is orthogonal even once, while no constrained one is ever further than
+1e-5 from it.
 Where memory is short there is nothing to gain: a free GRU reads the same digits without blank steps at least as well.
 """
 

@@ -65,6 +65,10 @@ class Metric(ABC):
         """A map of frames onto the whole cone from any X, x + vector(x, w) to first order."""
         return self.retract(x, self.vector(x, w))
 
+    def unit(self, x: Square) -> Numbers:
+        """|W|^2 of the frames at which `move` begins to bend."""
+        return torch.ones_like(x[..., 0, 0].real)
+
     def mean(self, x: Square, shares: Inexact[Tensor, "*batch N 1 1"]) -> Square | None:
         """The mean over axis -3; None where it is that of any geodesic manifold."""
         return None

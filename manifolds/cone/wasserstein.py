@@ -34,6 +34,11 @@ class BuresWasserstein(Metric):
         """2 (G X + X G)."""
         return 4 * sym(sym(g) @ x)
 
+    def unit(self, x: Square) -> Numbers:
+        """The mean eigenvalue: W is a change of the root of X."""
+        mean: Tensor = x.diagonal(dim1=-2, dim2=-1).real.mean(-1)
+        return mean
+
     def exp(self, x: Square, v: Square) -> Square:
         """(I + L) X (I + L)."""
         half = lyapunov(x, sym(v))

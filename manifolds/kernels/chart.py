@@ -70,6 +70,16 @@ def least_squares(of: Linear, adjoint: Linear, b: Tensor, ndim: int) -> Tensor:
     return t
 
 
+def is_long(c: Tensor, x: Tensor, ndim: int) -> bool:
+    """Whether a point x has coordinates c with |C| > |X| / (2 k^(1/4)); see `Engine.is_long`."""
+    if ndim == 0 or not x.numel():
+        return False
+    axes = tuple(range(-ndim, 0))
+    scale, length = (torch.linalg.vector_norm(t, dim=axes) for t in (x, c))
+    k = min(x.shape[axes[0] :]) if ndim > 1 else 1
+    return bool((length > scale / (2 * k**0.25)).any())
+
+
 def _trace(a: Square) -> Inexact[Tensor, "*batch"]:
     return a.diagonal(dim1=-2, dim2=-1).sum(-1)
 

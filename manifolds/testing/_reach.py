@@ -57,7 +57,7 @@ def _walked(case: Case, x: Tensor) -> Tensor:
 
 def _reached(case: Case, x: Tensor, y: Tensor) -> Tensor:
     """Which of the targets y the descent comes to, in Gauss-Newton steps that are halved where they go too far."""
-    m, x = case.manifold, x.clone()
+    m, e, x = case.manifold, case.engine, x.clone()
     near = NEAR * case.size(y).clamp_min(1)
     for _ in range(STEPS):
         far = case.apart(x, y)
@@ -67,7 +67,7 @@ def _reached(case: Case, x: Tensor, y: Tensor) -> Tensor:
         size, closer = torch.ones_like(far), far <= near
         z = x
         for _ in range(HALVINGS):
-            there = m.move(x, m.coordinates(x, per_point(size, m.ndim) * c))
+            there = e.move(x, e.coordinates(x, per_point(size, m.ndim) * c))
             better = ~closer & (case.apart(there, y) < 0.999 * far)  # not where it is NaN
             z = torch.where(per_point(better, m.ndim), there, z)
             closer = closer | better
@@ -82,12 +82,12 @@ def _reached(case: Case, x: Tensor, y: Tensor) -> Tensor:
 
 def _towards(case: Case, x: Tensor, v: Tensor) -> Tensor:
     """The c whose velocity, by differences, is nearest to v."""
-    m, step, count = case.manifold, case.eps ** (1 / 3), _flat(x).shape[1]
+    e, step, count = case.engine, case.eps ** (1 / 3), _flat(x).shape[1]
     basis = torch.eye(count, dtype=case.dtype.to_real(), device=case.device)
     basis = (torch.view_as_complex(basis.reshape(count, -1, 2)) if x.is_complex() else basis).reshape(-1, *x.shape[1:])
     at = x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1)
-    c = step * m.coordinates(at, basis.repeat(len(x), *(1,) * (x.dim() - 1)))
-    columns = _flat(m.move(at, c) - m.move(at, -c)).reshape(len(x), count, count).mT / (2 * step)
+    c = step * e.coordinates(at, basis.repeat(len(x), *(1,) * (x.dim() - 1)))
+    columns = _flat(e.move(at, c) - e.move(at, -c)).reshape(len(x), count, count).mT / (2 * step)
     best = torch.linalg.pinv(columns.nan_to_num(), rtol=1e-7) @ _flat(v).unsqueeze(-1)
     return (torch.view_as_complex(best.reshape(len(x), -1, 2)) if x.is_complex() else best).reshape(x.shape)
 

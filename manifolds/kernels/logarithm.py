@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from . import _round
-from .kernels.exponential import exp_move
-from .kernels.iterations import ORDER
-from .kernels.linalg import eye_like, inverse_sqrt, may_look, newton_schulz, skew, sym
-from .kernels.transforms import is_recorded, whole
+from . import arcs
+from .exponential import exp_move
+from .iterations import ORDER
+from .linalg import eye_like, inverse_sqrt, may_look, newton_schulz, skew, sym
+from .transforms import is_recorded, whole
 
 Square = Inexact[Tensor, "*batch n n"]
 Values = Float[Tensor, "*batch n"]
@@ -48,7 +48,7 @@ def logarithm(q: Square, *, special: bool = False) -> Square:
 def _log2(q: Square) -> Square:
     """The angle of a plane rotation is atan2(sin, cos)."""
     t = torch.atan2(q[..., 1, 0] - q[..., 0, 1], q[..., 0, 0] + q[..., 1, 1])
-    return torch.stack([torch.zeros_like(t), -t, t, torch.zeros_like(t)], -1).unflatten(-1, (2, 2))
+    return torch.stack([torch.zeros_like(t), -t, t, torch.zeros_like(t)], -1).unflatten(-1, (2, 2))  # type: ignore[no-any-return]
 
 
 def _log3(q: Square) -> Square:
@@ -68,20 +68,20 @@ def _log3(q: Square) -> Square:
     row = row * torch.where(row[..., :1] < 0, -1, 1)
     one = torch.zeros_like(row)
     one[..., 0] = 1
-    _, x, y, z = (2 * _round.log(one, _round.normalized(row, (-1,), 1), (-1,), 1)).unbind(-1)
+    _, x, y, z = (2 * arcs.log(one, arcs.normalized(row, (-1,), 1), (-1,), 1)).unbind(-1)
     zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))  # type: ignore[no-any-return]
 
 
 def _is_reflection(q: Square) -> Bool[Tensor, "*batch 1 1"]:
     """det Q < 0, of matrices up to 3 x 3."""
-    q = q.detach()
-    if q.shape[-1] == 3:
-        det = (q[..., 0, :] * torch.linalg.cross(q[..., 1, :], q[..., 2, :])).sum(-1)
-    else:
-        det = q[..., 0, 0] * q[..., -1, -1] - (q[..., 0, 1] * q[..., 1, 0] if q.shape[-1] == 2 else 0)
-    if q.shape[-1] == 1:
+    n, q = q.shape[-1], q.detach()
+    if n == 1:
         det = q[..., 0, 0]
+    elif n == 2:
+        det = q[..., 0, 0] * q[..., 1, 1] - q[..., 0, 1] * q[..., 1, 0]
+    else:
+        det = (q[..., 0, :] * torch.linalg.cross(q[..., 1, :], q[..., 2, :])).sum(-1)
     return (det < 0)[..., None, None]
 
 
@@ -106,7 +106,7 @@ def _arctangent(a: Square) -> Square:
     square, w = torch.linalg.eigh(a.mH @ a)
     t = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
     f = torch.where(t < 1e-4, 2 - 2 * square / 3, 2 * t.atan() / t)
-    return a @ (w * f.to(w).unsqueeze(-2)) @ w.mH
+    return a @ (w * f.to(w).unsqueeze(-2)) @ w.mH  # type: ignore[no-any-return]
 
 
 def _real(q: Square) -> Square:
