@@ -65,7 +65,6 @@ class AffineInvariant(Metric):
         Source: Bini & Iannazzo, Computing the Karcher mean of symmetric positive definite matrices (2013).
         """
         y, last = LogEuclidean().mean(x, shares), math.inf
-        assert y is not None
         eps = torch.finfo(x.dtype).eps
         for _ in range(STEPS):
             factor = cholesky(y).unsqueeze(-3)

@@ -37,7 +37,7 @@ class Flat(Metric):
     def distance(self, x: Square, y: Square) -> Numbers:
         return length(self.chart(y) - self.chart(x), 2)
 
-    def mean(self, x: Square, shares: Inexact[Tensor, "*batch N 1 1"]) -> Square | None:
+    def mean(self, x: Square, shares: Inexact[Tensor, "*batch N 1 1"]) -> Square:
         return self.point((shares * self.chart(x)).sum(-3))
 
 

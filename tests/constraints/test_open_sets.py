@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import constraints.optim
 from constraints import Riemannian, Trivialization, constrain, report, unconstrain
-from manifolds import Manifold, PositiveDefinite
+from manifolds import Correlation, Manifold, Positive, PositiveDefinite
 from manifolds.positive_definite import Name
 
 F64 = torch.float64
@@ -63,7 +63,7 @@ def test_an_optimum_is_found_on_the_manifold(manifold: Manifold, name: str, dtyp
     lr = 0.1
     if name == "RiemannianSGD":  # the second derivative at S under Bures-Wasserstein is 4 over its eigenvalues
         s, options, lr = target(dtype, 0.3, -0.3), {"momentum": 0.9}, 0.02
-    train(model, getattr(constraints.optim, name)(model, lr=lr, **options), s, 300, lr)
+    train(model, getattr(constraints.optim, name)(model, lr=lr, **options), s, 200, lr)
     assert report(model)[0].ok
     assert float((model.weight.detach() - s).norm() / s.norm()) < 1e-3
 
@@ -72,7 +72,7 @@ def test_an_optimum_is_found_on_the_manifold(manifold: Manifold, name: str, dtyp
 @every_set
 def test_an_optimum_is_found_in_coordinates(manifold: Manifold, rebase: int | None) -> None:
     model, s = made(manifold, Trivialization(rebase_every=rebase), "identity"), target()
-    train(model, torch.optim.Adam(model.parameters(), lr=0.1), s, 300, 0.1)
+    train(model, torch.optim.Adam(model.parameters(), lr=0.1), s, 200, 0.1)
     assert report(model)[0].ok
     assert float((model.weight.detach() - s).norm() / s.norm()) < 1e-3
 
@@ -129,3 +129,33 @@ def test_half_precision_keeps_a_master(manifold: Manifold, method: Any) -> None:
     assert model.weight.dtype is torch.bfloat16
     assert report(model)[0].ok
     assert float((model.weight.detach().float() - s).norm()) < 0.05
+
+
+@methods
+def test_positive_numbers_of_all_sizes_are_found_at_one_rate(method: Any) -> None:
+    """sum (log x - log s)^2 / 2, from 1e-3 to 1e3, with one learning rate: a step is relative."""
+    s = torch.logspace(-3, 3, 7, dtype=F64)
+    model = constrain(Point(7), "weight", Positive, method, init=torch.ones(7, dtype=F64))
+    kind: Any = torch.optim.Adam if isinstance(method, Trivialization) else constraints.optim.RiemannianAdam
+    optimizer = kind(model.parameters() if kind is torch.optim.Adam else model, lr=0.2)
+    for k in range(200):
+        optimizer.param_groups[0]["lr"] = 0.2 * (1 - k / 200)
+        optimizer.zero_grad()
+        ((model.weight.log() - s.log()) ** 2).sum().backward()
+        optimizer.step()
+    assert report(model)[0].ok
+    assert torch.allclose(model.weight.detach(), s, rtol=1e-3)
+
+
+@methods
+def test_a_correlation_is_fitted(method: Any) -> None:
+    """The likelihood of data that have unit variances, at its optimum."""
+    d = target().diagonal().rsqrt()
+    s = d[:, None] * target() * d
+    model = made(Correlation(), method, "identity")
+    kind: Any = torch.optim.Adam if isinstance(method, Trivialization) else constraints.optim.RiemannianAdam
+    optimizer = kind(model.parameters() if kind is torch.optim.Adam else model, lr=0.1)
+    train(model, optimizer, s, 300, 0.1)
+    assert report(model)[0].ok
+    assert torch.equal(model.weight.detach().diagonal(), torch.ones(4, dtype=F64))
+    assert float((model.weight.detach() - s).norm()) < 1e-3
