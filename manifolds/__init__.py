@@ -13,10 +13,12 @@ from .compositions import (
     SpectralBall,
     SpectralSphere,
 )
+from .correlation import Correlation
 from .euclidean import Euclidean
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
+from .positive import Positive
 from .positive_definite import PositiveDefinite
 from .product import ProductManifold
 from .sphere import Sphere
@@ -26,6 +28,7 @@ from .symmetric import Skew, Symmetric
 __all__ = [
     "BlockSpec",
     "Composition",
+    "Correlation",
     "Euclidean",
     "GeodesicManifold",
     "Hurwitz",
@@ -39,6 +42,7 @@ __all__ = [
     "Orthogonal",
     "Orthostochastic",
     "Pattern",
+    "Positive",
     "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
