@@ -98,11 +98,11 @@ def least_squares(of: Linear, adjoint: Linear, b: Tensor, ndim: int) -> Tensor:
 
 
 def is_long(manifold: Manifold, x: Tensor, c: Tensor) -> bool:
-    """Whether a point has coordinates with |C| > |X| / (2 k^(1/4)), from where its chart may bend. Looks at values.
+    """Whether a point has coordinates with |C| > |X| / (3 k^(1/4)), from where its chart may bend. Looks at values.
 
     k is 1 for vectors and the shorter side of matrices: if C has all its length in one of k directions it is as long
     there as |C| sqrt(k) / |X|, which is |C| on Stiefel, and if it has it evenly, as |C| / |X|. Their geometric mean is
-    compared with 1/2. Numbers have a chart that never bends. False where c is NaN.
+    compared with 1/3. Numbers have a chart that never bends. False where c is NaN.
     """
     for (factor, points), (_, vectors) in zip(manifold.split(x), manifold.split(c), strict=True):
         if factor.ndim == 0 or not points.numel():
@@ -110,7 +110,7 @@ def is_long(manifold: Manifold, x: Tensor, c: Tensor) -> bool:
         axes = tuple(range(-factor.ndim, 0))
         scale, length = (torch.linalg.vector_norm(t, dim=axes) for t in (points, vectors))
         k = min(points.shape[axes[0] :]) if factor.ndim > 1 else 1
-        if bool((length > scale / (2 * k**0.25)).any()):
+        if bool((length > scale / (3 * k**0.25)).any()):
             return True
     return False
 
