@@ -10,6 +10,7 @@ from .compositions import (
     LowRank,
     Orthostochastic,
     PositiveSemidefinite,
+    Scaled,
     SpectralBall,
     SpectralSphere,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
+    "Scaled",
     "Skew",
     "SpecialOrthogonal",
     "SpectralBall",
