@@ -4,6 +4,8 @@ from . import retractions
 from .base import GeodesicManifold, Manifold, NearestPointManifold, tolerance
 from .compositions import (
     Composition,
+    Hurwitz,
+    Invertible,
     Isospectral,
     LowRank,
     Orthostochastic,
@@ -29,6 +31,8 @@ __all__ = [
     "Correlation",
     "Euclidean",
     "GeodesicManifold",
+    "Hurwitz",
+    "Invertible",
     "Isospectral",
     "Layout",
     "LowRank",

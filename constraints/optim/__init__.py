@@ -1,7 +1,17 @@
 """Optimizers that keep constrained parameters on their manifolds."""
 
+from . import spectral
 from .adam import RiemannianAdam
 from .adamw import RiemannianAdamW
+from .lbfgs import RiemannianLBFGS
+from .muon import RiemannianMuon
 from .sgd import RiemannianSGD
 
-__all__ = ["RiemannianAdam", "RiemannianAdamW", "RiemannianSGD"]
+__all__ = [
+    "RiemannianAdam",
+    "RiemannianAdamW",
+    "RiemannianLBFGS",
+    "RiemannianMuon",
+    "RiemannianSGD",
+    "spectral",
+]

@@ -61,6 +61,8 @@ def minimize(
     >>> found.converged, round(found.value, 9)
     (True, -5.0)
     """
+    if max_seconds is not None:
+        _positive("max_seconds", max_seconds)
     stops = Stops(_positive("tol", tol), _count("max_steps", max_steps, 0), max_seconds, callback, progress)
     solver = TrustRegion() if solver is None else solver
     if not isinstance(solver, Solver):
@@ -103,8 +105,9 @@ def _of_model(closure: Callable[[], Any], model: nn.Module, solver: Solver, stop
         steps=int(done.steps),
         evaluations=problem.counts,
         converged=why == Why.CONVERGED,
-        reason=sentence(problem, [why], state.norm, stops),
+        reason=sentence(problem, [why], state.norm, int(done.steps), stops),
         history=done.history,
+        curvature=state.memory.get("curvature"),
     )
 
 

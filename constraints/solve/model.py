@@ -22,10 +22,10 @@ class Parameters:
 
     def __init__(self, named: dict[str, Tensor], manifolds: dict[str, Manifold]) -> None:
         check_alike(named)
-        self._tensors = list(named.values())
+        self.tensors = list(named.values())
         pieces = [Piece(name, manifolds[name], tuple(p.shape), p.dtype) for name, p in named.items()]
         self.space = Space(pieces, batched=False)
-        self.rows: Rows = self.space.join([p.detach().clone() for p in self._tensors])
+        self.rows: Rows = self.space.join([p.detach().clone() for p in self.tensors])
 
     @classmethod
     def of(cls, model: nn.Module) -> Parameters:
@@ -59,10 +59,10 @@ class Parameters:
     @torch.no_grad()
     def put(self, rows: Rows) -> None:
         """Write the point into the tensors; those that hold it already are left alone, and their graphs with them."""
-        for p, part in zip(self._tensors, self.space.split(rows), strict=True):
+        for p, part in zip(self.tensors, self.space.split(rows), strict=True):
             if not torch.equal(p, part):
                 p.copy_(part)
 
     def _placed(self, parts: list[Tensor]) -> list[Tensor]:
         self.put(self.space.join(parts))
-        return self._tensors
+        return self.tensors

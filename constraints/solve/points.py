@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifolds import Manifold, tolerance
+from manifolds import Manifold, NearestPointManifold, tolerance
 
 from ..precision import exact_products
 from ..values import code
@@ -87,14 +87,14 @@ def _checked(name: Name, x: Tensor, manifold: Manifold) -> Tensor:
     with exact_products(x.device.type), torch.no_grad():
         residual = manifold.residual(x)
         if not bool((residual <= limit).all()):
-            nearest = hasattr(manifold, "nearest")
+            nearest = isinstance(manifold, NearestPointManifold)
             way = (
                 f"{code(manifold)}.nearest(x0), or the shape alone for a random start"
                 if nearest
                 else (f"its shape alone for a random start, or a point made by {code(manifold)}.random")
             )
             raise ValueError(f"{_who(name)} of shape {tuple(x.shape)} is not on {manifold}. Give {way}.")
-        if hasattr(manifold, "nearest") and not bool((residual <= tolerance(x.dtype)).all()):
+        if isinstance(manifold, NearestPointManifold) and not bool((residual <= tolerance(x.dtype)).all()):
             x = manifold.nearest(x)
     return x.clone(memory_format=torch.contiguous_format)
 

@@ -140,7 +140,7 @@ class Problem:
             )
         if self.space.batched and self.rows > 1:
             first = torch.autograd.grad(values[0], leaves, retain_graph=True, allow_unused=True)
-            if any(g is not None and bool((g[1:] != 0).any()) for g in first):
+            if any(g is not None and bool((g[1:].abs() > 0).any()) for g in first):
                 raise ValueError(
                     "with batched=True the problems are independent: f(x)[i] depends on x[i] only; got a value that "
                     "depends on other rows. Drop batched=True to solve them as one problem, with the sum of the values."

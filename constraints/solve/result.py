@@ -48,6 +48,8 @@ class Result:
     steps and converged are tensors (B,), one entry for each problem.
     gradient_norm: of the Riemannian gradient, in the metric: 0 exactly at first-order points.
     reason: why it stopped, in a sentence.
+    curvature: the least second derivative along unit tangent vectors that `TrustRegion` saw at x, an upper bound of the
+    smallest eigenvalue of the Hessian: 0 or more, but for rounding, at a minimum. None for other solvers.
     values_of_starts: with several starts, the value that each ended with; the others are those of the best.
     determinants: signs of the determinants, one for each factor on O(n), where they are kept from the start; None
     where no factor is one of O(n).
@@ -64,6 +66,7 @@ class Result:
     converged: Any
     reason: str
     history: History
+    curvature: Any = None
     values_of_starts: Tensor | None = None
     determinants: Tensor | None = None
 

@@ -23,6 +23,9 @@ from .space import Rows
 PATIENCE = 30
 """Steps without a smaller value or gradient norm after which rounding is all that moves."""
 
+SADDLES = 5
+"""How often a solver may leave a point where the gradient vanishes."""
+
 
 class Why(IntEnum):
     """Why a problem is no longer moved."""
@@ -82,10 +85,13 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
     state, history, shown = start(problem, x), History(), _Line(stops.progress)
     finite, zero = is_finite(state.value) & is_finite(state.norm), full(state.value, 0.0)
     why, steps, idle = where(finite, zero + Why.RUNNING, zero + Why.NOT_FINITE), zero, zero
-    best_value, best_norm, kept = state.value, state.norm, state
+    best_value, best_norm, kept, settled = state.value, state.norm, state, 0
     try:
         for step in range(stops.max_steps + 1):
             why = where((why == Why.RUNNING) & (state.norm <= stops.tol), float(Why.CONVERGED), why)
+            if not any_(why == Why.RUNNING) and any_(why == Why.CONVERGED) and settled < SADDLES:
+                state, left = solver.settle(problem, state, why == Why.CONVERGED)
+                why, settled = where(left, float(Why.RUNNING), why), settled + 1
             running, seconds = why == Why.RUNNING, time.perf_counter() - began
             _record(problem, history, state, seconds)
             shown.show(step, history)
@@ -130,12 +136,14 @@ def _better(new: State, old: State) -> State:
     return replace(new, x=x, value=value, norm=norm)
 
 
-def sentence(problem: Problem, why: Sequence[float], norm: float, stops: Stops) -> str:
-    """Why it stopped; with several problems, how many stopped why. norm: the gradient norm of the only one."""
+def sentence(problem: Problem, why: Sequence[float], norm: float, steps: int, stops: Stops) -> str:
+    """Why it stopped; with several problems, how many stopped why. norm and steps are those of the only one."""
     counts = Counter(Why(int(each)) for each in why)
     if len(why) == 1:
         (kind,) = counts
         part, size = _said(kind, problem, stops), "" if kind == Why.CONVERGED else f" (gradient norm {norm:.1e})"
+        if kind == Why.CONVERGED and steps == 0:
+            size = " already at the start, which may be a saddle: try starts=5, or another one"
         return f"{part[0].upper()}{part[1:]}{size}."
     return "; ".join(f"{count} of {len(why)} {_said(kind, problem, stops)}" for kind, count in counts.items()) + "."
 
@@ -155,7 +163,7 @@ _SENTENCES = {
     ),
     Why.STALLED: (
         f"not converged: for {PATIENCE} steps neither the value nor the gradient norm got smaller; what is left is "
-        "rounding, or f is not smooth there"
+        "rounding, f is not smooth there, or its gradient is wrong (see check_gradient)"
     ),
     Why.NOT_FINITE: "not converged: the value or the gradient of f is NaN or infinite there; start elsewhere",
     Why.STEPS: "not converged: max_steps={steps} reached",

@@ -45,6 +45,11 @@ class Solver(ABC):
     def advance(self, problem: Problem, state: State, active: Truth) -> State:
         """One step of every active problem; the others stay where they are."""
 
+    def settle(self, problem: Problem, state: State, at_rest: Truth) -> tuple[State, Truth]:
+        """Where the gradient of all problems vanishes: the state, after a step for those that a solver knows to be no
+        minima, and which these are. None, unless a solver looks for them."""
+        return state, at_rest & False
+
 
 def start(problem: Problem, x: Rows) -> State:
     """The state at x, with nothing remembered."""

@@ -57,6 +57,7 @@ class Starts:
         """The best start of every problem."""
         state, steps, why = done.state, done.steps, done.why
         value, norm, x, values = state.value, state.norm, self.space.split(state.x), None
+        curvature = state.memory.get("curvature")
         if self.space.batched:
             if self._count > 1:
                 values = value.reshape(self._count, self._problems)
@@ -67,11 +68,14 @@ class Starts:
                 rows = torch.arange(self._problems, device=value.device)
             x = self.space.split(state.x[rows])
             value, norm, steps, why = (t[rows, 0] for t in (value, norm, steps, why))
+            curvature = None if curvature is None else curvature[rows, 0]
         if self.space.batched and not self._batched:
             x, values = [part[0] for part in x], None if values is None else values[:, 0]
             value, norm, steps, why = (t.item() for t in (value, norm, steps, why))
+            curvature = None if curvature is None else curvature.item()
         x = [part.detach().clone() for part in x]
-        reasons, single = (why.tolist(), math.nan) if self._batched else ([why], norm)
+        kinds = why.tolist() if self._batched else [why]
+        size, count = (math.nan, 0) if self._batched else (norm, int(steps))
         signs = [determinants(m, t, int(self._batched)) for m, t in zip(self.manifolds.values(), x, strict=True)]
         known = [s for s in signs if s is not None]
         return Result(
@@ -81,8 +85,9 @@ class Starts:
             steps=steps.long() if self._batched else int(steps),
             evaluations=problem.counts,
             converged=why == Why.CONVERGED,
-            reason=sentence(problem, reasons, single, stops),
+            reason=sentence(problem, kinds, size, count, stops),
             history=done.history,
+            curvature=curvature,
             values_of_starts=values,
             determinants=torch.cat(known, -1) if known else None,
         )

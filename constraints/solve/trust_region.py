@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from .hessians import Hessian, exact
-from .numbers import Truth, full, is_finite, larger, no, over, smaller, where
+from .numbers import Truth, any_, full, is_finite, larger, no, over, smaller, where
 from .options import check_between, check_count
 from .problem import Problem
+from .saddle import least_curvature, leave
 from .solver import Solver, State, moved, reach
 from .space import Rows
 from .truncated import minimize_model
@@ -32,6 +33,8 @@ class TrustRegion(Solver):
     hessian: `hessians.exact`, `pullback` or `finite_difference`, or a function like them.
     preconditioner: (x, v) -> a tangent vector near H^-1 v, linear in v, symmetric and positive definite, on rows.
     radius: the first one, None for sqrt(dim) / 8. max_inner: products with H in one step, None for dim.
+    saddle_products: where the gradient vanishes, so many products look for a direction of negative curvature, along
+    which a saddle is left; 0 for not looking. The least curvature that was seen is that of the result.
     Raises ValueError for options out of range.
     Source: Absil, Baker & Gallivan (2007); Boumal (2023), section 6.4; Conn, Gould & Toint (2000), section 17.4.2.
 
@@ -45,6 +48,7 @@ class TrustRegion(Solver):
     radius: float | None = None
     max_radius: float = math.inf
     max_inner: int | None = None
+    saddle_products: int = 10
     kappa: float = 0.1
     theta: float = 1.0
     accept: float = 0.1
@@ -62,6 +66,8 @@ class TrustRegion(Solver):
             check_between(self, 0, math.inf, radius=self.radius)
         if self.max_inner is not None:
             check_count(self, max_inner=self.max_inner)
+        if self.saddle_products:
+            check_count(self, saddle_products=self.saddle_products)
 
     def advance(self, problem: Problem, state: State, active: Truth) -> State:
         space, x = problem.space, state.x
@@ -94,3 +100,18 @@ class TrustRegion(Solver):
         if reached.at is state.at:
             reached.memory["times"] = times
         return reached
+
+    def settle(self, problem: Problem, state: State, at_rest: Truth) -> tuple[State, Truth]:
+        if not self.saddle_products:
+            return state, at_rest & False
+        times = state.memory.get("times") or self.hessian(state.at)
+        curvature, v = least_curvature(problem, state, times, min(self.saddle_products, problem.space.dim()))
+        state.memory["curvature"] = curvature
+        # less than this is rounding of products with H
+        falls = at_rest & (curvature < -math.sqrt(torch.finfo(state.x.dtype).eps))
+        if not any_(falls):
+            return state, falls
+        after = leave(problem, state, curvature, v, falls)
+        if after is state:
+            return state, at_rest & False
+        return after, falls & (after.length > 0)

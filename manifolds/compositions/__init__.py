@@ -1,6 +1,8 @@
 """Weights that are maps of several points: low rank, bounded singular values, a gain times a rotation."""
 
 from .base import ComposedProduct, Composition
+from .hurwitz import Hurwitz
+from .invertible import Invertible
 from .low_rank import LowRank
 from .orthostochastic import Orthostochastic
 from .semidefinite import PositiveSemidefinite
@@ -9,6 +11,8 @@ from .spectral import Isospectral, SpectralBall, SpectralSphere
 __all__ = [
     "ComposedProduct",
     "Composition",
+    "Hurwitz",
+    "Invertible",
     "Isospectral",
     "LowRank",
     "Orthostochastic",

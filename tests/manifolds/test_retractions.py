@@ -228,6 +228,7 @@ def test_derivatives_in_both_arguments(retract, shape, dtype: torch.dtype, lengt
     assert torch.autograd.gradgradcheck(along, inputs, fast_mode=True, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch 2.6, of matrix_exp
 @every_retraction
 @pytest.mark.parametrize("shape", [(3, 3), (4, 2), (2, 4), (6, 6)], ids=str)
 def test_vmap_equals_a_batch(retract, shape) -> None:
