@@ -71,13 +71,13 @@ def least_squares(of: Linear, adjoint: Linear, b: Tensor, ndim: int) -> Tensor:
 
 
 def is_long(c: Tensor, x: Tensor, ndim: int) -> bool:
-    """Whether a point x has coordinates c with |C| > |X| / (2 k^(1/4)); see `Engine.is_long`."""
+    """Whether a point x has coordinates c with |C| > |X| / (3 k^(1/4)); see `Engine.is_long`."""
     if ndim == 0 or not x.numel():
         return False
     axes = tuple(range(-ndim, 0))
     scale, length = (torch.linalg.vector_norm(t, dim=axes) for t in (x, c))
     k = min(x.shape[axes[0] :]) if ndim > 1 else 1
-    return bool((length > scale / (2 * k**0.25)).any())
+    return bool((length > scale / (3 * k**0.25)).any())
 
 
 def _trace(a: Square) -> Inexact[Tensor, "*batch"]:

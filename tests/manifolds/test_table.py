@@ -83,14 +83,17 @@ def cells(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> lis
     torch.manual_seed(0)
     x, y = (manifold.random(3, *shape, dtype=dtype) for _ in range(2))
     u, v = (manifold.project(x, 0.5 * torch.randn_like(x)) for _ in range(2))
+    # on one part of O(n)
+    one = manifold.random(*shape, dtype=dtype).expand(x.shape)
+    here, there = (manifold.retract(one, manifold.project(one, 0.7 * torch.randn_like(x))) for _ in range(2))
     given = {
         "nearest": (x + 0.3 * torch.randn_like(x),),
         "residual": (1.5 * x + 0.1 * torch.randn_like(x),),
         "contains": (x,),
         "inner": (x, u, v),
         "transport": (x, y, v),
-        "log": (x, y),
-        "distance": (x, y),
+        "log": (here, there),
+        "distance": (here, there),
     }
     names = [n for n in (*ONE, *TWO, *THREE) if n not in GEODESIC or isinstance(manifold, GeodesicManifold)]
     return [Cell(name, getattr(manifold, name), given.get(name, (x, v))) for name in names]
