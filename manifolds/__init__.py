@@ -12,6 +12,7 @@ from .compositions import (
     SpectralSphere,
 )
 from .euclidean import Euclidean
+from .grassmann import Grassmann
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
@@ -25,6 +26,7 @@ __all__ = [
     "Composition",
     "Euclidean",
     "GeodesicManifold",
+    "Grassmann",
     "Isospectral",
     "Layout",
     "LowRank",
