@@ -16,6 +16,7 @@ from .compositions import (
 )
 from .correlation import Correlation
 from .euclidean import Euclidean
+from .grassmann import Grassmann
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
@@ -32,6 +33,7 @@ __all__ = [
     "Correlation",
     "Euclidean",
     "GeodesicManifold",
+    "Grassmann",
     "Hurwitz",
     "Invertible",
     "Isospectral",
