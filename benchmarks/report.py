@@ -181,21 +181,32 @@ def _missed(results: Json) -> str:
 
 
 def readme(results: Json) -> str:
-    """A short markdown table, one line for each of `README_ROWS`: ours against others, and which targets hold."""
+    """A short markdown table, one line for each of `README_ROWS`: ours against others, and which goals are reached."""
     lines = []
     for row in results["rows"]:
         judged = [v for v in row["verdicts"] if v["measured"] is not None]
         if row["name"] not in README_ROWS or not judged:
             continue
-        missed = [f"MISSED: {v['target']} ({_rival(v)})" for v in row["verdicts"] if v["met"] is False]
+        missed = [f"MISSED: {_goal(v)}" for v in row["verdicts"] if v["met"] is False]
         ratios = ", ".join(_ratio(v) for v in judged)
-        lines.append([row["title"], ratios, "; ".join(missed) or "met"])
-    return table(("ours", "against others", "targets"), lines, markdown=True)
+        lines.append([row["title"], ratios, "; ".join(missed) or "reached"])
+    return table(("what is timed", "ours, beside others", "goal"), lines, markdown=True)
+
+
+RIVALS = {"one product (u)": "one matrix product", "free": "the unconstrained one"}
 
 
 def _rival(verdict: Json) -> str:
     rival = str(verdict["what"]).partition(" / ")[2]
-    return rival.removeprefix("one product ").strip("()")
+    return RIVALS.get(rival, rival)
+
+
+def _goal(verdict: Json) -> str:
+    """In words, of a target such as "≤ 2.5x" or "≥ 2x faster"."""
+    bound = str(verdict["target"]).strip("≤≥ ").removesuffix(" faster")
+    if "faster" in verdict["target"]:
+        return f"at least {bound} as fast as {_rival(verdict)}"
+    return f"at most {bound} the time of {_rival(verdict)}"
 
 
 def _ratio(verdict: Json) -> str:

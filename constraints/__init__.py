@@ -9,17 +9,33 @@ from .packing import Packing, register_packing
 from .rebase import rebase
 from .report import report
 from .riemannian import Riemannian, param_groups
+from .solve import (
+    LBFGS,
+    ConjugateGradient,
+    GradientDescent,
+    TrustRegion,
+    check_gradient,
+    check_hessian,
+    minimize,
+)
 from .trivialization import Trivialization
 
 __all__ = [
+    "LBFGS",
     "AveragedModel",
     "BlockSpec",
+    "ConjugateGradient",
+    "GradientDescent",
     "Packing",
     "Riemannian",
     "Trivialization",
+    "TrustRegion",
+    "check_gradient",
+    "check_hessian",
     "constrain",
     "export_state_dict",
     "load_checked",
+    "minimize",
     "param_groups",
     "rebase",
     "register_packing",

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifolds.engine import engine
+
+from .composing import Parts, admitted, composed
+from .coordinates import COUNT, coordinates_of
 from .held import Held, held
-from .trivialization import COUNT, Trivialization, coordinates_of, trivialized
+from .trivialization import Trivialization, trivialized
 from .values import admit, check_finite
 
 
@@ -26,9 +30,12 @@ def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """
     state, plain = model.state_dict(), {}
     for path, owner in model.named_modules(remove_duplicate=False):
+        if isinstance(owner, Parts) and path:
+            continue  # the tensor that they make stands for them
         prefix = path + "." if path else ""
+        computed = {*dict(trivialized(owner)), *dict(composed(owner))}
         for attribute in _order(owner):
-            if attribute in dict(trivialized(owner)):
+            if attribute in computed:
                 for key in [key for key in state if key.startswith(f"{prefix}parametrizations.{attribute}.")]:
                     del state[key]
                 plain[prefix + attribute] = getattr(owner, attribute).detach()
@@ -78,8 +85,9 @@ def _watching(module: nn.Module) -> list[int]:
 def _order(owner: nn.Module) -> Iterator[str]:
     """The attributes of the owner that state_dict lists, in the order of the plain module."""
     names = list(owner._parameters)
-    for attribute, coordinates in coordinates_of(owner):
-        order = coordinates.order
+    lists: list[tuple[str, Any]] = [*coordinates_of(owner), *composed(owner)]
+    for attribute, each in lists:
+        order = each.order
         later = [name for name in names if name in order[order.index(attribute) + 1 :]]
         names = [name for name in names if name not in later] + [attribute, *later]
     return iter([*names, *owner._buffers])
@@ -88,6 +96,7 @@ def _order(owner: nn.Module) -> Iterator[str]:
 @torch.no_grad()
 def _prepare(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before anything is loaded: turn plain weights into what the engine keeps. ValueError for what is off."""
+    _decompose(module, state, prefix)
     found: list[tuple[Held, str]] = []
     for path, owner in module.named_modules(remove_duplicate=False):
         found += [(each, prefix + path + "." * bool(path)) for each in held_by(owner)]
@@ -96,6 +105,22 @@ def _prepare(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> 
         for key in drop:
             del state[key]
         state.update(add)
+
+
+def _decompose(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
+    """Turn what the checkpoint has for composed tensors into their parts. ValueError where there are none."""
+    add: dict[str, Any] = {}
+    drop: list[str] = []
+    for path, owner in module.named_modules(remove_duplicate=False):
+        where = prefix + path + "." * bool(path)
+        for attribute, each in composed(owner):
+            if (plain := where + attribute) in state:
+                points = admitted(each.parts.composition, state[plain], each.parts, f"{plain} of the checkpoint")
+                add.update({f"{where}parametrizations.{attribute}.0.{name}": point for name, point in points.items()})
+                drop.append(plain)
+    for plain in drop:
+        del state[plain]
+    state.update(add)
 
 
 def held_by(owner: nn.Module) -> list[Held]:
@@ -120,8 +145,8 @@ def _entries(each: Held, where: str, state: dict[str, Any]) -> tuple[list[str], 
             raise ValueError(f"{original} of the checkpoint needs shape {tuple(at.shape)}; got {tuple(c.shape)}.")
         if isinstance(each.method, Trivialization):
             return [], {base: at}
-        count = [key for key in (inside + COUNT,) if key in state]
-        return [original, base, *count], {plain: each.manifold.move(at, each.manifold.coordinates(at, c.to(at)))}
+        of, count = engine(each.manifold), [key for key in (inside + COUNT,) if key in state]
+        return [original, base, *count], {plain: of.move(at, of.coordinates(at, c.to(at)))}
     found = [key for key in state if key.startswith(inside)]
     if found:
         lack = [key for key in (original, base) if key not in state]

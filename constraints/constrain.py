@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,18 +11,21 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
-from manifolds import BlockSpec, Layout, Manifold, ProductManifold
+from manifolds import Layout, Manifold
+from manifolds.compositions import Composition
 
 from .checkpoints import unwatch_loading, watch_loading
+from .composing import composed, hold_parts, initial_points, release_parts
+from .coordinates import Coordinates, coordinates_of
+from .fitting import fit
 from .held import Held, held
 from .method import Method, Site
 from .names import describe, match, tensors
-from .packing import check_packing, packing_of
 from .progress import shown
 from .records import Records, constrained
 from .riemannian import Riemannian
 from .ties import places_of
-from .trivialization import Coordinates, Trivialization, coordinates_of
+from .trivialization import Trivialization
 from .values import Init, check_whole, initial
 
 M = TypeVar("M", bound=nn.Module)
@@ -31,7 +34,7 @@ M = TypeVar("M", bound=nn.Module)
 def constrain(
     module: M,
     name: str | Sequence[str],
-    manifold: Manifold | type[Manifold],
+    manifold: Manifold | Composition | type[Manifold] | type[Composition],
     method: Method = Trivialization(),  # noqa: B008 (a frozen value)
     *,
     layout: Layout | None = None,
@@ -41,7 +44,8 @@ def constrain(
 
     name: dotted, a glob over dotted names, "encoder.*.self_attn.in_proj_weight", or a list of those.
     manifold: its class or an instance. Axes before those of one point are batch axes: a stack (E, n, p) under Stiefel
-    is E matrices.
+    is E matrices. A composition, as `LowRank(8)`, makes the tensor of several points, each of which is held; they are
+    new Parameters, `parametrizations.<name>.0.<part>`, so an optimizer is made afterwards.
     method: `Trivialization()`, which any optimizer trains, or `Riemannian()`, which leaves a plain Parameter. To change
     the value later: under the first write `module.weight = value`, under the second copy into it under torch.no_grad().
     A change in place of a trivialized weight, as by torch.nn.init or on its `.data`, is a ValueError at its next use
@@ -64,8 +68,9 @@ def constrain(
     """
     if not isinstance(method, Method):
         raise TypeError(f"method of constrain is Trivialization() or Riemannian(); got {method!r}.")
-    manifold = manifold() if isinstance(manifold, type) and issubclass(manifold, Manifold) else manifold
-    if not isinstance(manifold, Manifold):
+    if isinstance(manifold, type) and issubclass(manifold, Manifold | Composition):
+        manifold = manifold()
+    if not isinstance(manifold, Manifold | Composition):
         raise TypeError(f"constrain needs a manifold, as in Stiefel or Stiefel**3; got {manifold!r}.")
     shared: dict[int, list[Site]] = {}
     again: dict[int, Site] = {}
@@ -78,20 +83,20 @@ def constrain(
         sites = shared.setdefault(id(parameter), [])
         if all((site.owner, site.attribute) != (owner, attribute) for site in sites):  # a module may have two names
             sites.append(Site(full, owner, attribute, parameter))
-    if isinstance(method, Trivialization):
+    if isinstance(method, Trivialization) or isinstance(manifold, Composition):  # which make new Parameters
         _add_ties(module, shared, method, known)
     values = [_once_more(site, manifold, method, layout, init) for site in again.values()]
     plan = []
     named = ((sites[0].name, sites[0].parameter.numel(), sites) for sites in shared.values())
     for sites in shown(named, len(shared)):
         try:
-            chosen = _fit(manifold, layout, sites[0])
+            chosen = fit(manifold, layout, sites[0])
             _check_same(sites[0], chosen, known)
         except ValueError as error:
             raise ValueError(f"{error}{_among(name, sites[0], shared.values())}") from error
-        plan.append((sites, chosen, initial(chosen, sites[0].parameter, init, str(sites[0]))))
-    for sites, chosen, value in plan:
-        method.hold(sites, chosen, value)
+        plan.append((sites, _holding(chosen, method, sites, init)))
+    for sites, hold in plan:
+        hold()
         for site in sites:
             root = module if site.inside else site.owner
             watch_loading(root, site.name)
@@ -99,6 +104,15 @@ def constrain(
         if point is not None:
             held_already.set_point(point)
     return module
+
+
+def _holding(chosen: Manifold | Composition, method: Method, sites: list[Site], init: Init) -> Callable[[], None]:
+    """What holds one tensor, once everything that can fail is done."""
+    if isinstance(chosen, Manifold):
+        value = initial(chosen, sites[0].parameter, init, str(sites[0]))
+        return lambda: method.hold(sites, chosen, value)
+    points = initial_points(chosen, sites[0].parameter, init, str(sites[0]))
+    return lambda: hold_parts(sites, chosen, points, lambda parts, name, m: constrain(parts, name, m, method))
 
 
 def unconstrain(module: M, name: str | Sequence[str]) -> M:
@@ -120,12 +134,17 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     for each in constrained:
         if each.identity in named:
             groups.setdefault(each.identity, []).append(each)
-    if not groups:
+    lists = [found for owner, attribute in places if (found := dict(composed(owner)).get(attribute)) is not None]
+    parts = {id(found.parts): found.parts for found in lists}
+    if not groups and not parts:
         names = ", ".join(each.name for each in constrained)
         have = f"Constrained are: {names}." if names else "Nothing in this module is."
         raise ValueError(f"{name!r} matches no constrained tensor of {type(module).__name__}. {have}")
     for group in groups.values():
         for owner, _ in group[0].method.release([(each.owner, each.attribute) for each in group]):
+            unwatch_loading(owner)
+    for one in parts.values():
+        for owner, _ in release_parts(one):
             unwatch_loading(owner)
     unwatch_loading(module)
     return module
@@ -136,6 +155,10 @@ def _free_parameter(
 ) -> nn.Parameter:
     """The Parameter at owner.attribute, of this dotted name, if it can be constrained; known are those that are."""
     who = describe(owner, full)
+    if attribute in dict(composed(owner)):
+        raise ValueError(
+            f"{who} is composed already, by {dict(composed(owner))[attribute].parts}. Call unconstrain first."
+        )
     if parametrize.is_parametrized(owner, attribute):
         kinds = ", ".join(type(p).__name__ for p in owner.get_submodule(f"parametrizations.{attribute}").children())
         raise ValueError(
@@ -163,7 +186,7 @@ def _free_parameter(
     return parameter
 
 
-def _check_same(site: Site, manifold: Manifold, known: dict[int, tuple[Records, str]]) -> None:
+def _check_same(site: Site, manifold: Manifold | Composition, known: dict[int, tuple[Records, str]]) -> None:
     """ValueError where `Riemannian` holds the Parameter on another manifold."""
     records, place = known.get(id(site.parameter), (None, ""))
     if records is not None and records.manifolds[place] != manifold:
@@ -207,66 +230,15 @@ def _add_ties(
 
 
 def _once_more(
-    site: Site, manifold: Manifold, method: Method, layout: Layout | None, init: Init
+    site: Site, manifold: Manifold | Composition, method: Method, layout: Layout | None, init: Init
 ) -> tuple[Coordinates, Tensor | None]:
     """The value that a tensor takes which is trivialized already, as by its tie; None for the one that it has.
     ValueError where it is held in another way."""
     coordinates = dict(coordinates_of(site.owner))[site.attribute]
     held: Any = coordinates[0]
-    if method != Trivialization(held.rebase_every) or _fit(manifold, layout, site) != held.manifold:
+    if method != Trivialization(held.rebase_every) or fit(manifold, layout, site) != held.manifold:
         raise ValueError(
             f"{site} is constrained already, to {held.manifold} by {Trivialization(held.rebase_every)}. Call "
             f"unconstrain first."
         )
     return coordinates, None if init is None else initial(held.manifold, coordinates.point(), init, str(site))
-
-
-def _fit(manifold: Manifold, layout: Layout | None, site: Site) -> Manifold:
-    """The manifold that holds this tensor, once layout, packing and shape agree."""
-    shape = tuple(site.parameter.shape)
-    packing = packing_of(site.owner, site.attribute)
-    if layout is None and packing is not None:
-        check_packing(packing, manifold, shape, str(site))
-    try:
-        chosen = manifold if layout is None else _with_layout(manifold, layout, shape)
-        _check_axis(chosen, shape)
-        chosen.dim(shape)
-    except ValueError as error:
-        raise ValueError(f"{site}, shape {shape}: {error}") from error
-    return chosen
-
-
-def _with_layout(manifold: Manifold, layout: Layout, shape: tuple[int, ...]) -> Manifold:
-    if not isinstance(layout, Layout):
-        raise TypeError(f"layout of constrain is a BlockSpec or a BlockSpec.pattern(...); got {layout!r}.")
-    if isinstance(manifold, ProductManifold):
-        if not manifold.stacked:
-            raise ValueError(f"{manifold} has a layout of its own; got {layout} too. Drop one of them.")
-        return ProductManifold(manifold.factors, layout)
-    if layout == BlockSpec(rows=1, axis=0):
-        return manifold
-    ndim = layout.ndim(manifold.ndim)
-    if len(shape) < ndim:
-        raise ValueError(
-            f"{layout} cuts points of {ndim} axes, and the tensor has {len(shape)}. Write a layout of axes that it "
-            f"has, or reshape the tensor in its module."
-        )
-    return ProductManifold((manifold,) * len(layout.shapes(shape[len(shape) - ndim :])), layout)
-
-
-def _check_axis(manifold: Manifold, shape: tuple[int, ...]) -> None:
-    """An axis counted from the first one means nothing where batch axes come before the packed point."""
-    if not isinstance(manifold, ProductManifold) or len(shape) <= manifold.ndim:
-        return
-    layout = manifold.layout
-    if isinstance(layout, BlockSpec) and layout.axis >= 0:
-        axis, wanted = layout.axis - manifold.ndim, layout.axis - len(shape)
-        ways = f"layout=BlockSpec(rows={layout.rows}, axis={axis}) to cut each of the batch"
-        if wanted != axis:
-            ways = (
-                f"layout=BlockSpec(rows={layout.rows}, axis={wanted}) to cut axis {layout.axis} of the tensor, {ways}"
-            )
-        raise ValueError(
-            f"{layout} counts its axis from the first one, but the tensor has more axes than a point of {manifold}, "
-            f"which has {manifold.ndim}: it is ambiguous. Pass {ways}, or a BlockSpec.pattern that names every axis."
-        )

@@ -38,6 +38,11 @@ def living() -> list[Any]:
     return [each for reference in _live.valuerefs() if (each := reference()) is not None]
 
 
+def optimizers() -> list[Optimizer]:
+    """The optimizers that have made steps since there are coordinates."""
+    return [each for reference in _looked.keyrefs() if (each := reference()) is not None]
+
+
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():  # looking is no part of the graph
         return

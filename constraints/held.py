@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from manifolds import Manifold
 
+from .coordinates import Coordinates, coordinates_of
 from .method import Method
 from .names import owners
 from .records import recorded
 from .riemannian import Riemannian
-from .trivialization import Coordinates, Trivialization, coordinates_of, trivialized
+from .trivialization import Trivialization, trivialized
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,14 @@ def describe(owner: nn.Module, attribute: str) -> str:
 
 
 def owners(module: nn.Module, every_name: bool = False) -> Iterator[tuple[str, nn.Module]]:
-    """(dotted prefix, module) of every submodule but those that parametrizations are made of; once, or every_name."""
+    """(dotted prefix, module) of every submodule but those that parametrizations are made of; once, or every_name.
+
+    The parts that a tensor is composed of are under its name: `layer.weight.u`.
+    """
     for path, owner in module.named_modules(remove_duplicate=not every_name):
+        if getattr(owner, "holds_parts", False) and path:
+            head, _, tail = path.rpartition("parametrizations.")
+            path = head + tail.removesuffix(".0")
         if "parametrizations" not in path.split("."):
             yield (path + "." if path else ""), owner
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from manifolds import BlockSpec, Layout, Manifold, ProductManifold
+from manifolds.compositions import ComposedProduct, Composition
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,17 @@ def packing_of(module: nn.Module, attribute: str) -> Packing | None:
     return None
 
 
-def check_packing(packing: Packing, manifold: Manifold, shape: tuple[int, ...], who: str) -> None:
+def check_packing(packing: Packing, manifold: Manifold | Composition, shape: tuple[int, ...], who: str) -> None:
     """ValueError where a manifold given without a layout disagrees with how the tensor is packed, or says nothing."""
-    product = isinstance(manifold, ProductManifold)
-    factor = manifold.factors[0] if isinstance(manifold, ProductManifold) else manifold
-    ndim = max(f.ndim for f in manifold.factors) if isinstance(manifold, ProductManifold) else manifold.ndim
+    products = ProductManifold | ComposedProduct
+    product = isinstance(manifold, products)
+    factor = manifold.factors[0] if isinstance(manifold, products) else manifold
+    ndim = max(f.ndim for f in manifold.factors) if isinstance(manifold, products) else manifold.ndim
     readings = [(text, layout) for text, layout in packing.readings if len(layout.shapes(shape)[0]) == ndim]
-    if not readings or (isinstance(manifold, ProductManifold) and not manifold.stacked):
+    if not readings or (isinstance(manifold, products) and not manifold.stacked):
         return
     usual = readings[0][1]
-    if isinstance(manifold, ProductManifold):
+    if isinstance(manifold, products):
         count = len(manifold)
         if isinstance(usual, BlockSpec) and usual.axis == 0 and usual.count == count:
             return
@@ -116,7 +118,7 @@ def check_packing(packing: Packing, manifold: Manifold, shape: tuple[int, ...], 
     raise ValueError(f"{who} packs {packing.what}; {problem}. {', or '.join(ways)}.")
 
 
-def _way_out(manifold: Manifold, text: str, layout: Layout, product: bool) -> str:
+def _way_out(manifold: Manifold | Composition, text: str, layout: Layout, product: bool) -> str:
     if isinstance(layout, BlockSpec) and isinstance(layout.rows, int) and layout.axis == 0 and layout.rows > 1:
         return f"write {manifold}**{layout.rows} to constrain {text}"
     # a product has a number of factors, which another layout would contradict

@@ -16,8 +16,9 @@ class Rebased:
     """What `rebase` did to one tensor.
 
     momentum: "carried" where what the optimizer keeps refers to the new base now, or the base stays, for coordinates
-    were zero; "reset" where the state of the optimizer was dropped, as it is where it has NaN; "no optimizer" where
-    none that holds the coordinates was given: its momentum, if it has any, refers to the old base.
+    were zero; "reset" where the state of the optimizer was dropped, as it is where it has NaN, or is of before another
+    weight was assigned; "no optimizer" where none that holds the coordinates was given: its momentum, if it has any,
+    refers to the old base.
     """
 
     name: str

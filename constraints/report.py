@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from manifolds import Layout, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
+from manifolds.compositions import ComposedProduct, Composition
 
+from .composing import composed
 from .held import Held, held_once
 from .method import Method
+from .names import owners
 from .values import at_least_float32, determinant_signs, near
 
 HEAD = ("", "name", "shape", "manifold", "layout", "method", "worst residual per factor", "det")
@@ -22,6 +26,7 @@ SHOWN = 4  # factors of a row, each with its own numbers; of more, the worst
 class Record:
     """One constraint of a model.
 
+    A tensor that is composed of several points has one, too, without a method, before those of its parts.
     It is of the constrained tensor itself, also where a parametrization on top, as a gain, makes another one of it.
     composed: the kinds of those on top.
     residuals: the worst residual of each factor over the batch; NaN where the weight has a NaN.
@@ -30,9 +35,9 @@ class Record:
 
     name: str
     shape: tuple[int, ...]
-    manifold: Manifold
+    manifold: Manifold | Composition
     layout: Layout | None
-    method: Method
+    method: Method | None
     dtype: torch.dtype
     residuals: tuple[float, ...]
     determinants: tuple[str, ...]
@@ -65,7 +70,25 @@ def report(model: nn.Module) -> Report:
     >>> [(record.name, record.ok) for record in report(layer)]
     [('weight', True)]
     """
-    return Report(_record(each) for each in held_once(model))
+    return Report([*_composed(model), *(_record(each) for each in held_once(model))])
+
+
+@torch.no_grad()
+def _composed(model: nn.Module) -> Iterator[Record]:
+    """One record for each composed tensor, whose residual is the worst of its parts; a tied one once."""
+    seen: set[int] = set()
+    for prefix, owner in owners(model):
+        for attribute, each in composed(owner):
+            parts = each.parts
+            if id(parts) in seen:
+                continue
+            seen.add(id(parts))
+            residual = max(_worst(manifold, point.detach()) for manifold, point in parts.held())
+            kinds = tuple(type(one).__name__.lstrip("_") for one in list(each)[1:])
+            layout = parts.composition.layout if isinstance(parts.composition, ComposedProduct) else None
+            yield Record(
+                prefix + attribute, parts.shape, parts.composition, layout, None, parts.dtype, (residual,), (), kinds
+            )
 
 
 @torch.no_grad()
@@ -121,7 +144,7 @@ def _row(record: Record) -> tuple[str, ...]:
         # the layout has a column of its own
         repr(ProductManifold(manifold.factors) if isinstance(manifold, ProductManifold) else manifold),
         "" if record.layout is None else repr(record.layout),
-        ", then ".join([repr(record.method), *record.composed]),
+        ", then ".join(["its parts" if record.method is None else repr(record.method), *record.composed]),
         _residuals(record.residuals),
         _determinants(record.determinants) if any(record.determinants) else "",
     )

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from manifolds import Manifold
 
 from . import watch as watch  # which starts with the first record
+from .coordinates import coordinates_of
 from .method import Method, Site
 from .records import constrained, forget, record, recorded
-from .trivialization import coordinates_of
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from torch import nn
@@ -29,11 +29,16 @@ def places_of(
 def places_in(lists: Collection[ParametrizationList]) -> list[tuple[nn.Module, str]]:
     """(module, attribute) wherever in the process a tensor is computed by one of these."""
     wanted = {id(each) for each in lists}
+    return places_where(lambda each: id(each) in wanted)
+
+
+def places_where(wanted: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, str]]:
+    """(module, attribute) wherever in the process a tensor is computed by a list that is wanted."""
     found = []
     for owner in _modules():
         own = vars(owner).get("_modules", {}).get("parametrizations")
         if isinstance(own, nn.ModuleDict):
-            found += [(owner, attribute) for attribute, each in own.items() if id(each) in wanted]
+            found += [(owner, attribute) for attribute, each in own.items() if wanted(each)]
     return found
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +11,16 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrize import ParametrizationList
 
 from manifolds import Manifold
-from manifolds._transforms import is_transformed
+from manifolds.engine import engine
+from manifolds.kernels.transforms import is_transformed
 
+from .coordinates import Coordinates, coordinates_of
 from .copying import forget_computed_weights, make_copyable
 from .decay import enlist
 from .inside import is_traced
-from .leaving import give_way, release
+from .leaving import release
 from .memo import Memo
 from .method import Method, Site
 from .passes import watch
@@ -28,9 +28,7 @@ from .precision import exact_products
 from .schedule import schedule
 from .seen import Seen, settled
 from .tables import Dense
-from .values import admit, check_finite, code, initial, is_finite, master_dtype, may_look, point_code
-
-COUNT = "_extra_state"  # torch's key for what get_extra_state gives
+from .values import admit, code, is_finite, may_look, point_code
 
 
 @dataclass(frozen=True)
@@ -120,6 +118,7 @@ class Trivialized(nn.Module):
     def __init__(self, manifold: Manifold, base: Tensor, rebase_every: int | float | None, name: str) -> None:
         super().__init__()
         self.manifold = manifold
+        self.engine = engine(manifold)
         self.dtype = base.dtype
         self.rebase_every = rebase_every
         self.name = name
@@ -175,7 +174,7 @@ class Trivialized(nn.Module):
         with exact_products(original.device.type):
             base = self.base
             c = original.to(torch.promote_types(original.dtype, base.dtype))
-            return self.manifold.move(base, self.manifold.coordinates(base, c)).contiguous()
+            return self.engine.move(base, self.engine.coordinates(base, c)).contiguous()
 
     def compute(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """`exact`, rounded to the dtype of the weight."""
@@ -226,136 +225,6 @@ class Trivialized(nn.Module):
         replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
         replica.memo, replica.seen = Memo(), Seen()
         return replica
-
-
-class Coordinates(ParametrizationList):
-    """The ParametrizationList of one trivialized tensor: `original` are its coordinates.
-
-    Its tensors stay in float32 or better when the module goes to half precision.
-    """
-
-    order: list[str]
-    """The Parameters of the owner when the constraint was made, in their order."""
-
-    steps: int
-    """How many optimizer steps trained them."""
-
-    @property
-    def is_tensor(self) -> bool:  # type: ignore[override]
-        """Whether `original` is one tensor: yes. Only torch's remove_parametrizations asks, which leaves `original` for
-        the weight: so that is what it becomes, here and at all places of a tied one."""
-        give_way(self)
-        return True
-
-    def forward(self) -> Tensor:
-        held, *on_top = self
-        weight: Tensor = held(self.original)
-        for module in on_top:
-            weight = module(weight)
-        return weight
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        schedule(self)
-        enlist(self)
-
-    @torch.no_grad()
-    def append(self, module: nn.Module) -> Any:
-        """What torch does for a parametrization on top of this one. ValueError where it does not map the weight to a
-        tensor of its shape, as weight_norm, which would be found at the next forward pass."""
-        held: Any = self[0]
-        weight, failure = held.compute(self.original), None
-        try:
-            # a copy, for spectral_norm makes a step of its iteration
-            if copy.deepcopy(module)(weight).shape == weight.shape:
-                return super().append(module)
-        except (TypeError, RuntimeError, ValueError, AttributeError) as error:
-            failure = error
-        raise ValueError(
-            f"{held.name} is held by Trivialization(), on top of which torch composes parametrizations that map the "
-            f"weight to a tensor of its shape; {type(module).__name__} does not. Call unconstrain first."
-        ) from failure
-
-    @torch.no_grad()
-    def point(self) -> Tensor:
-        """The weight without what is composed on top, a tensor of its own."""
-        return self[0].compute(self.original).detach().clone()  # type: ignore[no-any-return,operator]
-
-    @torch.no_grad()
-    def target(self) -> Tensor:
-        """The base that `rebase` moves to: the present weight. ValueError if it has NaN or infinite entries."""
-        held: Any = self[0]
-        weight: Tensor = held.manifold.polish(held.exact(self.original))
-        check_finite(weight, held.name)
-        return weight
-
-    @torch.no_grad()
-    def set_point(self, point: Tensor) -> None:
-        """Make a point of the manifold, in the dtype of the base, the base, and zero the coordinates in place."""
-        held: Any = self[0]
-        held.base.copy_(point)  # in place: other processes, graphs and optimizers have this memory
-        held.seen.take(held.manifold, held.base)
-        held.memo.close()
-        self.original.zero_()
-
-    @torch.no_grad()
-    def right_inverse(self, value: Tensor) -> None:
-        """What an assignment to the weight does: base = value, coordinates = 0. ValueError if value is no point."""
-        held, *on_top = self
-        for module in reversed(on_top):
-            if not hasattr(module, "right_inverse"):
-                raise RuntimeError(f"parametrization {type(module).__name__} does not implement right_inverse.")
-            value = module.right_inverse(value)  # type: ignore[operator]
-        self.set_point(held.admit(value))  # type: ignore[operator]
-
-    def stand_in(self) -> Tensor:
-        """A tensor like the weight, for reset_parameters to draw."""
-        held: Any = self[0]
-        return held.base.to(held.dtype, copy=True)  # type: ignore[no-any-return]
-
-    def start(self, value: Tensor) -> None:
-        """Start anew from the point nearest to value. ValueError if there is none."""
-        held: Any = self[0]
-        self.set_point(initial(held.manifold, value, None, held.name))
-
-    def get_extra_state(self) -> Tensor:
-        """`steps`, as a tensor, which every way of keeping a state dict can keep."""
-        return torch.tensor(self.steps)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.steps = int(state)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self[0].rebase_every is None:  # nothing to count, and no key
-            del destination[prefix + COUNT]
-
-    def _load_from_state_dict(
-        self, state: Any, prefix: str, data: Any, strict: bool, missing: Any, *lists: Any
-    ) -> None:
-        super()._load_from_state_dict(state, prefix, data, strict, missing, *lists)
-        if prefix + COUNT in missing:  # of a plain model, or one that is not rebased by itself
-            missing.remove(prefix + COUNT)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        held: Any = self[0]
-        held.dtype = fn(torch.empty(0, dtype=held.dtype, device=held.base_point.device)).dtype
-        held.memo.close()
-
-        def exact(t: Tensor) -> Tensor:
-            y = fn(t)
-            return y if y.dtype == master_dtype(y.dtype) else t.to(y.device, master_dtype(y.dtype))
-
-        return super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
-
-
-def coordinates_of(owner: nn.Module) -> Iterator[tuple[str, Coordinates]]:
-    """(attribute, coordinates) of every trivialized tensor of this module itself."""
-    lists = owner._modules.get("parametrizations")
-    if isinstance(lists, nn.ModuleDict):
-        for attribute, coordinates in lists.items():
-            if isinstance(coordinates, Coordinates):
-                yield attribute, coordinates
 
 
 def trivialized(owner: nn.Module) -> Iterator[tuple[str, Trivialized]]:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from .kernels.arcs import root as root
+
 
 class Pointed(Protocol):
     """What has points of so many axes."""
@@ -21,12 +23,6 @@ def inner(u: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."], ndim: int) -> Fl
     """Re<u, v> = Re sum(conj(u) v) over the last ndim axes."""
     product = (u.conj() * v).real if u.is_complex() else u * v
     return product.sum(tuple(range(-ndim, 0))) if ndim else product
-
-
-def root(s: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """sqrt(s); 0 with derivative 0 where s is 0, or less by rounding."""
-    zero = s <= 0
-    return torch.where(zero, 0 * s, torch.where(zero, 1, s).sqrt())
 
 
 def length(a: Inexact[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:

@@ -1,4 +1,4 @@
-"""The real or complex line, and so every tensor without a constraint."""
+"""The real or complex line, and so every tensor without a constraint; or vectors, matrices, ... as one point each."""
 
 from __future__ import annotations
 
@@ -10,24 +10,34 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._points import broadcast, sizes
-from .base import GeodesicManifold, NearestPointManifold
+from ._points import broadcast, length, sizes
+from .base import check_ndim
+from .linear import LinearSpace
 
-Points = Inexact[Tensor, "*batch"]
+Points = Inexact[Tensor, "..."]
 
 
 @dataclass(frozen=True)
-class Euclidean(NearestPointManifold, GeodesicManifold):
+class Euclidean(LinearSpace):
     """Unconstrained numbers: a point is one entry, T_x = R (or C), and every axis is a batch axis.
 
     R^n is the product of n lines. So `inner` is entry by entry, and an optimizer that keeps one second moment per
     point keeps one per entry, as torch.optim.Adam does. In a product, the entries of a block add up.
+    ndim: the number of last axes that make one point: with 2 a matrix has one inner product and one second moment.
 
     >>> Euclidean().retract(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5]))
     tensor([1.5000, 2.5000])
+    >>> Euclidean(ndim=2).distance(torch.zeros(2, 2), torch.ones(2, 2))
+    tensor(2.)
     """
 
-    ndim = 0
+    ndim: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ndim, int) or isinstance(self.ndim, bool) or self.ndim < 0:
+            raise ValueError(
+                f"the ndim of Euclidean is a number of axes, 0 for points that are entries; got {self.ndim!r}."
+            )
 
     def project(self, x: Points, a: Points) -> Points:
         """a."""
@@ -39,27 +49,20 @@ class Euclidean(NearestPointManifold, GeodesicManifold):
 
     def dim(self, shape: Sequence[int]) -> int:
         """The number of entries."""
+        if self.ndim:
+            check_ndim(self, shape, self.ndim)
         return math.prod(shape)
 
     def residual(self, x: Points) -> Float[Tensor, "*batch"]:
-        """0 for each entry; NaN where x is not finite."""
+        """0 for each point; NaN where x is not finite."""
+        if self.ndim:
+            return length(x - x, self.ndim)
         return (x - x).abs()
 
     def norm(self, x: Points, v: Points) -> Float[Tensor, "*batch"]:
-        """|v|, entry by entry."""
-        return broadcast(self, x, v)[1].abs()
-
-    def retract(self, x: Points, v: Points) -> Points:
-        """x + v."""
-        return x + v
-
-    def transport(self, x: Points, y: Points, v: Points) -> Points:
-        """v."""
-        return broadcast(self, x, y, v)[2]
-
-    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
-        """m."""
-        return m
+        """|v|, entry by entry for ndim=0."""
+        v = broadcast(self, x, v)[1]
+        return length(v, self.ndim) if self.ndim else v.abs()
 
     def random(
         self,
@@ -69,12 +72,5 @@ class Euclidean(NearestPointManifold, GeodesicManifold):
         device: torch.device | str | None = None,
     ) -> Points:
         """Standard normal entries."""
-        return torch.randn(sizes(shape), generator=generator, dtype=dtype, device=device)
-
-    def exp(self, x: Points, v: Points) -> Points:
-        """x + v."""
-        return x + v
-
-    def log(self, x: Points, y: Points) -> Points:
-        """y - x."""
-        return y - x
+        self.dim(shape := sizes(shape))
+        return torch.randn(shape, generator=generator, dtype=dtype, device=device)

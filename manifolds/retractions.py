@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from ._cayley import cayley_move
-from ._exponential import exp_move, matrix_exp
-from ._linalg import cholesky, eye_like, resolvent, skew, sym
-from ._mend import inverse_sqrt_and_condition, largest_square, length_of, orthonormal, unit_columns, wider
-from ._tiny import largest_norm
+from .kernels.cayley import cayley_move
+from .kernels.exponential import exp_move, matrix_exp
+from .kernels.linalg import cholesky, eye_like, resolvent, skew, sym
+from .kernels.mend import inverse_sqrt_and_condition, largest_square, length_of, orthonormal, unit_columns, wider
+from .kernels.tiny import largest_norm
 
 Point = Inexact[Tensor, "*batch n p"]
 Retraction = Callable[[Tensor, Tensor], Tensor]

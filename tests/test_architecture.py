@@ -1,4 +1,5 @@
-"""torch <- manifolds <- constraints <- tutorials, benchmarks, tests: who may import whom."""
+"""torch <- manifolds <- constraints <- tutorials, benchmarks, tests, and kernels <- retractions <- families inside
+manifolds: who may import whom."""
 
 from __future__ import annotations
 
@@ -16,10 +17,21 @@ MAY_IMPORT = {
     "manifolds": {"torch", "jaxtyping", "manifolds"},
     "constraints": {"torch", "jaxtyping", "manifolds", "constraints"},
 }
-# The extra `testing`, which only who tests a manifold installs.
-MAY_ALSO = {"manifolds/testing/": {"hypothesis"}}
+# The extra `testing`, which only who tests a manifold installs; and drawing, which says what it needs.
+MAY_ALSO = {"manifolds/testing/": {"hypothesis"}, "constraints/solve/figures.py": {"matplotlib"}}
 # Geometry is tensors in, tensors out.
 NOT_IN_GEOMETRY = ("torch.nn", "torch.optim")
+# Inside manifolds: what a file may import of it, if not all.
+MAY_IMPORT_INSIDE = {
+    "manifolds/kernels/": ("manifolds.kernels",),
+    "manifolds/retractions.py": ("manifolds.kernels",),
+    "manifolds/_points.py": ("manifolds.kernels",),
+}
+# What is held, the watch over optimizers, the method: records <- watch <- riemannian.
+MAY_NOT_IMPORT = {
+    "constraints/records.py": ("constraints.watch", "constraints.riemannian"),
+    "constraints/watch.py": ("constraints.riemannian",),
+}
 
 
 def sources() -> list[Path]:
@@ -46,6 +58,17 @@ def imports(source: str) -> Iterator[str]:
             yield node.module.split(".")[0]
 
 
+def inside(file: str, source: str) -> Iterator[str]:
+    """Every module or name of ours that the source of this file imports, as `manifolds.base.Manifold`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            package = file.removesuffix(".py").split("/")[: -node.level] if node.level else []
+            module = ".".join([*package, *filter(None, [node.module])])
+            yield from (name for a in node.names if (name := f"{module}.{a.name}").split(".")[0] in MAY_IMPORT)
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] in MAY_IMPORT)
+
+
 def violations(file: str, source: str) -> list[str]:
     package = file.split("/")[0]
     also = {name for place, names in MAY_ALSO.items() if file.startswith(place) for name in names}
@@ -55,7 +78,12 @@ def violations(file: str, source: str) -> list[str]:
         found += [
             f"{file} uses {n}" for n in names(source) if (n + ".").startswith(tuple(m + "." for m in NOT_IN_GEOMETRY))
         ]
-    return found
+        for place, allowed_inside in MAY_IMPORT_INSIDE.items():
+            if file.startswith(place):
+                prefixes = tuple(f"{name}." for name in allowed_inside)
+                found += [f"{file} imports {n}" for n in inside(file, source) if not (n + ".").startswith(prefixes)]
+    later = tuple(f"{name}." for name in MAY_NOT_IMPORT.get(file, ()))
+    return found + [f"{file} imports {n}" for n in inside(file, source) if later and (n + ".").startswith(later)]
 
 
 def test_both_packages_are_looked_at() -> None:
@@ -78,6 +106,15 @@ def test_imports_go_one_way(file: str) -> None:
         ("manifolds/new.py", "from torch.optim import Adam"),
         ("manifolds/new.py", "import scipy.linalg"),
         ("manifolds/new.py", "import hypothesis"),
+        ("manifolds/kernels/new.py", "from ..base import Manifold"),
+        ("manifolds/kernels/new.py", "from .. import retractions"),
+        ("manifolds/kernels/new.py", "def f():\n    from ..retractions import polar"),
+        ("manifolds/kernels/new.py", "import manifolds"),
+        ("manifolds/kernels/new.py", "from manifolds import Stiefel"),
+        ("manifolds/retractions.py", "from .stiefel import Stiefel"),
+        ("manifolds/retractions.py", "from .base import Manifold"),
+        ("constraints/records.py", "from . import watch"),
+        ("constraints/watch.py", "from .riemannian import Riemannian"),
         ("constraints/new.py", "import geotorch"),
         ("constraints/optim/new.py", "from geoopt import Stiefel"),
         ("constraints/new.py", "from tests.conftest import settings"),
@@ -93,6 +130,12 @@ def test_a_violation_is_seen(file: str, source: str) -> None:
     [
         ("manifolds/new.py", "import math\nimport torch\nfrom .base import Manifold\ntorch.linalg.qr"),
         ("manifolds/testing/new.py", "from hypothesis import strategies"),
+        (
+            "manifolds/kernels/new.py",
+            "from .linalg import skew\nfrom . import tiny\nfrom manifolds.kernels import cayley",
+        ),
+        ("manifolds/retractions.py", "from .kernels.linalg import skew\nfrom .kernels import cayley"),
+        ("manifolds/new.py", "from .kernels.linalg import skew\nfrom .retractions import polar"),
         ("constraints/new.py", "from torch import nn\nfrom manifolds import Stiefel\nfrom .report import report"),
     ],
 )

@@ -17,7 +17,7 @@ import constraints
 import constraints.optim
 import manifolds
 from constraints import report
-from manifolds import Manifold, Sphere, Stiefel
+from manifolds import Manifold, Oblique, Sphere, Stiefel
 
 PAGE = Path(__file__).parent.parent / "docs" / "coming-from.md"
 CODE = re.compile(r"`([^`]+)`")
@@ -71,6 +71,8 @@ def names(peer: str) -> dict[str, Any]:
     found |= {"layer": nn.Linear(8, 20).double(), "square": nn.Linear(8, 8).double(), "gru": nn.GRU(5, 8).double()}
     found |= {"x": x, "y": y, "u": stiefel.project(x, g), "v": stiefel.project(x, a), "a": a, "g": g}
     found |= {"s": s, "t": Sphere().project(s, torch.randn(6, dtype=f64))}
+    found |= {"o": Oblique().random(20, 8, dtype=f64), "w": Oblique().random(20, 8, dtype=f64)}
+    found |= {"m": torch.randn(8, 8, dtype=f64)}
     for module in (manifolds, constraints, constraints.optim):
         found |= {name: getattr(module, name) for name in module.__all__}
     if peer == "pymanopt":
@@ -122,7 +124,7 @@ def step(given: dict[str, Any], holder: str, name: str) -> None:
 def test_a_row_does_the_same_on_both_sides(row: Row) -> None:
     theirs, ours = names(row.peer), names("torch")
     if row.peer == "pymanopt":
-        theirs |= {key: theirs[key].numpy() for key in "xyuvagst"}
+        theirs |= {key: theirs[key].numpy() for key in "xyuvagstowm"}
     value = run(row.theirs, theirs) if row.theirs else None
     mine = run(row.ours, ours)
 

@@ -21,11 +21,19 @@ import hypothesis
 import pytest
 import torch
 
+import constraints
 import manifolds
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-MODULES = ("manifolds", "manifolds.retractions", "manifolds.testing", "constraints", "constraints.optim")
+MODULES = (
+    "manifolds",
+    "manifolds.retractions",
+    "manifolds.testing",
+    "constraints",
+    "constraints.optim",
+    "constraints.solve",
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 
 
@@ -122,7 +130,10 @@ def public() -> set[str]:
 
 
 # Described once, where they are defined.
-AGAIN = {"constraints.BlockSpec": "manifolds.BlockSpec"}
+AGAIN = {"constraints.BlockSpec": "manifolds.BlockSpec"} | {
+    f"constraints.{name}": f"constraints.solve.{name}"
+    for name in set(constraints.__all__) & set(constraints.solve.__all__)
+}
 
 
 @pytest.mark.timeout(600)

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from manifolds import Manifold
 
-MODULES = ("manifolds", "manifolds.retractions", "manifolds.testing", "constraints", "constraints.optim")
+MODULES = (
+    "manifolds",
+    "manifolds.retractions",
+    "manifolds.testing",
+    "constraints",
+    "constraints.optim",
+    "constraints.solve",
+)
 SHAPES = ("(..., ", "axis", "packed tensor")
 
 

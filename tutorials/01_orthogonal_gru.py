@@ -2,10 +2,11 @@
 Orthogonal gates in a GRU
 =========================
 
-Question: does a GRU whose recurrent gate matrices stay orthogonal, all of them and at every step, still learn?
+Question: what does a GRU gain from recurrent gate matrices that stay orthogonal, all of them and at every step?
 
-The task: real handwritten digits, 8 x 8 pixels, read one pixel at a time, 64 steps. Four networks see the same
-batches in the same order, and start from the same weights with orthogonal gates (the last with an orthonormal stack):
+The task: real handwritten digits, 8 x 8 pixels, read one row at a time; then 200 blank steps, then the digit is to be
+named. Who answers has to remember. Four networks see the same batches in the same order, and start from the same
+weights with orthogonal gates (the last with an orthonormal stack):
 
 =================  =====================================================================================
 free               nothing holds the gates
@@ -14,13 +15,17 @@ Riemannian         ``Stiefel**3`` by ``Riemannian()``, trained by RiemannianAdam
 stack-orthonormal  ``torch.nn.utils.parametrizations.orthogonal``: the three stacked gates as one matrix
 =================  =====================================================================================
 
-Two things matter for training. An orthogonal gate cannot grow: what it needs to open and close comes from the input
-weights and biases alone, so the pixels are standardized and the rate is generous. And one rate serves all
-networks: that of RiemannianAdam is that of Adam, for the gates and for what is free.
+All update gates begin nearly closed, as is usual where memory has to be long (Tallec & Ollivier 2018): without that
+none of the four learns anything. One rate serves all, for that of RiemannianAdam is that of Adam: of 0.02, 0.03 and
+0.05 the one that was best on validation digits, which are neither trained on nor shown here; for the stack 0.03 was
+as good.
 
-Answer: yes. Both constrained networks come within a few points of the free one, which learns faster because its gates
-may grow, and no gate is ever further than 1e-5 from orthogonal. The free gates leave at the first step, and of the
-stack-orthonormal gates none is orthogonal even once.
+Answer: speed, and less care for the rate. After four epochs the constrained networks name 83 to 87 % of the test
+digits, the free one 70 to 79 % (two seeds); after twelve, all name 92 to 95 %. At a rate of 0.02 the free one is
+still ten points behind at the end. An orthogonal gate cannot grow, so that it neither overwrites nor blows up what
+the network holds, while free gates come to have singular values of 6. A stack of orthonormal columns cannot grow
+either, and learns as fast at first; but none of its gates is orthogonal even once, while no constrained one is ever
+further than 1e-5 from it. Where memory is short there is nothing to gain.
 """
 
 from __future__ import annotations
@@ -40,7 +45,8 @@ from constraints import Riemannian, constrain
 from constraints.optim import RiemannianAdam
 from manifolds import Stiefel
 
-HIDDEN, BATCH, EPOCHS, RATE, SEED = 64, 64, 40, 3e-2, 0
+HIDDEN, BATCH, EPOCHS, RATE, SEED = 64, 64, 12, 5e-2, 0
+WAIT, HELD = 200, 5.0  # blank steps; sigmoid(5) = 0.993 of the state is held at each
 
 torch.set_num_threads(1)  # matrices of 64 x 64 are too small to share
 torch.manual_seed(SEED)
@@ -51,15 +57,19 @@ torch.manual_seed(SEED)
 
 
 class Reader(nn.Module):
-    """Reads a sequence of pixels, (batch, 64, 1), and names the digit, (batch, 10)."""
+    """Reads rows of pixels and blanks, (batch, 8 + WAIT, 8), and names the digit, (batch, 10)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gru = nn.GRU(1, HIDDEN, batch_first=True)
+        self.gru = nn.GRU(8, HIDDEN, batch_first=True)
         self.classify = nn.Linear(HIDDEN, 10)
+        bias = self.gru.bias_hh_l0
+        assert isinstance(bias, Tensor)
+        with torch.no_grad():
+            bias[HIDDEN : 2 * HIDDEN] += HELD
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        states, _ = self.gru(pixels)
+    def forward(self, rows: Tensor) -> Tensor:
+        states, _ = self.gru(rows)
         scores: Tensor = self.classify(states[:, -1])
         return scores
 
@@ -107,17 +117,17 @@ class Run:
         gates = self.model.recurrent().detach().view(3, HIDDEN, HIDDEN)
         self.errors.append((gates.mT @ gates - torch.eye(HIDDEN)).abs().amax((1, 2)))
 
-    def step(self, pixels: Tensor, digits: Tensor) -> None:
+    def step(self, rows: Tensor, digits: Tensor) -> None:
         begin = time.perf_counter()
         self.optimizer.zero_grad()
-        nn.functional.cross_entropy(self.model(pixels), digits).backward()
+        nn.functional.cross_entropy(self.model(rows), digits).backward()
         self.optimizer.step()
         self.seconds.append(time.perf_counter() - begin)
         self.look()
 
-    def evaluate(self, pixels: Tensor, digits: Tensor) -> None:
+    def evaluate(self, rows: Tensor, digits: Tensor) -> None:
         with torch.no_grad():
-            self.accuracies.append((self.model(pixels).argmax(-1) == digits).double().mean().item())
+            self.accuracies.append((self.model(rows).argmax(-1) == digits).double().mean().item())
 
     def worst(self) -> Tensor:
         """The largest error of each gate over the whole run, (3,)."""
@@ -138,19 +148,18 @@ runs = {
 # All networks side by side, batch by batch, so that their times are compared under the same load.
 
 data = load_digits()
-pixels, digits = torch.tensor(data.images, dtype=torch.float32).view(-1, 64, 1), torch.tensor(data.target)
-pixels = (pixels - pixels.mean()) / pixels.std()
-shuffled = torch.randperm(len(digits))
-test, training = shuffled[:360], shuffled[360:]
+pixels, digits = torch.tensor(data.images, dtype=torch.float32), torch.tensor(data.target)
+rows = torch.cat([(pixels - pixels.mean()) / pixels.std(), torch.zeros(len(pixels), WAIT, 8)], 1)
+test, _, training = torch.randperm(len(digits)).split([360, 360, len(digits) - 720])  # _ chose the rate
 with tqdm(total=EPOCHS * (len(training) // BATCH), desc="training", unit="batch") as bar:
     for _ in range(EPOCHS):
         for batch in training[torch.randperm(len(training))].split(BATCH)[: len(training) // BATCH]:
             for run in runs.values():
-                run.step(pixels[batch], digits[batch])
+                run.step(rows[batch], digits[batch])
             bar.update()
         for run in runs.values():
             run.schedule.step()
-            run.evaluate(pixels[test], digits[test])
+            run.evaluate(rows[test], digits[test])
         bar.set_postfix({name: f"{run.accuracies[-1]:.1%}" for name, run in runs.items()})
 
 # %%
@@ -167,14 +176,15 @@ for name, run in runs.items():
 # %%
 # Left: who learns. Right: whose gates are orthogonal.
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+figure = plt.figure(figsize=(11, 4.2), layout="constrained")
+left, right = (half.subplots() for half in figure.subfigures(1, 2, squeeze=False).flat)
 colors = dict(zip(runs, ("#6b6b6b", "#0072b2", "#009e73", "#d55e00"), strict=True))
 for name, run in runs.items():
     left.plot(range(1, EPOCHS + 1), run.accuracies, color=colors[name], label=name)
     for gate, (seen, style) in enumerate(zip(torch.stack(run.errors).T, ("-", "--", ":"), strict=True)):
         label = name if gate == 0 else None
         right.plot(seen.clamp_min(1e-8).tolist(), color=colors[name], linestyle=style, label=label)
-left.set(xlabel="epoch", ylabel="test accuracy", ylim=(0, 1), title="Digits read one pixel at a time")
+left.set(xlabel="epoch", ylabel="test accuracy", ylim=(0, 1), title=f"Digits named {WAIT} steps after they were read")
 left.legend(frameon=False, loc="lower right")
 title = "Is each gate orthogonal? (r solid, z dashed, n dotted)"
 right.set(xlabel="step", ylabel="max |Q'Q - I|", yscale="log", title=title)
@@ -187,11 +197,13 @@ if "__file__" in globals():  # run as a script; a notebook shows the figure by i
     figure.savefig(picture, dpi=110)
     print(f"figure: {picture.relative_to(Path.cwd()) if picture.is_relative_to(Path.cwd()) else picture}")
 # %%
-# The known answer: the constrained networks learn, nearly as well as the free one, and their gates never leave.
+# The known answer: the constrained networks learn faster than the free one, no worse in the end, and their gates
+# never leave.
 
 for name in ("trivialized", "Riemannian"):
     assert runs[name].worst().max() <= 1e-5, f"a gate of the {name} network left the orthogonal matrices"
-    assert runs[name].accuracies[-1] >= 0.9, f"the {name} network did not learn; chance is 10 %"
-    # 360 test digits: one standard error of a difference is 1.5 %
-    assert runs[name].accuracies[-1] >= runs["free"].accuracies[-1] - 0.06, f"{name} is behind the free network"
+    assert runs[name].accuracies[-1] >= 0.85, f"the {name} network did not learn; chance is 10 %"
+    # 360 test digits: one standard error of a difference is 2 %
+    assert runs[name].accuracies[-1] >= runs["free"].accuracies[-1] - 0.04, f"{name} is behind the free network"
+    assert sum(runs[name].accuracies) > sum(runs["free"].accuracies), f"{name} did not learn faster"
 assert min(e.min() for e in runs["stack-orthonormal"].errors) > 0.1, "a gate of the stack is orthogonal after all"

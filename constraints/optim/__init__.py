@@ -3,7 +3,17 @@
 from . import spectral
 from .adam import RiemannianAdam
 from .adamw import RiemannianAdamW
+from .clipping import clip_riemannian_grad_norm_
+from .lbfgs import RiemannianLBFGS
 from .muon import RiemannianMuon
 from .sgd import RiemannianSGD
 
-__all__ = ["RiemannianAdam", "RiemannianAdamW", "RiemannianMuon", "RiemannianSGD", "spectral"]
+__all__ = [
+    "RiemannianAdam",
+    "RiemannianAdamW",
+    "RiemannianLBFGS",
+    "RiemannianMuon",
+    "RiemannianSGD",
+    "clip_riemannian_grad_norm_",
+    "spectral",
+]

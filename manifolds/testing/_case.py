@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .._points import inner
-from ..base import Manifold, per_point, tolerance
+from ..base import Manifold, NearestPointManifold, per_point, tolerance
+from ..engine import Engine, engine
 
 
 class Finding(NamedTuple):
@@ -34,6 +35,19 @@ def within(error: Tensor | float, allowed: float, where: str = "") -> Finding:
     return Finding(worst, allowed, where)
 
 
+def inside(case: Case, y: Tensor, allowed: float, where: str) -> Finding:
+    """residual(y) <= allowed; on an open set, what it means if not."""
+    residual = case.manifold.residual(y)
+    if not case.is_open or bool((residual <= allowed).all()):
+        return within(residual, allowed, where)
+    what = "gives NaN" if bool(y.isnan().any()) else f"leaves the set, with residual {float(residual.max()):.2g}"
+    return holds(
+        False,
+        f"{where} {what}: an open set has no nearest point to come back to, so that no step may reach its boundary; "
+        f"x exp(v/x) and x + v + v x^-1 v/2 keep positive what is positive",
+    )
+
+
 def holds(truth: bool, where: str) -> Finding:
     """A statement that is true or false; where says what is the case if it is false."""
     return Finding(0.0 if truth else 1.0, 0.0, where, statement=True)
@@ -51,6 +65,10 @@ class Case:
     dtype: torch.dtype
     device: torch.device
     seed: int
+
+    @cached_property
+    def engine(self) -> Engine:
+        return engine(self.manifold)
 
     # How close is close ----------------------------------------------------------------------------------
 
@@ -72,6 +90,22 @@ class Case:
     def slope_error(self) -> float:
         """What `slope` may be off by, for curves of speed 1."""
         return float(1e3 * self.eps**0.8)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing says that the set is closed: a step may end at a boundary, and lengths are of the metric."""
+        return not isinstance(self.manifold, NearestPointManifold)
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """Of steps, from short to long. What is open is left by none, but longer ones end at its boundary to rounding:
+        at exp(-3) of the way on positive numbers."""
+        return (0.01, 1, 3) if self.is_open else (0.01, 1, 10, 100)
+
+    @property
+    def short(self) -> float:
+        """The length of a geodesic that is the shortest one."""
+        return 0.1 if self.is_open else 0.5
 
     # Points and vectors ----------------------------------------------------------------------------------
 
@@ -95,16 +129,54 @@ class Case:
         return self.unit(noise)
 
     def tangent(self, number: int) -> Tensor:
-        """A tangent vector at x of norm 1, or zero where there is no other."""
-        return self._made(self.manifold.project, number)
+        """A tangent vector at x of norm 1, or zero where there is no other. On open sets 1 is the larger of two norms:
+        of the ambient one, and of the metric, in which the boundary is far."""
+        v = self._made(self.manifold.project, number)
+        return self._limited(v, self.manifold.inner(self.x, v, v)) if self.is_open else v
+
+    def steps(self) -> tuple[Tensor, ...]:
+        """Tangent vectors to take steps along: of norm 1, on open sets in the metric."""
+        v = self.tangent(2)
+        if not self.is_open:
+            return (v,)
+        u = self.tangent(3)
+        return tuple(sign * self._to_metric(w, self.manifold.inner(self.x, w, w)) for w in (u, v) for sign in (1, -1))
+
+    def direction(self, number: int) -> Tensor:
+        """`ambient`, on open sets no longer than makes its tangent part of norm 1 in the metric."""
+        a = self.ambient(number)
+        if not self.is_open:
+            return a
+        v = self.manifold.project(self.x, a)
+        return self._limited(a, self.manifold.inner(self.x, v, v))
 
     def coordinates(self, number: int) -> Tensor:
         """Coordinates at x of norm 1, or zero where there are no others."""
-        return self._made(self.manifold.coordinates, number)
+        c = self._made(self.engine.coordinates, number)
+        return self._limited(c, self.engine.coordinate_inner(self.x, c, c)) if self.is_open else c
+
+    def coordinate_steps(self) -> tuple[Tensor, ...]:
+        """Coordinates of such vectors."""
+        c = self.coordinates(2)
+        if not self.is_open:
+            return (c,)
+        d = self.coordinates(3)
+        square = self.engine.coordinate_inner
+        return tuple(sign * self._to_metric(w, square(self.x, w, w)) for w in (c, d) for sign in (1, -1))
 
     def _made(self, projection: Callable[[Tensor, Tensor], Tensor], number: int) -> Tensor:
         # once more: division by a small norm magnifies what rounding leaves of the normal part
         return projection(self.x.clone(), self.unit(projection(self.x.clone(), self.ambient(number))))
+
+    def _limited(self, v: Tensor, square: Tensor) -> Tensor:
+        """v / max(1, its norm), for the square of it; v where that is none."""
+        long = (square > 1) & square.isfinite()
+        return self.times(torch.where(long, torch.where(long, square, 1).rsqrt(), 1), v)
+
+    def _to_metric(self, v: Tensor, square: Tensor) -> Tensor:
+        """v divided by its norm, for the square of it; v where that is none."""
+        sound = (square > 1e-12) & square.isfinite()
+        return self.times(torch.where(sound, square, 1).rsqrt(), v)
 
     def at(self, *batch: int) -> Case:
         """The same with more batch axes."""
@@ -162,7 +234,7 @@ class Case:
 
     def velocity(self, x: Tensor, c: Tensor) -> Tensor:
         """The tangent vector at x with coordinates c: that with which `move` leaves x."""
-        return self.slope(lambda t: self.manifold.move(x, t * c))
+        return self.slope(lambda t: self.engine.move(x, t * c))
 
 
 @dataclass(frozen=True)

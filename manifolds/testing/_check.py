@@ -8,7 +8,16 @@ from typing import NamedTuple
 import torch
 
 from ..base import Manifold
-from . import _calls, _derivatives, _engine, _geodesics, _points, _tangents, _values  # noqa: F401  they state theorems
+from . import (  # noqa: F401  they state theorems
+    _calls,
+    _derivatives,
+    _engine,
+    _geodesics,
+    _points,
+    _reach,
+    _tangents,
+    _values,
+)
 from ._case import THEOREMS, Case, Finding, Theorem
 
 SHOWN = 4

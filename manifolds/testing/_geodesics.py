@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from ..base import GeodesicManifold, tolerance
-from ._case import Case, Finding, theorem, within
+from ._case import Case, Finding, inside, theorem, within
 
 EXP = ("project: tangent", "exp: first order", "exp: feasible")
 LOG = (*EXP, "log: inverse of exp")
@@ -23,8 +24,8 @@ def _is_geodesic(case: Case) -> bool:
 
 
 def _near(case: Case) -> tuple[Tensor, Tensor]:
-    """x, and a point at distance 1/2 from it."""
-    return case.x, _geodesic(case).exp(case.x, 0.5 * case.tangent(2))
+    """x, and a point at distance 1/2 from it; nearer on open sets."""
+    return case.x, _geodesic(case).exp(case.x, case.short * case.tangent(2))
 
 
 @theorem("exp: first order", "exp(x, tv) = x + tv + O(t^2)", needs=("project: tangent",), applies=_is_geodesic)
@@ -40,9 +41,10 @@ def _(case: Case) -> Iterator[Finding]:
     applies=_is_geodesic,
 )
 def _(case: Case) -> Iterator[Finding]:
-    for scale in (0.01, 1, 10):
-        y = _geodesic(case).exp(case.x, scale * case.tangent(2))
-        yield within(case.manifold.residual(y), tolerance(case.dtype) * max(1, scale), f"|v| = {scale}")
+    for scale in case.lengths[:3]:
+        for v in case.steps():
+            y = _geodesic(case).exp(case.x, scale * v)
+            yield inside(case, y, tolerance(case.dtype) * max(1, scale), f"|v| = {scale}")
 
 
 @theorem(
@@ -71,7 +73,7 @@ def _(case: Case) -> Iterator[Finding]:
     applies=_is_geodesic,
 )
 def _(case: Case) -> Iterator[Finding]:
-    m, v = _geodesic(case), 0.5 * case.tangent(2)
+    m, v = _geodesic(case), case.short * case.tangent(2)
     x, y = _near(case)
     yield within(case.apart(m.exp(x, m.log(x, y)), y), case.rounding, "exp(x, log(x, y))")
     yield within(case.apart(m.log(x, m.exp(x, v)), v), case.rounding, "log(x, exp(x, v))")
@@ -97,7 +99,7 @@ def _(case: Case) -> Iterator[Finding]:
 )
 def _(case: Case) -> Iterator[Finding]:
     m, x, v = _geodesic(case), case.x, case.tangent(2)
-    for t in (case.eps**0.5, 1e-2, 0.5):
+    for t in (case.eps**0.5, 1e-2, case.short):
         error = (m.distance(x, m.exp(x, t * v)) - t * m.norm(x, v)).abs()
         yield within(error, case.rounding, f"t = {t:.1e}")
 
@@ -121,3 +123,36 @@ def _(case: Case) -> Iterator[Finding]:
     w = case.unit(m.project(y, case.ambient(3)))
     slope = case.slope(lambda t: m.distance(x, m.retract(y, t * w)) ** 2 / 2)
     yield within((slope + m.inner(y, m.log(y, x), w)).abs(), case.slope_error)
+
+
+@theorem(
+    "geodesic: between its ends",
+    "geodesic(x, y, t) is x at 0, y at 1, and at distance t distance(x, y) from x; t a number, or one per pair",
+    needs=(*LOG, "distance: unit speed"),
+    applies=_is_geodesic,
+)
+def _(case: Case) -> Iterator[Finding]:
+    m = _geodesic(case)
+    x, y = _near(case)
+    for t in (0, 1 / 3, 1):
+        z = m.geodesic(x, y, t)
+        yield within((m.distance(x, z) - t * m.distance(x, y)).abs(), 4 * case.rounding, f"t = {t:.2g}")
+        yield within(case.apart(m.geodesic(x, y, t * torch.ones_like(case.size(x))), z), case.rounding, "t a tensor")
+    yield within(case.apart(m.geodesic(x, y, 1), y), case.rounding, "the end")
+
+
+@theorem(
+    "mean: critical",
+    "sum_i w_i log(mean, x_i) = 0: no point has a smaller weighted sum of squared distances",
+    needs=(*LOG, "distance: unit speed", "batch: equals loop"),
+    applies=_is_geodesic,
+)
+def _(case: Case) -> Iterator[Finding]:
+    m, x = _geodesic(case), case.flat(case.x)[0]
+    vectors = [case.flat(case.tangent(number))[0] for number in (2, 3, 4)]
+    points = torch.stack([m.exp(x, case.short * v) for v in vectors])
+    for weights in (None, torch.tensor([1.0, 2.0, 5.0], dtype=case.dtype.to_real(), device=case.device)):
+        mean = m.mean(points, weights)
+        shares = torch.full((3,), 1 / 3) if weights is None else weights / weights.sum()
+        left = sum(w * m.log(mean, y) for w, y in zip(shares.tolist(), points, strict=True))
+        yield within(case.size(left), 64 * case.rounding, "" if weights is None else "weighted")

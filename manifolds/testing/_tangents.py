@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ..base import tolerance
-from ._case import Case, Finding, holds, theorem, within
+from ._case import Case, Finding, holds, inside, theorem, within
 
 TANGENT = ("project: tangent",)
 METRIC = ("inner: symmetric", "inner: linear", "inner: positive")
@@ -51,6 +51,18 @@ def _(case: Case) -> Iterator[Finding]:
     yield within((rank - case.manifold.dim(case.shape)).abs(), 1e-3, f"rank {float(rank):.3g}")
 
 
+@theorem(
+    "random_tangent: tangent",
+    "project(x, random_tangent(x)) = random_tangent(x), of the generator's numbers",
+    needs=("project: idempotent",),
+)
+def _(case: Case) -> Iterator[Finding]:
+    v, again = (case.manifold.random_tangent(case.x, case.generator(2)) for _ in range(2))
+    error = case.apart(case.manifold.project(case.x, v), v)
+    yield within(error / case.size(v).clamp_min(1), case.rounding)
+    yield holds(torch.equal(v, again), "the same generator gives different vectors")
+
+
 @theorem("inner: symmetric", "inner(x, u, v) = inner(x, v, u)")
 def _(case: Case) -> Iterator[Finding]:
     u, v, inner = case.tangent(2), case.tangent(3), case.manifold.inner
@@ -85,9 +97,10 @@ def _(case: Case) -> Iterator[Finding]:
 
 @theorem("retract: feasible", "residual(R_x(v)) <= tolerance(dtype) max(1, |v|) for short and long v", needs=TANGENT)
 def _(case: Case) -> Iterator[Finding]:
-    for scale in (0.01, 1, 10, 100):
-        y = case.manifold.retract(case.x, scale * case.tangent(2))
-        yield within(case.manifold.residual(y), tolerance(case.dtype) * max(1, scale), f"|v| = {scale}")
+    for scale in case.lengths:
+        for v in case.steps():
+            y = case.manifold.retract(case.x, scale * v)
+            yield inside(case, y, tolerance(case.dtype) * max(1, scale), f"|v| = {scale}")
 
 
 @theorem("retract: first order", "R_x(tv) = x + tv + O(t^2): halving t quarters the error", needs=TANGENT)
@@ -137,3 +150,23 @@ def _(case: Case) -> Iterator[Finding]:
 def _(case: Case) -> Iterator[Finding]:
     v = case.tangent(2)
     yield within(case.apart(case.manifold.transport(case.x, case.x, v), v), case.rounding)
+
+
+@theorem(
+    "transport: bounded",
+    "norm(y, transport(x, y, v)) <= 10 norm(x, v) for y after six steps of norm 1 along v: momentum keeps its size",
+    needs=(*TANGENT, *METRIC, "retract: feasible", "retract: first order", "norm: of the metric", "transport: linear"),
+    applies=lambda case: case.is_open,
+)
+def _(case: Case) -> Iterator[Finding]:
+    m, x, v = case.manifold, case.x, case.tangent(2)
+    for sign in (1, -1):
+        y, step = x, sign * v
+        for _ in range(6):
+            z, before = m.retract(y, step), step
+            if not bool(m.contains(z).all()):  # so near to a boundary that rounding takes it there
+                break
+            y = z
+            step = m.project(y, before)
+            step = case.times(1 / m.norm(y, step).clamp_min(1e-3), step)
+        yield within(m.norm(y, m.transport(x, y, v)), 10 * float(m.norm(x, v).max()) + case.rounding)

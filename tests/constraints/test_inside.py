@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from constraints import inside
-from manifolds._transforms import is_transformed
+from manifolds.kernels.transforms import is_transformed
 
 
 def test_a_transform_is_seen_from_inside_and_its_tensors_anywhere() -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,14 +17,13 @@ from constraints.optim import RiemannianAdam
 from constraints.trivialization import trivialized
 from manifolds import Stiefel
 
+from .processes import Note, two_processes
 from .subjects import ENGINES, SUBJECTS, Subject, adam, batch, each, engine, objective, residual, sgd, train, weights
 
 STEPS = 4
 
 
-def _worker(rank: int, folder: str, base: int) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def _work(rank: int, base: int) -> Any:
     found = {}
     for subject in SUBJECTS:
         for method in ENGINES:
@@ -39,33 +36,11 @@ def _worker(rank: int, folder: str, base: int) -> None:
                     x = batch(8, seed=step).double()
                     train(wrapped, optimizer, x[4 * rank : 4 * rank + 4])
                 found[subject.name, type(method).__name__, name] = weights(net)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return found
 
 
-def _two_processes(folder: Path) -> bool:
-    """Whether both came to an end in time."""
-    folder.mkdir()
-    both = torch.multiprocessing.spawn(_worker, (str(folder), torch.initial_seed()), nprocs=2, join=False)  # type: ignore[no-untyped-call]
-    end = time.monotonic() + 50
-    while not both.join(timeout=1):
-        if time.monotonic() > end:
-            for process in both.processes:
-                process.kill()
-            return False
-    return True
-
-
-def test_two_processes_train_as_one_on_the_joined_batch(
-    tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    # a file, for a port that is free may be taken a moment later; two tries, for gloo waits for ever now and then
-    folder = tmp_path / "first"
-    if not _two_processes(folder):
-        record_property("again", "two gloo processes waited for each other for ever, once")
-        folder = tmp_path / "second"
-        assert _two_processes(folder), "two processes waited for each other for ever, twice"
-    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def test_two_processes_train_as_one_on_the_joined_batch(tmp_path: Path, record_property: Note) -> None:
+    ranks = two_processes(_work, tmp_path, record_property, torch.initial_seed())
     for subject in SUBJECTS:
         for method in ENGINES:
             for name, optimizer_of in (("adam", adam), ("sgd", sgd)):

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from manifolds import Euclidean, GeodesicManifold, Manifold, Orthogonal
+from manifolds.engine import Engine, engine
 from manifolds.testing import ConformanceError, check_manifold
-from manifolds.testing._case import THEOREMS, within
+from manifolds.testing._case import within
 
 ROOT = Path(__file__).parent.parent.parent
 N = 4  # points have shape (N,)
@@ -521,7 +522,7 @@ class MixesTheDifference(Sound):
     """|lift|^2 + |g_normal|^2: the norm of the Euclidean gradient."""
 
     def mix(self, x: Tensor, stored: Tensor, g: Tensor, keep: float, add: float) -> tuple[Tensor, Tensor]:
-        return super().mix(x, stored, g, keep, add)[0], dot(g, g).squeeze(-1)
+        return Engine.mix(engine(self), x, stored, g, keep, add)[0], dot(g, g).squeeze(-1)
 
 
 @breaks("advance: move")
@@ -675,10 +676,6 @@ def test_the_sound_one_passes() -> None:
 def test_the_report_has_the_right_lines(broken: type[Manifold]) -> None:
     error = report(broken())
     assert set(error.theorems) == BREAKS[broken], str(error)
-
-
-def test_every_theorem_can_fail() -> None:
-    assert set().union(*BREAKS.values()) == {theorem.name for theorem in THEOREMS}
 
 
 def test_a_broken_factor_breaks_the_product() -> None:

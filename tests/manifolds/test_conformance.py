@@ -11,11 +11,14 @@ from manifolds import (
     BlockSpec,
     Euclidean,
     Manifold,
+    Oblique,
     Orthogonal,
     ProductManifold,
+    Skew,
     SpecialOrthogonal,
     Sphere,
     Stiefel,
+    Symmetric,
     retractions,
 )
 from manifolds.testing import check_manifold
@@ -55,6 +58,18 @@ VECTORS: list[tuple[Manifold, tuple[int, ...]]] = [
     (Sphere(), (5,)),
     (Sphere(), (2, 3)),
     (Sphere(), (1,)),
+    (Sphere(2.0), (4,)),
+    (Sphere(0.5, 2), (2, 3)),
+    (Sphere(ndim=2), (2, 1, 2)),
+    (Euclidean(1), (4,)),
+    (Euclidean(2), (2, 3)),
+    (Oblique(), (3, 2)),
+    (Oblique(-1), (2, 2, 3)),
+    (Oblique(), (1, 3)),
+    (Symmetric(), (3, 3)),
+    (Symmetric(), (1, 1)),
+    (Skew(), (3, 3)),
+    (Skew(), (2, 1, 1)),
 ]
 OWN = [
     (kind(retraction=polar_of_twice_half), shape)
@@ -82,6 +97,8 @@ PRODUCTS: list[tuple[Manifold, tuple[int, ...]]] = [
     (ProductManifold((Orthogonal,) * 4, BlockSpec.pattern("o i h w -> (o i) h w")), (2, 2, 2, 2)),
     (ProductManifold((Stiefel**2, SpecialOrthogonal**4)), (16, 2)),  # products of products
     (ProductManifold((Stiefel**2, Stiefel**2), BlockSpec(rows=2, axis=1)), (6, 4)),
+    (Oblique * Symmetric * Skew, (9, 3)),
+    (Sphere(2.0, 2) * Euclidean(2), (4, 3)),
 ]
 
 

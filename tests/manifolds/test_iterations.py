@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel, _cayley, _linalg
-from manifolds._iterations import inverse_sqrt_by_products, lyapunov_by_products
-from manifolds._linalg import inverse_sqrt, lyapunov, sym
+from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds.engine import engine
+from manifolds.kernels import cayley, linalg
+from manifolds.kernels.iterations import inverse_sqrt_by_products, lyapunov_by_products
+from manifolds.kernels.linalg import inverse_sqrt, lyapunov, sym
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
@@ -75,7 +77,7 @@ def test_batches_may_be_empty() -> None:
 @pytest.fixture
 def pretended(monkeypatch: Any) -> None:
     """The paths of an accelerator, on CPU."""
-    for module in (_linalg, _cayley):
+    for module in (linalg, cayley):
         monkeypatch.setattr(module, "on_accelerator", lambda x: True)
 
 
@@ -135,11 +137,17 @@ def test_steps_and_trivializations_are_products(
     x, g = manifold.random(*shape, dtype=torch.float64), torch.randn(*shape, dtype=torch.float64)
 
     def run() -> list[Tensor]:
-        mixed, square = manifold.mix(x, manifold.coordinates(x, g.flip(-1)), g, 0.9, 0.1)
+        mixed, square = engine(manifold).mix(x, engine(manifold).coordinates(x, g.flip(-1)), g, 0.9, 0.1)
         free = (size * g).requires_grad_()
-        weight = manifold.move(x, manifold.coordinates(x, free))
+        weight = engine(manifold).move(x, engine(manifold).coordinates(x, free))
         (grad,) = torch.autograd.grad((weight * g.flip(-2)).sum(), free)
-        return [mixed, square, manifold.polish(manifold.advance(x, mixed, -size)), weight.detach(), grad]
+        return [
+            mixed,
+            square,
+            engine(manifold).polish(engine(manifold).advance(x, mixed, -size)),
+            weight.detach(),
+            grad,
+        ]
 
     with Products():
         found = run()

@@ -10,11 +10,12 @@ import pytest
 import scipy.linalg
 import torch
 
-from manifolds import Stiefel, _cayley, _exponential, _linalg, retractions
+from manifolds import Stiefel, retractions
+from manifolds.kernels import cayley, exponential, linalg
 
 MOVES = [
-    pytest.param(_cayley.cayley_move, _cayley.plain, id="cayley"),
-    pytest.param(_exponential.exp_move, _exponential.plain, id="exp"),
+    pytest.param(cayley.cayley_move, cayley.plain, id="cayley"),
+    pytest.param(exponential.exp_move, exponential.plain, id="exp"),
 ]
 
 
@@ -66,7 +67,7 @@ def test_a_move_too_long_to_be_squared_is_not_a_number(n, batch):
     """And never the point where it began."""
     a = torch.zeros(*batch, n, n)
     a[..., 0, 1], a[..., 1, 0] = 1e20, -1e20
-    moved = _cayley.cayley_move(torch.eye(n).expand(*batch, n, n), a)
+    moved = cayley.cayley_move(torch.eye(n).expand(*batch, n, n), a)
     assert bool(moved.isnan().flatten(-2).any(-1).all())
 
 
@@ -115,7 +116,7 @@ def test_many_cotangents_at_once_equal_a_loop(move, plain, size, shape):
 def test_exp_is_that_of_scipy(size):
     x, a, _ = points((40, 40), torch.float64, size)
     expected = x.numpy() @ scipy.linalg.expm(a.numpy())
-    assert np.abs(_exponential.exp_move(x, a).numpy() - expected).max() <= 1e-12 * max(1, size)
+    assert np.abs(exponential.exp_move(x, a).numpy() - expected).max() <= 1e-12 * max(1, size)
 
 
 @pytest.mark.parametrize("size", [0.05, 0.5, 2.0, 20.0])
@@ -125,8 +126,8 @@ def test_exp_and_its_gradient_in_single_precision(dtype, size):
     x, a, g = points((2, 60, 60), dtype, size)
     wide = torch.promote_types(dtype, torch.float64)
     x = torch.linalg.qr(x.to(wide))[0].to(dtype)
-    single = pulled(_exponential.exp_move, x, a, g)
-    double = pulled(_exponential.plain, x.to(wide), a.to(wide), g.to(wide))
+    single = pulled(exponential.exp_move, x, a, g)
+    double = pulled(exponential.plain, x.to(wide), a.to(wide), g.to(wide))
     for one, other in zip(single, double, strict=True):
         assert (one - other).abs().max() <= 3e-6 * other.abs().max()
     assert (single[0].mH.to(wide) @ single[0].to(wide) - torch.eye(60)).abs().max() <= 4e-6
@@ -137,7 +138,7 @@ def test_exp_and_its_gradient_in_single_precision(dtype, size):
 @pytest.mark.parametrize(("name", "function"), [("exp", np.exp), ("sinhc", lambda z: np.sinc(z.imag / np.pi))])
 def test_the_polynomials_are_within_their_error(name, function, reach, error):
     z = 1j * np.linspace(-reach, reach, 1001)
-    factors = _exponential._polynomial(name, reach, error)
+    factors = exponential._polynomial(name, reach, error)
     assert np.abs(np.polyval(factors[::-1], z) - function(z)).max() <= error + 1e-15
     if len(factors) > 1 + (name == "sinhc"):  # that of Taylor has no fewer terms
         taylor = [1 / math.factorial(k) if name == "exp" else (k % 2 == 0) / math.factorial(k + 1) for k in range(41)]
@@ -188,7 +189,7 @@ def test_forward_derivatives_are_the_adjoints_of_backward_ones(move, plain, dtyp
 @pytest.mark.parametrize("shape", [(5, 5), (40, 40), (2, 130, 130)])
 def test_long_exponentials_are_orthogonal(dtype, size, shape):
     x, a, _ = points(shape, dtype, size)
-    y = _exponential.exp_move(x, a)
+    y = exponential.exp_move(x, a)
     assert (y.mH @ y - torch.eye(shape[-1])).abs().max() <= 1e-5
 
 
@@ -274,7 +275,7 @@ def test_vmap_broadcasts_what_is_within(move, plain):
 @pytest.mark.parametrize("accelerated", [False, True])
 def test_second_derivatives_of_cayley_agree_on_any_device(sides, accelerated, monkeypatch):
     """The paths of an accelerator, on CPU: there a factorization is one of which torch has wrong nested derivatives."""
-    for module in (_linalg, _cayley):
+    for module in (linalg, cayley):
         monkeypatch.setattr(module, "on_accelerator", lambda x: accelerated)
     manifold = Stiefel(retraction=retractions.cayley)
     generator = torch.Generator().manual_seed(0)

@@ -19,11 +19,14 @@ from manifolds import (
     Euclidean,
     GeodesicManifold,
     Manifold,
+    Oblique,
     Orthogonal,
     ProductManifold,
+    Skew,
     SpecialOrthogonal,
     Sphere,
     Stiefel,
+    Symmetric,
     retractions,
 )
 
@@ -50,6 +53,12 @@ SETS: list[tuple[Manifold, tuple[int, ...], torch.dtype]] = [
     (Sphere(), (3,), COMPLEX),
     (Euclidean(), (3,), REAL),
     (Euclidean(), (2,), COMPLEX),
+    (Euclidean(2), (2, 3), REAL),
+    (Sphere(2.0, 2), (2, 2), REAL),
+    (Oblique(), (3, 2), REAL),
+    (Oblique(-1), (2, 2), COMPLEX),
+    (Symmetric(), (3, 3), COMPLEX),
+    (Skew(), (3, 3), REAL),
     (Stiefel**2, (6, 2), REAL),
     (Orthogonal * Sphere * Stiefel, (6, 2), REAL),
     (ProductManifold((Stiefel,) * 4, PATTERN), (8, 3), REAL),
@@ -257,7 +266,9 @@ def check_near(nearest: Callable[[Tensor], Tensor], at: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("manifold", "shape"), [(Sphere(), (4,)), (Sphere(), (1,)), (Euclidean(), (3,))], ids=["sphere", "one", "line"]
+    ("manifold", "shape"),
+    [(Sphere(), (4,)), (Sphere(), (1,)), (Euclidean(), (3,)), (Sphere(2.0, 2), (2, 2)), (Oblique(), (3, 2))],
+    ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, REAL, COMPLEX], ids=str)
 def test_a_squared_distance_has_its_minimum_at_coincident_points(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Manifold, tolerance
+from manifolds.engine import engine
 
 from ...precision import exact_products
 from ...records import constrained, name_of
@@ -69,7 +70,9 @@ def warn_of_decay(group: Group, unasked: float) -> bool:
     """Warn if decay that was asked for does nothing on factors of this group, and say whether it was said."""
     if group["manifold"] is None or group["weight_decay"] in (0, unasked):
         return False
-    factors = {str(f) for p in group["params"] for f, _ in group["manifold"].split(p.detach()) if f.constant_norm}
+    factors = {
+        str(f) for p in group["params"] for f, _ in engine(group["manifold"]).split(p.detach()) if f.constant_norm
+    }
     if factors:
         warnings.warn(
             f"weight_decay does nothing on {' and '.join(sorted(factors))}, where all points have one norm, and is "
@@ -141,7 +144,7 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
 
 
 def _check_state(name: str, p: Tensor, manifold: Manifold, entry: dict[str, Any], numbers: frozenset[str]) -> None:
-    stacks = manifold.split(p.detach())
+    stacks = engine(manifold).split(p.detach())
     parts = [part_of(entry, i, len(stacks)) for i in range(len(stacks))]
     keys = sorted(set().union(*parts))
     known = {"step"} | {key_of(key, i, len(stacks)) for key in keys for i in range(len(stacks))}

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from manifolds._tiny import largest_norm, norms
+from manifolds.kernels.tiny import largest_norm, norms
 
 
 def is_fit(gradients: Tensor) -> Bool[Tensor, " B"]:

@@ -39,7 +39,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     No drift: a retraction that renormalizes, such as polar for tall matrices, leaves a rounding error of one step. One
     that does not, such as Cayley, leaves some in X^H X at every step: `Bucket.advance` adds up bounds of these errors,
-    the "drift" of the state, and before their sum is `DRIFT` eps calls `Manifold.polish`, for orthonormal matrices
+    the "drift" of the state, and before their sum is `DRIFT` eps calls `Engine.polish`, for orthonormal matrices
     X (3I - X^H X)/2, which takes an error e to 3/4 e^2, far below eps. So after any number of steps the error is that
     of the last few, and it needs no singular value decomposition.
     """

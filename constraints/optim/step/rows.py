@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
-from manifolds._tiny import batch_last, is_many_tiny, tiled, tiles, untiled
+from manifolds.kernels.tiny import batch_last, is_many_tiny, tiled, tiles, untiled
 from manifolds.retractions import cayley, exp, polar, qr
 
 
@@ -32,7 +32,7 @@ class Leaf:
     """One stack of equal factors of one parameter, and its rows in a bucket."""
 
     member: int  # its number in the plan
-    part: int  # its number in manifold.split(parameter)
+    part: int  # its number in `Engine.split` of the parameter
     source: int  # its number in plan.cut(parameters)
     shape: tuple[int, ...]  # of plan.cut(parameters)[source]
     batch: tuple[int, ...]  # of one number per point

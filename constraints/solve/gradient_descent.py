@@ -1,0 +1,39 @@
+"""Down the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .descent import first_step, search_along
+from .numbers import Truth, is_finite, no, over, where
+from .problem import Problem
+from .searches import Armijo, LineSearch
+from .solver import Solver, State
+
+
+@dataclass(frozen=True, repr=False)
+class GradientDescent(Solver):
+    """x <- R_x(-t grad f(x)), the first t of Barzilai & Borwein: <s, s> / <s, y>, with s = -t grad f(x) the last step
+    and y the change of the gradient, both carried to x.
+
+    search: Armijo() by default. Many cheap steps; for few of them see `LBFGS`.
+    Source: Barzilai & Borwein (1988); Iannazzo & Porcelli, The Riemannian Barzilai-Borwein method (2018).
+
+    >>> a = torch.diag(torch.arange(5.0, dtype=torch.float64))
+    >>> minimize(lambda x: x @ a @ x, (5,), Sphere, solver=GradientDescent(), dtype=a.dtype).converged
+    True
+    """
+
+    search: LineSearch = Armijo()  # noqa: RUF009 - frozen
+
+    def advance(self, problem: Problem, state: State, active: Truth) -> State:
+        space, x, g = problem.space, state.x, state.gradient
+        first = state.memory.get("t")
+        first = first_step(state) if first is None else first
+        new, found = search_along(problem, state, -g, -state.norm * state.norm, self.search, first, active)
+        carried = space.transport(x, new.x, g)
+        curvature = space.inner(new.x, carried, carried - new.gradient)
+        t = over(found.t * space.inner(new.x, carried, carried), curvature)
+        t = where((curvature > 0) & is_finite(t), t, where(found.done, 2 * found.t, first_step(new)))
+        new.memory, new.stuck = {"t": t}, state.stuck | (active & no(found.done))
+        return new

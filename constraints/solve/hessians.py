@@ -1,0 +1,95 @@
+"""Products of a tangent vector with the Hessian, as functions (evaluation) -> (v -> Hess f(x)[v]), passed as values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .numbers import larger, over, where
+from .problem import Evaluation
+from .space import Rows
+
+Product = Callable[[Rows], Rows]
+Hessian = Callable[[Evaluation], Product]
+
+
+def exact(at: Evaluation) -> Product:
+    """The Riemannian Hessian for ambient metrics, else the Hessian of the `pullback`; neither is approximated.
+
+    With the metric of the ambient space, Hess f(x)[v] = P_x D(grad f)(x)[v] with grad f(x) = P_x(g(x)), g the
+    Euclidean gradient. It is symmetric on T_x, so that the product with D(grad f) may be taken from the left: P_x of
+    the derivative of <grad f(x), v> by x, v held fixed. The graph of grad f is made once for each x, and a product is
+    one pass backward through it: no retraction. With a retraction of second order the two are equal.
+
+    Source: Boumal (2023), corollary 5.16, and proposition 5.44 for the equality; Absil, Mahony & Trumpf (2013).
+    """
+    space = at.problem.space
+    if not space.is_ambient:
+        return pullback(at)
+    slopes = at.slopes
+    with torch.enable_grad():
+        pieces = zip(space.pieces, at.leaves, slopes, strict=True)
+        field = [piece.manifold.gradient(leaf, g) for piece, leaf, g in pieces]
+    return _product(at, [(field, at.leaves)], space.project)
+
+
+def pullback(at: Evaluation) -> Product:
+    """The Hessian of v -> f(R_x(v)) at v = 0, for every metric and every retraction.
+
+    With g the Euclidean gradient at x, D^2 (f o R_x)(0)[v] = D^2 f(x)[v] + D^2 <g, R_x>(0)[v], of which the metric
+    makes a tangent vector. With a retraction of second order it is the Riemannian Hessian, with others it is at
+    critical points. The graph of the retraction is made once for each x; a product is one pass backward through it.
+
+    Source: Boumal (2023), section 5.10.
+    """
+    space = at.problem.space
+    slopes = at.slopes
+    with torch.enable_grad():
+        steps = [torch.zeros_like(part).requires_grad_() for part in space.split(at.x)]
+        pieces = zip(space.pieces, space.split(at.x), steps, strict=True)
+        reached = [piece.manifold.retract(x, v) for piece, x, v in pieces]
+        bends = torch.autograd.grad(reached, steps, [g.detach() for g in slopes], create_graph=True)
+    return _product(at, [(slopes, at.leaves), (bends, steps)], space.gradient)
+
+
+def finite_difference(at: Evaluation) -> Product:
+    """(T grad f(R_x(hv)) - grad f(x)) / h with T the transport back to x and h |v| = eps^(1/2) max(1, |x|): a
+    retraction and a gradient for each product, right to half the digits where the metric is that of the ambient space,
+    with other metrics at critical points only. For f that torch differentiates only once."""
+    space, problem, x = at.problem.space, at.problem, at.x
+    gradient = at.gradient
+    size = torch.finfo(x.dtype).eps ** 0.5 * larger(space.size(x), 1.0)
+
+    def times(v: Rows) -> Rows:
+        problem.counts.hessians += 1
+        length = space.size(v)
+        h = over(size, where(length > 0, length, 1.0))
+        y = space.retract(x, v * h)
+        quotient: Rows = (space.transport(y, x, problem.at(y).gradient) - gradient) / h
+        return quotient
+
+    return times
+
+
+def _product(
+    at: Evaluation, fields: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], onto: Callable[[Rows, Rows], Rows]
+) -> Product:
+    """v -> onto T_x the sum over (field, inputs) of the derivatives of <field, v> by the inputs."""
+    space, problem = at.problem.space, at.problem
+    known = [([i for i, part in enumerate(field) if part.requires_grad], field, inputs) for field, inputs in fields]
+
+    def times(v: Rows) -> Rows:
+        problem.counts.hessians += 1
+        parts, total = space.split(v), None
+        for indices, field, inputs in known:
+            if not indices:
+                continue
+            outputs, weights = [field[i] for i in indices], [parts[i] for i in indices]
+            found = torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True)
+            rows = space.join([p.new_zeros(p.shape) if g is None else g for g, p in zip(found, parts, strict=True)])
+            total = rows if total is None else total + rows
+        return torch.zeros_like(v) if total is None else onto(at.x, total)
+
+    return times

@@ -1,0 +1,107 @@
+"""x0 and manifold as they are given, checked: tensors, shapes, or dicts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifolds import Manifold, NearestPointManifold, tolerance
+
+from ..precision import exact_products
+from ..values import code
+
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+Name = str | None
+
+
+@dataclass(frozen=True)
+class Given:
+    """Points and their manifolds by name; one of name None where x0 is no dict. drawn: x0 gave shapes only."""
+
+    manifolds: dict[Name, Manifold]
+    points: dict[Name, Tensor]
+    drawn: bool
+
+
+def points_of(
+    x0: Any,
+    manifold: Any,
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Given:
+    """The starts, drawn where shapes are given. Raises TypeError or ValueError for what is no point of its manifold."""
+    if isinstance(x0, Mapping) != isinstance(manifold, Mapping) or (
+        isinstance(x0, Mapping) and x0.keys() != manifold.keys()
+    ):
+        raise ValueError(
+            f"a dict of starts comes with a dict of manifolds of the same names; got {_said(x0)} and "
+            f"{_said(manifold)}. Write minimize(f, {{'a': a}}, {{'a': Stiefel}})."
+        )
+    starts: Mapping[Name, Any] = x0 if isinstance(x0, Mapping) else {None: x0}
+    if not starts:
+        raise ValueError("x0 is empty: give one tensor or shape at least.")
+    manifolds = {name: _manifold(m) for name, m in (manifold if isinstance(x0, Mapping) else {None: manifold}).items()}
+    points, drawn = {}, False
+    for name, value in starts.items():
+        if isinstance(value, Tensor):
+            points[name] = _checked(name, value.detach(), manifolds[name])
+        elif isinstance(value, (tuple, list)) and all(isinstance(n, int) for n in value):
+            points[name] = manifolds[name].random(tuple(value), generator=generator, dtype=dtype, device=device)
+            drawn = True
+        else:
+            raise TypeError(f"{_who(name)} is a tensor, or a shape such as (64, 5); got {value!r:.80}.")
+    check_alike(points)
+    return Given(manifolds, points, drawn)
+
+
+def check_alike(points: Mapping[Any, Tensor]) -> None:
+    """ValueError where the points differ in precision or device: they move as one."""
+    kinds = {(p.dtype.to_real(), p.device) for p in points.values()}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{name} {p.dtype} on {p.device}" for name, p in points.items())
+        raise ValueError(f"all points have one precision and one device; got {listed}. Convert them with .to(...).")
+
+
+def _manifold(manifold: Any) -> Manifold:
+    manifold = manifold() if isinstance(manifold, type) and issubclass(manifold, Manifold) else manifold
+    if not isinstance(manifold, Manifold):
+        raise TypeError(f"manifold is a Manifold, such as Stiefel() or Sphere() * Stiefel(); got {manifold!r:.80}.")
+    return manifold
+
+
+def _checked(name: Name, x: Tensor, manifold: Manifold) -> Tensor:
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"{_who(name)} has dtype {x.dtype}; solvers work in float32 or float64, real or complex. Write x0.double()."
+        )
+    manifold.dim(x.shape)
+    # a float64 start may come from a float32 computation
+    limit = max(tolerance(x.dtype), tolerance(torch.float32))
+    with exact_products(x.device.type), torch.no_grad():
+        residual = manifold.residual(x)
+        if not bool((residual <= limit).all()):
+            nearest = isinstance(manifold, NearestPointManifold)
+            way = (
+                f"{code(manifold)}.nearest(x0), or the shape alone for a random start"
+                if nearest
+                else (f"its shape alone for a random start, or a point made by {code(manifold)}.random")
+            )
+            raise ValueError(f"{_who(name)} of shape {tuple(x.shape)} is not on {manifold}. Give {way}.")
+        if isinstance(manifold, NearestPointManifold) and not bool((residual <= tolerance(x.dtype)).all()):
+            x = manifold.nearest(x)
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _who(name: Name) -> str:
+    return "x0" if name is None else f"x0[{name!r}]"
+
+
+def _said(value: Any) -> str:
+    return f"a dict of {sorted(value)}" if isinstance(value, Mapping) else f"a {type(value).__name__}"

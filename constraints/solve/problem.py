@@ -1,0 +1,156 @@
+"""f as solvers see it: its value, its gradient and what its Hessian is computed from, at rows of a `Space`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .numbers import Number
+from .space import Rows, Space
+
+
+@dataclass
+class Evaluations:
+    """How often f was called, differentiated, and multiplied by its Hessian.
+
+    >>> Evaluations(values=3, gradients=2)
+    Evaluations(values=3, gradients=2, hessians=0)
+    """
+
+    values: int = 0
+    gradients: int = 0
+    hessians: int = 0
+
+
+class Evaluation:
+    """f at x: the value, and the graph from which its derivatives come."""
+
+    def __init__(self, problem: Problem, x: Rows, leaves: Sequence[Tensor], values: Tensor) -> None:
+        self.problem, self.x, self.leaves = problem, x, leaves
+        self.value: Number = values.detach().reshape(-1, 1).to(x.dtype) if problem.space.batched else values.item()
+        self._values: Tensor | None = values
+        self._slopes: list[Tensor] = []
+        self._gradient: Rows | None = None
+
+    @property
+    def slopes(self) -> list[Tensor]:
+        """The Euclidean gradient, piece by piece; with its own graph where the problem is differentiated `twice`."""
+        if self._values is not None:
+            self.problem.counts.gradients += 1
+            with torch.enable_grad():
+                total = self._values.sum()
+                found = torch.autograd.grad(total, self.leaves, create_graph=self.problem.twice, allow_unused=True)
+            self._slopes = [
+                leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, self.leaves, strict=True)
+            ]
+            self._values = None
+        return self._slopes
+
+    @property
+    def gradient(self) -> Rows:
+        """The Riemannian gradient."""
+        if self._gradient is None:
+            space = self.problem.space
+            self._gradient = space.gradient(self.x, space.join([g.detach() for g in self.slopes]))
+        return self._gradient
+
+
+class Problem:
+    """f: R-valued on the points of a `Space`; call: takes the pieces of x, which need a gradient, to (B,) values.
+
+    Raises what f raises, and ValueError or TypeError where f is no smooth function of x: not a real scalar, not
+    dependent on x, or one that writes into x.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        call: Callable[[list[Tensor]], Any],
+        rows: int,
+        place: Callable[[list[Tensor]], list[Tensor]] | None = None,
+    ) -> None:
+        """place: writes a point into tensors that f reads by itself, as the parameters of a model, and gives these."""
+        self.space, self.rows, self.counts = space, rows, Evaluations()
+        self._call, self._place, self._checked = call, place, False
+        self.twice = False
+        """Whether second derivatives are wanted, so that the graphs of first ones are kept."""
+        self.tol = 0.0
+        """The gradient norm that is asked for."""
+        self.out_of_time: Callable[[], bool] = lambda: False
+        self.complaint: str | None = None
+        """What a retraction said of the last step that it could not take."""
+
+    @property
+    def keeps_graphs(self) -> bool:
+        """Whether the derivatives of an `Evaluation` can be asked for after f was called elsewhere."""
+        return self._place is None
+
+    def at(self, x: Rows) -> Evaluation:
+        """f at x."""
+        parts = [part.detach() for part in self.space.split(x)]
+        leaves = [part.requires_grad_() for part in parts] if self._place is None else self._place(parts)
+        versions = [leaf._version for leaf in leaves]
+        kept = None if self._checked else x.clone()
+        self.counts.values += 1
+        with torch.enable_grad():
+            values = self._called(leaves)
+            if not self._checked:
+                self._check(values, leaves)
+        if [leaf._version for leaf in leaves] != versions or not (kept is None or _same(kept, x)):
+            raise _writes()
+        return Evaluation(self, x, leaves, values)
+
+    def _called(self, leaves: list[Tensor]) -> Tensor:
+        try:
+            values = self._call(leaves)
+        except RuntimeError as error:
+            if "in-place operation" in str(error) and "leaf" in str(error):
+                raise _writes() from error
+            raise
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"f returns a tensor, from which torch differentiates; got {type(values).__name__}. Compute it from x "
+                f"with torch, and leave out .item() and .numpy()."
+            )
+        return values
+
+    def _check(self, values: Tensor, leaves: list[Tensor]) -> None:
+        shape = (self.rows,) if self.space.batched else ()
+        if tuple(values.shape) != shape:
+            what = f"{self.rows} numbers, one for each problem," if self.space.batched else "one number"
+            way = "Reduce over every axis but the first." if self.space.batched else "Add up what it returns."
+            raise ValueError(f"f returns {what} of shape {shape}; got shape {tuple(values.shape)}. {way}")
+        if not values.is_floating_point():
+            way = "Take its real part" if values.is_complex() else "Compute it in floating point"
+            raise TypeError(f"f returns a real floating-point number; got dtype {values.dtype}. {way}.")
+        if not values.requires_grad:
+            raise ValueError(
+                "f does not depend on x as far as autograd knows. Compute it from its argument with torch, without "
+                "detach(), .data, .item() or torch.no_grad()."
+            )
+        found = torch.autograd.grad(values.sum(), leaves, retain_graph=True, allow_unused=True)
+        unused = [str(piece) for piece, g in zip(self.space.pieces, found, strict=True) if g is None]
+        if unused and self._place is None:
+            raise ValueError(
+                f"f does not depend on {', '.join(unused)}. Use it in f, or leave it out of x0 and manifold."
+            )
+        if self.space.batched and self.rows > 1:
+            first = torch.autograd.grad(values[0], leaves, retain_graph=True, allow_unused=True)
+            if any(g is not None and bool((g[1:].abs() > 0).any()) for g in first):
+                raise ValueError(
+                    "with batched=True the problems are independent: f(x)[i] depends on x[i] only; got a value that "
+                    "depends on other rows. Drop batched=True to solve them as one problem, with the sum of the values."
+                )
+        self._checked = True
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return bool(((x == y) | ((x != x) & (y != y))).all())
+
+
+def _writes() -> ValueError:
+    return ValueError("f changes its argument x in place. Let it work on x.clone().")

@@ -1,0 +1,201 @@
+"""The loop around every solver: when to stop, and what is kept of the way."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .numbers import Number, any_, full, is_finite, no, pick, smaller, where
+from .problem import Problem
+from .result import History
+from .solver import Solver, State, start
+from .space import Rows
+
+PATIENCE = 30
+"""Steps without a smaller value or gradient norm after which rounding is all that moves."""
+
+SADDLES = 5
+"""How often a solver may leave a point where the gradient vanishes."""
+
+
+class Why(IntEnum):
+    """Why a problem is no longer moved."""
+
+    RUNNING = 0
+    CONVERGED = 1
+    STUCK = 2
+    STALLED = 3
+    NOT_FINITE = 4
+    STEPS = 5
+    SECONDS = 6
+    CALLBACK = 7
+
+
+class Point(NamedTuple):
+    """What a callback is given after every step: it stops the solver by returning True.
+
+    >>> steps = []
+    >>> found = minimize(lambda x: x[0], (3,), Sphere, callback=lambda point: steps.append(point.step))
+    >>> steps == list(range(found.steps + 1))
+    True
+    """
+
+    step: int
+    x: Any
+    value: Tensor | float
+    gradient_norm: Tensor | float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stops:
+    """When to stop, and whom to tell."""
+
+    tol: float
+    max_steps: int
+    max_seconds: float | None = None
+    callback: Callable[[Point], Any] | None = None
+    progress: bool = False
+
+
+class Run(NamedTuple):
+    """The last state, how many steps each problem took, and why it stopped, the number of a `Why`."""
+
+    state: State
+    steps: Number
+    why: Number
+    history: History
+
+
+def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable[[Rows], Any]) -> Run:
+    """Steps until every problem has stopped; whole makes of rows what a callback is given."""
+    began = time.perf_counter()
+    deadline = math.inf if stops.max_seconds is None else began + stops.max_seconds
+    problem.out_of_time = (lambda: False) if deadline == math.inf else (lambda: time.perf_counter() > deadline)
+    problem.twice, problem.tol = solver.needs_hessian, stops.tol
+    state, history, shown = start(problem, x), History(), _Line(stops.progress)
+    finite, zero = is_finite(state.value) & is_finite(state.norm), full(state.value, 0.0)
+    why, steps, idle = where(finite, zero + Why.RUNNING, zero + Why.NOT_FINITE), zero, zero
+    best_value, best_norm, kept, settled = state.value, state.norm, state, 0
+    try:
+        for step in range(stops.max_steps + 1):
+            why = where((why == Why.RUNNING) & (state.norm <= stops.tol), float(Why.CONVERGED), why)
+            if not any_(why == Why.RUNNING) and any_(why == Why.CONVERGED) and settled < SADDLES:
+                state, left = solver.settle(problem, state, why == Why.CONVERGED)
+                why, settled = where(left, float(Why.RUNNING), why), settled + 1
+            running, seconds = why == Why.RUNNING, time.perf_counter() - began
+            _record(problem, history, state, seconds)
+            shown.show(step, history)
+            if stops.callback is not None:
+                value, norm = state.value, state.norm
+                if problem.space.batched:
+                    value, norm = value.squeeze(-1), norm.squeeze(-1)
+                if stops.callback(Point(step, whole(state.x), value, norm, seconds)) is True:
+                    why = where(running, float(Why.CALLBACK), why)
+                    break
+            if not any_(running):
+                break
+            if step == stops.max_steps or problem.out_of_time():
+                why = where(running, float(Why.STEPS if step == stops.max_steps else Why.SECONDS), why)
+                break
+            state = solver.advance(problem, state, running)
+            steps = where(running, steps + 1, steps)
+            better = (state.value < best_value) | (state.norm < best_norm)
+            idle = where(better, 0.0, idle + 1)
+            best_value, best_norm = smaller(state.value, best_value), smaller(state.norm, best_norm)
+            kept = _better(state, kept)
+            finite = is_finite(state.norm)
+            ends = running & (state.stuck | (idle >= PATIENCE) | no(finite)) & no(state.norm <= stops.tol)
+            if any_(ends):
+                stalled = where(state.stuck, zero + Why.STUCK, zero + Why.STALLED)
+                why = where(ends, where(finite, stalled, zero + Why.NOT_FINITE), why)
+        lost = (why == Why.STALLED) & (kept.norm < state.norm)
+        if any_(lost):
+            state = start(problem, pick(lost, kept.x, state.x))
+    finally:
+        shown.wipe()
+    return Run(state, steps, why, history)
+
+
+def _better(new: State, old: State) -> State:
+    """Of each problem the state with the lower value or, where rounding tells them not apart, the smaller gradient."""
+    slack = 1e3 * torch.finfo(new.x.dtype).eps * abs(old.value)
+    better = (new.value < old.value - slack) | ((new.norm < old.norm) & (new.value <= old.value + slack))
+    if not any_(better):
+        return old
+    x, value, norm = (pick(better, *pair) for pair in ((new.x, old.x), (new.value, old.value), (new.norm, old.norm)))
+    return replace(new, x=x, value=value, norm=norm)
+
+
+def sentence(problem: Problem, why: Sequence[float], norm: float, steps: int, stops: Stops) -> str:
+    """Why it stopped; with several problems, how many stopped why. norm and steps are those of the only one."""
+    counts = Counter(Why(int(each)) for each in why)
+    if len(why) == 1:
+        (kind,) = counts
+        part, size = _said(kind, problem, stops), "" if kind == Why.CONVERGED else f" (gradient norm {norm:.1e})"
+        if kind == Why.CONVERGED and steps == 0:
+            size = " already at the start, which may be a saddle: try starts=5, or another one"
+        return f"{part[0].upper()}{part[1:]}{size}."
+    return "; ".join(f"{count} of {len(why)} {_said(kind, problem, stops)}" for kind, count in counts.items()) + "."
+
+
+def _said(kind: Why, problem: Problem, stops: Stops) -> str:
+    text = _SENTENCES[kind].format(tol=stops.tol, steps=stops.max_steps, seconds=stops.max_seconds)
+    refused = kind == Why.STUCK and problem.complaint is not None
+    return f"{text}; a step was refused: {problem.complaint}" if refused else text
+
+
+_SENTENCES = {
+    Why.RUNNING: "still running",
+    Why.CONVERGED: "converged: the gradient norm is at most {tol:g}",
+    Why.STUCK: (
+        "not converged: no step along the gradient makes f smaller; f is not smooth there, its gradient is wrong (see "
+        "check_gradient), or rounding hides what is left (use float64)"
+    ),
+    Why.STALLED: (
+        f"not converged: for {PATIENCE} steps neither the value nor the gradient norm got smaller; what is left is "
+        "rounding, f is not smooth there, or its gradient is wrong (see check_gradient)"
+    ),
+    Why.NOT_FINITE: "not converged: the value or the gradient of f is NaN or infinite there; start elsewhere",
+    Why.STEPS: "not converged: max_steps={steps} reached",
+    Why.SECONDS: "not converged: max_seconds={seconds} reached",
+    Why.CALLBACK: "stopped by the callback",
+}
+
+
+def _record(problem: Problem, history: History, state: State, seconds: float) -> None:
+    value, norm, length = state.value, state.norm, state.length
+    if problem.space.batched:
+        value, norm, length = value.mean().item(), norm.max().item(), length.max().item()
+    history.value.append(value)
+    history.norm.append(norm)
+    history.step.append(length)
+    history.seconds.append(seconds)
+
+
+class _Line:
+    """One line on the terminal, renewed ten times a second."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted, self._next, self._width = wanted, 0.0, 0
+
+    def show(self, step: int, history: History) -> None:
+        if self._wanted and time.monotonic() >= self._next:
+            line = f"minimize: step {step}, value {history.value[-1]:.8g}, gradient norm {history.norm[-1]:.1e}"
+            sys.stderr.write("\r" + line.ljust(self._width))
+            sys.stderr.flush()
+            self._next, self._width = time.monotonic() + 0.1, len(line)
+
+    def wipe(self) -> None:
+        if self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            sys.stderr.flush()

@@ -1,0 +1,93 @@
+"""f along the curve t -> R_x(t d), for many problems at once."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from ..numbers import Number, Truth, full, pick
+from ..problem import Evaluation, Problem
+from ..solver import State, reach, repr_of
+from ..space import Rows
+
+
+class Trial:
+    """What is known at R_x(t d). Where that could not be computed, or f is not finite, value and slope are NaN."""
+
+    def __init__(self, line: Line, t: Number, y: Rows, good: Truth, at: Evaluation) -> None:
+        self._line, self.t, self.y, self.at = line, t, y, at
+        self.value: Number = pick(good, at.value, math.nan)
+
+    @property
+    def gradient(self) -> Rows:
+        """The Riemannian gradient."""
+        return self.at.gradient
+
+    def slope(self) -> Number:
+        """<grad f(R_x(t d)), T d> with T the transport: the derivative of f along the curve, but for a relative error
+        of O(t |d|), which is that between T d and the velocity of the curve."""
+        space, line = self._line.problem.space, self._line
+        return space.inner(self.y, self.gradient, space.transport(line.x, self.y, line.d))
+
+
+class Line:
+    """f from x along d, with value, slope and allowance at t = 0.
+
+    allowance: by how much a value may be larger than it should for rounding, slack eps |f(x)|.
+    """
+
+    def __init__(self, problem: Problem, state: State, d: Rows, active: Truth, slope: Number) -> None:
+        self.problem, self.x, self.d, self.active = problem, state.x, d, active
+        self.value, self.slope, self.state = state.value, slope, state
+
+    def allowance(self, slack: float) -> Number:
+        """slack eps |f(x)|."""
+        return slack * torch.finfo(self.x.dtype).eps * abs(self.value)
+
+    def at(self, t: Number, wanted: Truth) -> Trial:
+        """f at R_x(t d), for the problems that want it."""
+        t = pick(wanted, t, 0.0)
+        y, good = reach(self.problem, self.x, self.d * t, wanted)
+        return Trial(self, t, y, good, self.problem.at(y))
+
+
+@dataclass
+class Found:
+    """The steps that were taken so far, and where they lead; the problems that are not done are still at x."""
+
+    t: Number
+    y: Rows
+    value: Number
+    gradient: Rows
+    done: Truth
+
+    @classmethod
+    def none(cls, line: Line) -> Found:
+        """No problem has moved."""
+        state = line.state
+        zero = full(line.value, 0.0)
+        return cls(zero, state.x, state.value, state.gradient, zero > 0)
+
+    def take(self, trial: Trial | Found, mask: Truth) -> None:
+        """The problems of the mask go where the trial is."""
+        for name in ("t", "y", "value", "gradient"):
+            setattr(self, name, pick(mask, getattr(trial, name), getattr(self, name)))
+        self.done = self.done | mask
+
+
+class LineSearch(ABC):
+    """A way to choose t. Options are fields.
+
+    >>> issubclass(Armijo, LineSearch)
+    True
+    """
+
+    @abstractmethod
+    def search(self, line: Line, first: Number) -> Found:
+        """Steps for the active problems, tried from `first` on; where none was found, `done` is False."""
+
+    def __repr__(self) -> str:
+        return repr_of(self)

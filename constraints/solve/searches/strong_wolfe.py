@@ -1,0 +1,80 @@
+"""The strong Wolfe conditions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..numbers import Number, any_, full, larger, no, over, smaller, sqrt, where
+from ..options import check_between, check_count
+from .line import Found, Line, LineSearch
+
+
+@dataclass(frozen=True, repr=False)
+class StrongWolfe(LineSearch):
+    """phi(t) <= phi(0) + decrease t phi'(0) and |phi'(t)| <= curvature |phi'(0)|, by cubics on a shrinking interval.
+
+    Where these are not met within `limit` trials, the best point with a decrease is taken; slack eps |phi(0)| is
+    allowed for rounding. Raises ValueError for options out of range.
+    Source: Nocedal & Wright, Numerical Optimization (2006), algorithms 3.5 and 3.6, and (3.59).
+
+    >>> LBFGS(search=StrongWolfe(curvature=0.5))
+    LBFGS(search=StrongWolfe(curvature=0.5))
+    """
+
+    decrease: float = 1e-4
+    curvature: float = 0.9
+    slack: float = 10.0
+    limit: int = 25
+
+    def __post_init__(self) -> None:
+        check_between(self, 0, 1, decrease=self.decrease)
+        check_between(self, self.decrease, 1, curvature=self.curvature)
+        check_count(self, limit=self.limit)
+
+    def search(self, line: Line, first: Number) -> Found:
+        found, best = Found.none(line), Found.none(line)
+        allowance = line.allowance(self.slack)
+        t, active = first, line.active
+        # low: the end with the lowest value; high: the other one, infinite before there is one
+        low, value_low, slope_low = full(t, 0.0), line.value, line.slope
+        high, value_high, slope_high = full(t, math.inf), full(t, math.nan), full(t, 0.0)
+        for _ in range(self.limit):
+            trial = line.at(t, active)
+            value, slope = trial.value, trial.slope()
+            enough = value <= line.value + self.decrease * t * line.slope + allowance
+            taken = active & enough & (abs(slope) <= -self.curvature * line.slope)
+            if any_(taken):
+                found.take(trial, taken)
+                active = active & no(taken)
+            if not any_(active):
+                return found
+            better = active & (value < best.value)
+            if any_(better):
+                best.take(trial, better)
+            if line.problem.out_of_time():
+                break
+            # NaN is no better than low
+            worse = no(enough & (value <= value_low + allowance))
+            turned = no(worse) & (slope * (high - low) >= 0)
+            high, value_high, slope_high = (
+                where(worse, t, where(turned, low, high)),
+                where(worse, value, where(turned, value_low, value_high)),
+                where(worse, slope, where(turned, slope_low, slope_high)),
+            )
+            low, value_low = where(worse, low, t), where(worse, value_low, value)
+            slope_low = where(worse, slope_low, slope)
+            cubic = _cubic(low, value_low, slope_low, high, value_high, slope_high)
+            margin = 0.1 * abs(high - low)
+            fits = (cubic > smaller(low, high) + margin) & (cubic < larger(low, high) - margin)
+            t = where(high == math.inf, 4 * t, where(fits, cubic, (low + high) / 2))
+        found.take(best, active & best.done)
+        return found
+
+
+def _cubic(a: Number, value_a: Number, slope_a: Number, b: Number, value_b: Number, slope_b: Number) -> Number:
+    """Where the cubic with these values and slopes at a and b is least; NaN where nowhere."""
+    one = slope_a + slope_b - over(3 * (value_a - value_b), a - b)
+    two = sqrt(one * one - slope_a * slope_b)
+    two = where(b > a, two, -two)
+    return b - over((b - a) * (slope_b + two - one), slope_b - slope_a + 2 * two)

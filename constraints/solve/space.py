@@ -1,0 +1,136 @@
+"""Many points of many manifolds as one tensor of rows, so that solvers read as they do in R^n.
+
+A point of M_1 x ... x M_k, and a tangent vector there, is a row of N real numbers; B independent problems are B rows.
+Inner products are a float for one row and (B, 1) for B rows, so that they multiply rows as they are. Axes before those
+are stacks of tangent vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from manifolds import Manifold, ProductManifold, Stiefel
+
+from .numbers import Number, sqrt, where
+
+Rows = Float[Tensor, "*rows N"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of the problem: its name (None where there is only one), its manifold and its shape without B."""
+
+    name: str | None
+    manifold: Manifold
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def width(self) -> int:
+        """How many real numbers it takes in a row."""
+        return math.prod(self.shape) * (2 if self.dtype.is_complex else 1)
+
+    def __str__(self) -> str:
+        return "x" if self.name is None else f"x[{self.name!r}]"
+
+
+class Space:
+    """M_1 x ... x M_k, with inner products summed over the factors; batched: the pieces have a leading axis of B."""
+
+    def __init__(self, pieces: Sequence[Piece], batched: bool) -> None:
+        self.pieces, self.batched = tuple(pieces), batched
+        self._widths = [piece.width for piece in self.pieces]
+
+    @cached_property
+    def is_ambient(self) -> bool:
+        """Whether the metric is that of the ambient space at every point, as far as can be told."""
+        return all(is_ambient(piece.manifold) for piece in self.pieces)
+
+    # Rows and pieces ---------------------------------------------------------------------------------------
+
+    def split(self, rows: Rows) -> list[Tensor]:
+        """The pieces of rows, as views: (*rows, *shape)."""
+        lead = rows.shape[:-1]
+        if len(self.pieces) == 1 and not self.pieces[0].dtype.is_complex:
+            return [rows.reshape(lead + self.pieces[0].shape)]
+        parts = []
+        for piece, part in zip(self.pieces, rows.split(self._widths, -1), strict=True):
+            if piece.dtype.is_complex:
+                part = torch.view_as_complex(part.reshape(*lead, *piece.shape, 2))
+            parts.append(part.reshape(lead + piece.shape))
+        return parts
+
+    def join(self, parts: Sequence[Tensor]) -> Rows:
+        """The rows whose `split` has these parts."""
+        rows = []
+        for piece, part in zip(self.pieces, parts, strict=True):
+            lead = part.shape[: part.dim() - len(piece.shape)]
+            real = torch.view_as_real(part.resolve_conj()) if piece.dtype.is_complex else part
+            rows.append(real.reshape(*lead, piece.width))
+        return rows[0] if len(rows) == 1 else torch.cat(rows, -1)
+
+    # Geometry ----------------------------------------------------------------------------------------------
+
+    def project(self, x: Rows, a: Rows) -> Rows:
+        """The tangent vectors at x nearest to a."""
+        return self._each(lambda m, *t: m.project(*t), x, a)
+
+    def gradient(self, x: Rows, g: Rows) -> Rows:
+        """The Riemannian gradient of what has Euclidean gradient g."""
+        return self._each(lambda m, *t: m.gradient(*t), x, g)
+
+    def retract(self, x: Rows, v: Rows) -> Rows:
+        """R_x(v)."""
+        return self._each(lambda m, *t: m.retract(*t), x, v)
+
+    def transport(self, x: Rows, y: Rows, v: Rows) -> Rows:
+        """v carried from T_x to T_y."""
+        return self._each(lambda m, *t: m.transport(*t), x, y, v)
+
+    def inner(self, x: Rows, u: Rows, v: Rows) -> Number:
+        """<u, v> at x, summed over the pieces; of single rows, not of stacks."""
+        if self.is_ambient:
+            return (u * v).sum(-1, keepdim=True) if self.batched else torch.dot(u, v).item()
+        total: Number = 0.0
+        for piece, *parts in zip(self.pieces, self.split(x), self.split(u), self.split(v), strict=True):
+            numbers = piece.manifold.inner(*parts)
+            total = total + (numbers.flatten(1).sum(1, keepdim=True) if self.batched else numbers.sum().item())
+        return total
+
+    def norm(self, x: Rows, v: Rows) -> Number:
+        """|v| at x."""
+        squared = self.inner(x, v, v)
+        return sqrt(where(squared < 0, 0.0, squared))  # NaN stays NaN
+
+    def size(self, v: Rows) -> Number:
+        """The norm of v as a row, whatever the metric."""
+        return v.norm(dim=-1, keepdim=True) if self.batched else v.norm().item()
+
+    def dim(self) -> int:
+        """Degrees of freedom of one row, real ones."""
+        return sum(
+            p.manifold.dim_of_complex(p.shape) if p.dtype.is_complex else p.manifold.dim(p.shape) for p in self.pieces
+        )
+
+    def _each(self, method: Callable[..., Tensor], *rows: Rows) -> Rows:
+        if len(self.pieces) == 1:
+            return self.join([method(self.pieces[0].manifold, *[self.split(r)[0] for r in rows])])
+        parts = zip(self.pieces, *[self.split(r) for r in rows], strict=True)
+        return self.join([method(piece.manifold, *tensors) for piece, *tensors in parts])
+
+
+def is_ambient(manifold: Manifold) -> bool:
+    """Whether the metric is known to be Re<u, v> at every point. Then Hess f(x)[v] = P_x D(P_x grad f(x))[v]."""
+    if isinstance(manifold, ProductManifold):
+        return all(map(is_ambient, manifold.factors))
+    if isinstance(manifold, Stiefel):
+        return manifold.metric == "euclidean"
+    kind = type(manifold)
+    return kind.inner is Manifold.inner and kind.gradient is Manifold.gradient

@@ -1,0 +1,158 @@
+"""Several starts of one problem, run as a batch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .components import determinants, mirrored
+from .points import Given, Name
+from .problem import Problem
+from .result import Result
+from .run import Run, Stops, Why, sentence
+from .space import Piece, Rows, Space
+
+MOST_FACTORS = 4
+"""Both components of so many factors are tried: 16 starts."""
+
+
+class Starts:
+    """From what was given to rows, and back: K starts of B problems are K B rows."""
+
+    def __init__(self, given: Given, batched: bool, count: int, both: bool, generator: torch.Generator | None) -> None:
+        self._names, self._batched, self._is_dict = list(given.points), batched, None not in given.points
+        self.manifolds = given.manifolds
+        points = [given.points] + [self._another(given, generator) for _ in range(count - 1)]
+        points = [mirror for each in points for mirror in (self._mirrors(each) if both else [each])]
+        self._count = len(points)
+        several = self._count > 1
+        tensors = [torch.stack([p[name] for p in points]) if several else points[0][name] for name in self._names]
+        lead = int(batched)
+        self._problems = self._leading(given) if batched else 1
+        shapes = [given.points[name].shape[lead:] for name in self._names]
+        if several and batched:
+            tensors = [t.flatten(0, 1) for t in tensors]
+        dtypes = [t.dtype for t in tensors]
+        pieces = [
+            Piece(name, given.manifolds[name], tuple(shape), dtype)
+            for name, shape, dtype in zip(self._names, shapes, dtypes, strict=True)
+        ]
+        self.space = Space(pieces, batched or several)
+        self.rows: Rows = self.space.join(tensors)
+
+    def problem(self, f: Callable[..., Any]) -> Problem:
+        """f on the rows."""
+        return Problem(self.space, self._caller(f), self._count * self._problems)
+
+    def whole(self, rows: Rows) -> Any:
+        """Rows as f takes them; of several starts all, on a leading axis."""
+        return self._named([part.detach().clone() for part in self._apart(self.space.split(rows))])
+
+    def result(self, problem: Problem, done: Run, stops: Stops) -> Result:
+        """The best start of every problem."""
+        state, steps, why = done.state, done.steps, done.why
+        value, norm, x, values = state.value, state.norm, self.space.split(state.x), None
+        curvature = state.memory.get("curvature")
+        if self.space.batched:
+            if self._count > 1:
+                values = value.reshape(self._count, self._problems)
+                # what is not finite is never the best
+                best = torch.where(values.isfinite(), values, torch.inf).argmin(0)
+                rows = best * self._problems + torch.arange(self._problems, device=best.device)
+            else:
+                rows = torch.arange(self._problems, device=value.device)
+            x = self.space.split(state.x[rows])
+            value, norm, steps, why = (t[rows, 0] for t in (value, norm, steps, why))
+            curvature = None if curvature is None else curvature[rows, 0]
+        if self.space.batched and not self._batched:
+            x, values = [part[0] for part in x], None if values is None else values[:, 0]
+            value, norm, steps, why = (t.item() for t in (value, norm, steps, why))
+            curvature = None if curvature is None else curvature.item()
+        x = [part.detach().clone() for part in x]
+        kinds = why.tolist() if self._batched else [why]
+        size, count = (math.nan, 0) if self._batched else (norm, int(steps))
+        signs = [determinants(m, t, int(self._batched)) for m, t in zip(self.manifolds.values(), x, strict=True)]
+        known = [s for s in signs if s is not None]
+        return Result(
+            x=self._named(x),
+            value=value,
+            gradient_norm=norm,
+            steps=steps.long() if self._batched else int(steps),
+            evaluations=problem.counts,
+            converged=why == Why.CONVERGED,
+            reason=sentence(problem, kinds, size, count, stops),
+            history=done.history,
+            curvature=curvature,
+            values_of_starts=values,
+            determinants=torch.cat(known, -1) if known else None,
+        )
+
+    # How ---------------------------------------------------------------------------------------------------
+
+    def _caller(self, f: Callable[..., Any]) -> Callable[[list[Tensor]], Any]:
+        if self._count == 1:
+            return lambda parts: f(self._named(parts))
+        mapped = torch.vmap(f)
+        loops = False
+
+        def call(parts: list[Tensor]) -> Any:
+            nonlocal loops
+            apart = self._apart(parts)
+            if not loops:
+                try:
+                    return mapped(self._named(apart)).reshape(self._count * self._problems)
+                except (RuntimeError, ValueError):
+                    loops = True  # f does what vmap cannot, or is wrong, which it says itself then
+            found = [f(self._named([part[k] for part in apart])) for k in range(self._count)]
+            return torch.stack(found).flatten() if all(isinstance(v, Tensor) for v in found) else found[0]
+
+        return call
+
+    def _apart(self, parts: list[Tensor]) -> list[Tensor]:
+        """With K starts of B problems, (K, B, *shape)."""
+        if self._count > 1 and self._batched:
+            return [part.unflatten(0, (self._count, self._problems)) for part in parts]
+        return parts
+
+    def _named(self, parts: list[Tensor]) -> Any:
+        return dict(zip(self._names, parts, strict=True)) if self._is_dict else parts[0]
+
+    def _leading(self, given: Given) -> int:
+        sizes = {tuple(p.shape[:1]) for p in given.points.values()}
+        for name, p in given.points.items():
+            if p.dim() <= given.manifolds[name].ndim:
+                raise ValueError(
+                    f"with batched=True the leading axis counts problems; {given.manifolds[name]} has points of "
+                    f"{given.manifolds[name].ndim} axes, and the start has shape {tuple(p.shape)}. Give it one more."
+                )
+        if len(sizes) > 1:
+            raise ValueError(f"with batched=True all starts have the same leading axis; got lengths {sorted(sizes)}.")
+        return int(next(iter(sizes))[0])
+
+    @staticmethod
+    def _another(given: Given, generator: torch.Generator | None) -> dict[Name, Tensor]:
+        return {
+            name: given.manifolds[name].random(tuple(p.shape), generator=generator, dtype=p.dtype, device=p.device)
+            for name, p in given.points.items()
+        }
+
+    def _mirrors(self, points: dict[Name, Tensor]) -> list[dict[Name, Tensor]]:
+        lead = int(self._batched)
+        found = {name: determinants(self.manifolds[name], p, lead) for name, p in points.items()}
+        counts = {name: 0 if signs is None else signs.shape[-1] for name, signs in found.items()}
+        total = sum(counts.values())
+        if not 0 < total <= MOST_FACTORS:
+            raise ValueError(
+                f"both_components=True starts also from the mirror image of each factor on O(n), of one to "
+                f"{MOST_FACTORS} factors; there are {total}. Leave it out, or give the starts as a batch."
+            )
+        images = []
+        for pattern in itertools.product((1, -1), repeat=total):
+            signs = iter(pattern)
+            images.append({name: mirrored(self.manifolds[name], p, lead, signs) for name, p in points.items()})
+        return images

@@ -1,0 +1,90 @@
+"""Changing the chart of a trivialization: closed forms of what a covector in one chart is in another, and a solver.
+
+See `Engine.recenter`, which these are. `least_squares` is what is left of it where there is no closed form.
+Source: Saad, Iterative Methods for Sparse Linear Systems (2003), section 8.3.1, on CGNR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor
+
+from .linalg import may_look, skew, sym
+from .tiny import product
+
+Linear = Callable[[Tensor], Tensor]
+Square = Inexact[Tensor, "*batch n n"]
+Points = Inexact[Tensor, "*batch n p"]
+
+ROUNDS = 100  # of conjugate gradients, at most
+BLIND = 8  # where a value would have to be waited for: at |c| = 1 each leaves a third of the error, or less
+
+
+def cayley(c: Square, m: Square) -> Square:
+    """(I - C/2) M (I + C/2) for skew C and M: with P = (I - C/2)^-1, X Cayley(C) moves by P^H dC P."""
+    k = product(m, c, m, 0.5)
+    return skew(product(c, k, k, -0.5))
+
+
+def cayley_special(c: Square, m: Square) -> Square:
+    """K - tr K / tr S S with K = (I - C/2) M (I + C/2), S = I - C^2/4: `cayley` where determinants are kept at 1."""
+    k = cayley(c, m)
+    s = product(c, c, alpha=-0.25)
+    s.diagonal(dim1=-2, dim2=-1).add_(1)
+    ratio = _trace(k) / _trace(s)
+    return k - ratio[..., None, None] * s
+
+
+def polar(x: Points, y: Points, c: Points, m: Points) -> Points:
+    """The projection at Y of (M - 2 X Z) H with H = Y^H (X + C), N = X^H Y, and N^H Z + Z N = sym(Y^H M).
+
+    For the tangent C = Y H - X changes by dY H + Y dH, where X^H C stays skew: X^H dY H + N dH is skew.
+    """
+    if x.shape[-2] < x.shape[-1]:
+        return polar(x.mH, y.mH, c.mH, m.mH).mH
+    h, n = sym(y.mH @ (x + c)), x.mH @ y
+    z = least_squares(lambda z: 2 * sym(z @ n), lambda k: 2 * sym(n @ k), sym(y.mH @ m), 2)
+    t = (m - 2 * x @ z) @ h
+    return t - y @ sym(y.mH @ t)
+
+
+def least_squares(of: Linear, adjoint: Linear, b: Tensor, ndim: int) -> Tensor:
+    """The shortest t with of(t) = b, for b in the range but for rounding, point by point, by conjugate gradients."""
+    looks, tiny = may_look(b), torch.finfo(b.dtype).tiny
+    least = (4 * torch.finfo(b.dtype).eps) ** 2 * _squares(b, ndim)
+    t, r, p = torch.zeros_like(b), b, adjoint(b)
+    size = _squares(p, ndim)
+    for _ in range(ROUNDS if looks else BLIND):
+        going = size > least
+        if looks and not bool(going.any()):
+            break
+        q = of(p)
+        step = torch.where(going, size / _squares(q, ndim).clamp_min(tiny), 0)
+        t, r = t + step * p, r - step * q
+        s = adjoint(r)
+        size, before = _squares(s, ndim), size
+        p = s + size / before.clamp_min(tiny) * p
+    return t
+
+
+def is_long(c: Tensor, x: Tensor, ndim: int) -> bool:
+    """Whether a point x has coordinates c with |C| > |X| / (2 k^(1/4)); see `Engine.is_long`."""
+    if ndim == 0 or not x.numel():
+        return False
+    axes = tuple(range(-ndim, 0))
+    scale, length = (torch.linalg.vector_norm(t, dim=axes) for t in (x, c))
+    k = min(x.shape[axes[0] :]) if ndim > 1 else 1
+    return bool((length > scale / (2 * k**0.25)).any())
+
+
+def _trace(a: Square) -> Inexact[Tensor, "*batch"]:
+    return a.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _squares(a: Tensor, ndim: int) -> Tensor:
+    """|a|^2 of each point, shaped to multiply points."""
+    squares = (a.conj() * a).real if a.is_complex() else a * a
+    return squares.sum(tuple(range(-ndim, 0)), keepdim=True) if ndim else squares

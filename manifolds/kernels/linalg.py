@@ -1,0 +1,300 @@
+"""Kernels with their own derivatives: finite everywhere, batched, real and complex, differentiable twice.
+
+torch's batched LU on CPU returns wrong pivots for n >= 256 after torch.set_num_threads; nothing here calls it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from .iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products
+from .tiny import MANY, batch_last, in_order_of, largest_norm, product, transposed
+from .transforms import in_forward_mode, is_batched, is_transformed
+
+LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
+
+Square = Inexact[Tensor, "*batch p p"]
+
+
+def skew(a: Square) -> Square:
+    """(A - A^H) / 2. Its derivative is itself: two passes over memory, where torch would take four."""
+    if a.requires_grad and not is_traced() and not in_forward_mode():
+        return _Skew.apply(a)  # type: ignore[no-any-return, no-untyped-call]
+    return (a - a.mH).mul_(0.5)
+
+
+def sym(a: Square) -> Square:
+    """(A + A^H) / 2."""
+    return (a + a.mH).mul_(0.5)
+
+
+def skew_product(x: Square, g: Square, by: float) -> Square:
+    """by (X^H G - G^H X)."""
+    if _is_slow_across(x):
+        a = product(x.mT, g, alpha=-by)
+        return transposed(a).sub_(a)
+    a = product(x.mH, g, alpha=by)
+    return a - a.mH
+
+
+def _is_slow_across(a: Tensor) -> bool:
+    """Whether to write A^T first is faster than to read matrices like A across: where they are many and tiny, or the
+    numbers of a column fall on the same few lines of the cache."""
+    n = a.shape[-1]
+    if not ((n <= 12 and a.numel() >= MANY * n * n) or (n > 512 and n % 512 == 0)):
+        return False
+    return a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous() and a.is_cpu
+
+
+def eye_like(a: Square) -> Square:
+    """The identity of the size, dtype and device of A."""
+    return torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+
+
+def orthogonality_error(x: Inexact[Tensor, "*batch n p"]) -> Float[Tensor, "*batch"]:
+    """max |X^H X - I|, or max |X X^H - I| for n < p; NaN where X has a NaN."""
+    gram = x.mH @ x if x.shape[-2] >= x.shape[-1] else x @ x.mH
+    return (gram - eye_like(gram)).abs().amax((-2, -1))
+
+
+def newton_schulz(x: Inexact[Tensor, "*batch n p"]) -> Inexact[Tensor, "*batch n p"]:
+    """X (3I - X^H X) / 2: orthogonality error e becomes 3/4 e^2. Two products."""
+    if x.shape[-2] < x.shape[-1]:
+        return 1.5 * x - (x @ x.mH).mul(0.5) @ x
+    kept, x = x, batch_last(x)
+    return in_order_of(product(x, product(x.mH, x), 1.5 * x, -0.5), kept)
+
+
+def resolvent(a: Square) -> Square:
+    """(I - A/2)^-1 for skew A. One factorization in all: dP = P dA P / 2, so the backward is two products."""
+    return _inverse(a) if in_forward_mode() else _Resolvent.apply(a)  # type: ignore[no-untyped-call]
+
+
+def inverse_sqrt(s: Square) -> Square:
+    """S^(-1/2) for Hermitian positive definite S; its derivative is a Lyapunov solve, finite at S = I.
+
+    By its series where S is near I, else by eigh; on accelerators, which would have to be waited for, by products only.
+    """
+    if in_forward_mode():
+        return _inverse_sqrt(s)
+    return _InverseSqrt.apply(s)[0]  # type: ignore[no-any-return, no-untyped-call]
+
+
+def inverse_sqrt_defect(e: Square) -> Square | None:
+    """T = E - 3 E^2/4 + ..., (I + E)^(-1/2) = I - T/2, where E is so small that 8 terms reach rounding; else None.
+    No derivatives."""
+    if not may_look(e) or not e.numel():
+        return None
+    terms = geometric_terms(largest_norm(e), e.dtype)
+    if terms > 8:
+        return None
+    t = e
+    for k in range(terms, 1, -1):  # the k-th coefficient is -(2k - 1) / (2k) times the one before
+        t = product(e, t, e, (1 - 2 * k) / (2 * k))
+    return t
+
+
+def geometric_terms(norm: float, dtype: torch.dtype) -> int:
+    """How many powers of something of this norm there are above rounding; many if it is not small."""
+    if norm == 0:
+        return 0
+    if not norm < 0.5:  # also where it is NaN
+        return 1000
+    return max(1, math.ceil(_log_of_rounding(dtype) / math.log(norm)) - 1)
+
+
+@functools.cache
+def _log_of_rounding(dtype: torch.dtype) -> float:
+    return math.log(torch.finfo(dtype).eps / 4)
+
+
+def lyapunov(y: Square, c: Square) -> Square:
+    """The Hermitian Z with Y Z + Z Y = C, for Hermitian positive definite Y and Hermitian C.
+
+    By eigh; on accelerators by products only.
+    """
+    values, q = (y.new_empty(0), y.new_empty(0)) if on_accelerator(y) else torch.linalg.eigh(y.detach())
+    return _Lyapunov.apply(y, c, values, q)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def cholesky(s: Square) -> Square:
+    """L with L L^H = S. On accelerators, which torch would wait for to raise an error, NaN where there is none."""
+    if not on_accelerator(s):
+        return torch.linalg.cholesky(s)  # type: ignore[no-any-return]
+    factor, info = torch.linalg.cholesky_ex(s)
+    return torch.where((info == 0)[..., None, None], factor, torch.nan)
+
+
+def on_accelerator(x: Tensor) -> bool:
+    """Whether to look at a value is to wait for it, and to factorize is slow."""
+    return not x.is_cpu
+
+
+def is_traced() -> bool:
+    """Whether a graph is being recorded, or tensors without values pass: there is nothing to decide by."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def may_look(x: Tensor) -> bool:
+    """Whether values may decide: an accelerator would have to be waited for, and a graph has none."""
+    return x.is_cpu and not is_traced()
+
+
+def may_overwrite(x: Tensor) -> bool:
+    """Whether results may be written into given memory: nothing is recorded, and x is one tensor."""
+    return not torch.is_grad_enabled() and not in_forward_mode() and not is_transformed(x)
+
+
+AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+
+
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass in the precision of its tensors, also where `loss.backward()` is called under autocast."""
+
+    @functools.wraps(backward)
+    def exact(ctx: Any, grad: Tensor | None, *rest: Any) -> Any:
+        device = "cpu" if grad is None else grad.device.type
+        # before torch 2.9 a graph cannot hold the question
+        has = device in AUTOCAST if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device)
+        if not has or not torch.is_autocast_enabled(device):
+            return backward(ctx, grad, *rest)
+        with torch.autocast(device, enabled=False):
+            return backward(ctx, grad, *rest)
+
+    return exact
+
+
+def _inverse(a: Tensor) -> Tensor:
+    """(I - A/2)^-1 by LU, as torch derives it."""
+    eye = eye_like(a)
+    if a.is_cpu and a.shape[-1] >= LU_BATCH and is_batched(a):
+        return _inverse_by_cholesky(a)
+    if a.is_cpu and a.dim() > 2 and a.shape[-1] >= LU_BATCH:
+        flat = [torch.linalg.inv(eye - m / 2) for m in a.reshape(-1, *a.shape[-2:])]
+        return torch.stack(flat).reshape(a.shape)
+    return torch.linalg.inv(eye - a / 2)  # type: ignore[no-any-return]
+
+
+def _inverse_by_cholesky(a: Tensor) -> Tensor:
+    """(I - A/2)^-1 = (I + A/2)(I + A^H A/4)^-1, then one Newton step: no LU."""
+    eye = eye_like(a)
+    factor = torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L
+    p = (eye + a / 2) @ torch.cholesky_solve(eye.expand(a.shape), factor)
+    return 2 * p - p @ (p - a @ p / 2)
+
+
+def _inverse_sqrt(s: Tensor) -> Tensor:
+    """S^(-1/2) as torch derives it."""
+    return inverse_sqrt_by_products(s) if on_accelerator(s) else inverse_sqrt_in_basis(s)
+
+
+class _Skew(torch.autograd.Function):
+    @staticmethod
+    def forward(a: Tensor) -> Tensor:
+        return (a - a.mH).mul_(0.5)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return skew(grad)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, a: Tensor) -> tuple[Tensor, int]:
+        return skew(a.movedim(in_dims[0], 0)), 0
+
+
+class _Resolvent(torch.autograd.Function):
+    @staticmethod
+    def forward(a: Tensor) -> Tensor:
+        if not on_accelerator(a):
+            return _inverse(a)
+        return _inverse_by_cholesky(a)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (p,) = ctx.saved_tensors
+        return p.mH @ grad @ p.mH / 2  # type: ignore[no-any-return]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, a: Tensor) -> tuple[Tensor, int]:
+        return _Resolvent.apply(a.movedim(in_dims[0], 0)), 0  # type: ignore[no-untyped-call]
+
+
+class _InverseSqrt(torch.autograd.Function):
+    @staticmethod
+    def forward(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if on_accelerator(s):
+            return inverse_sqrt_by_products(s), s.new_empty(0), s.new_empty(0)
+        eye = eye_like(s)
+        t = inverse_sqrt_defect(s - eye)
+        if t is not None:
+            return torch.sub(eye, t, alpha=0.5), s.new_empty(0), s.new_empty(0)
+        values, q = torch.linalg.eigh(s)
+        return (q * values.rsqrt().unsqueeze(-2)) @ q.mH, values, q
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs, *output)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:
+        # R = Y^-1 with Y^2 = S: dR = -R dY R and Y dY + dY Y = dS; the solve is its own adjoint
+        s, r, values, q = ctx.saved_tensors
+        if in_forward_mode():
+            return torch.func.vjp(_inverse_sqrt, s)[1](grad)[0]  # type: ignore[no-any-return]
+        y, c = s @ r, -r @ sym(grad) @ r
+        if not values.numel():
+            return lyapunov(y, c)
+        return _Lyapunov.apply(y, c, values.sqrt(), q)  # type: ignore[no-any-return, no-untyped-call]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, s: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        outputs = _InverseSqrt.apply(s.movedim(in_dims[0], 0))  # type: ignore[no-untyped-call]
+        return tuple(t if t.numel() else t.expand(info.batch_size, 0) for t in outputs), (0, 0, 0)
+
+
+class _Lyapunov(torch.autograd.Function):
+    """Y Z + Z Y = C, given eigenvalues and eigenvectors of Y: hints without derivatives, empty on accelerators."""
+
+    @staticmethod
+    def forward(y: Tensor, c: Tensor, values: Tensor, q: Tensor) -> Tensor:
+        if not values.numel():
+            return lyapunov_by_products(y, c)
+        return q @ ((q.mH @ c @ q) / (values.unsqueeze(-1) + values.unsqueeze(-2))) @ q.mH
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        y, _, values, q = inputs
+        ctx.save_for_backward(y, output, values, q)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, z, values, q = ctx.saved_tensors
+        c_bar = _Lyapunov.apply(y, sym(grad), values, q)  # type: ignore[no-untyped-call]
+        return -2 * sym(c_bar @ z), c_bar, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Tensor) -> tuple[Tensor, int]:
+        batched = [
+            t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+            for t, d in zip(inputs, in_dims, strict=True)
+        ]
+        return _Lyapunov.apply(*batched), 0  # type: ignore[no-untyped-call]

@@ -1,0 +1,113 @@
+"""One step of an optimizer on matrices with orthonormal columns (or rows): fewer products, fewer passes over memory.
+
+`Manifold.mix` and `Manifold.advance` are the definitions. What is here computes the same numbers without derivatives,
+and returns None where it does not apply. Shapes are (B, n, p), of square matrices (*batch, n, n); of a wide matrix the
+rows are what the columns are of a tall one. In the formulas A = X^H G, S = (A + A^H) / 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from .cayley import Size
+from .linalg import inverse_sqrt_defect, may_look, newton_schulz, skew_product
+from .mend import MUCH
+from .tiny import batch_last, is_batch_last, norms, skew_squares
+
+Points = Inexact[Tensor, "B n p"]
+Numbers = Float[Tensor, " B"]
+
+FEW_DIGITS = 1 / 16
+"""Below this part of |G|^2 the norm of the gradient is not the difference of |G|^2 and the normal part."""
+
+
+def mix_square(
+    x: Points, stored: Points, g: Points, keep: float, add: float, canonical: bool
+) -> tuple[Points, Numbers]:
+    """(keep M + add L, |L|^2) with L = skew(X^H G), twice that for the canonical metric. M is overwritten."""
+    if is_batch_last(x):
+        g = batch_last(g)
+    lifted = skew_product(x, g, 1.0 if canonical else 0.5)
+    square = skew_squares(lifted, 0.5 if canonical else 1.0)
+    return _mixed(stored, lifted, keep, add), square
+
+
+def mix_tall(
+    x: Points, stored: Points, g: Points, keep: float, add: float, canonical: bool
+) -> tuple[Points, Numbers] | None:
+    """(keep P(M) + add grad, |grad|^2) with P(M) = M - X sym(X^H M), grad = G - X S (canonical: G - X A^H).
+
+    The projection is linear: three products in place of four, P(B) with B = keep M + add G, for the canonical metric
+    P(B) - add X skew(A^H). |grad|^2 is |G|^2 - |S|^2 (canonical: |G|^2 - Re tr A^2), or that of grad itself, where
+    that difference has lost digits, near an optimum: one more product, two for the canonical metric. M is overwritten.
+    """
+    if not may_look(x):
+        return None
+    a = gram(x, g)
+    twice_s = a + a.mH
+    total = _squares(g)
+    if canonical:
+        square = total - (a * a.mT).sum((-2, -1)).real
+    else:
+        normal = norms(twice_s)
+        square = torch.addcmul(total, normal, normal, value=-0.25)
+    if not _keeps_digits(square, total):
+        grad = minus(g.clone(), x, a.mH, 1.0, 1.0) if canonical else minus(g.clone(), x, twice_s, 1.0, 0.5)
+        square = _squares(grad) - (_squares(gram(x, grad)) / 2 if canonical else 0)  # of one rounding: never negative
+    b = _mixed(stored, g, keep, add)
+    n = gram(x, b)
+    twice_n = n + n.mH
+    if canonical:
+        twice_n.add_(a.mH - a, alpha=add)
+    return minus(b, x, twice_n, 1.0, 0.5), square
+
+
+def polar_step(x: Points, c: Points, size: Size) -> Points | None:
+    """The polar factor of Y = X + size C, by (I + E)^(-1/2) with I + E = Y^H Y: a few terms of its series, or eigh."""
+    if not may_look(x):
+        return None
+    y = torch.addcmul(x, c, size) if isinstance(size, Tensor) else torch.add(x, c, alpha=size)
+    e = gram(y, y)
+    e.diagonal(dim1=-2, dim2=-1).sub_(1)
+    t = inverse_sqrt_defect(e)
+    if t is not None:
+        left, right = (t, y) if is_wide(x) else (y, t)
+        return torch.baddbmm(y, left, right, alpha=-0.5)
+    values, q = torch.linalg.eigh(e)
+    r = torch.bmm(q * (1 + values).rsqrt().unsqueeze(-2), q.mH)
+    y = torch.bmm(r, y) if is_wide(x) else torch.bmm(y, r)
+    return newton_schulz(y) if values.max().item() > MUCH else y
+
+
+def is_wide(x: Tensor) -> bool:
+    """Whether the rows are orthonormal, not the columns."""
+    return x.shape[-2] < x.shape[-1]
+
+
+def gram(x: Points, a: Points) -> Inexact[Tensor, "B p p"]:
+    """X^H A; A X^H for wide matrices."""
+    return torch.bmm(a, x.mH) if is_wide(x) else torch.bmm(x.mH, a)
+
+
+def minus(a: Points, x: Points, s: Inexact[Tensor, "B p p"], keep: float, by: float) -> Points:
+    """keep A - by X S, for wide matrices keep A - by S X; in the memory of A."""
+    left, right = (s, x) if is_wide(x) else (x, s)
+    return a.baddbmm_(left, right, beta=keep, alpha=-by)
+
+
+def _keeps_digits(square: Numbers, total: Numbers) -> bool:
+    """Whether the difference `square` of |G|^2 = total and something else is no small part of it, for any point."""
+    if total.numel() == 1:  # two numbers in place of three calls of torch
+        return square.item() - FEW_DIGITS * total.item() >= 0  # not so for Inf - Inf
+    return torch.sub(square, total, alpha=FEW_DIGITS).amin().item() >= 0
+
+
+def _mixed(m: Points, c: Points, keep: float, add: float) -> Points:
+    """keep M + add C, in the memory of M."""
+    return m.lerp_(c, add) if keep + add == 1 else m.mul_(keep).add_(c, alpha=add)
+
+
+def _squares(a: Tensor) -> Numbers:
+    return norms(a).square_()

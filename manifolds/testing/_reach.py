@@ -1,0 +1,97 @@
+"""What a trivialization reaches: the engine's move, from a base that follows, to targets that are far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..base import per_point
+from ._case import Case, Finding, holds, theorem
+
+TARGETS = 4
+STEPS = 100
+HALVINGS = 12
+NEAR = 1e-4  # of a target: near enough, as nothing is between
+
+
+@theorem(
+    "move: reach",
+    "descent on |move(x, c) - y|^2 over c, from a base that follows, comes to walks from x and to random points",
+    needs=(
+        "move: feasible",
+        "move: derivative at 0",
+        "coordinates: rank",
+        "random_tangent: tangent",
+        "batch: items do not mix",
+    ),
+    applies=lambda case: case.eps < 1e-10,
+)
+def _(case: Case) -> Iterator[Finding]:
+    if not case.manifold.dim(case.shape):
+        return
+    x = case.flat(case.x)[:1].expand(TARGETS, *case.x.shape[case.x.dim() - case.manifold.ndim :])
+    missed = ~_reached(case, x, _walked(case, x))
+    yield holds(not bool(missed.any()), f"{int(missed.sum())} of {TARGETS} walks of four steps are missed")
+    many = case.at(TARGETS)
+    y = many.point(3).reshape(TARGETS, -1, *x.shape[1:])[:, 0]
+    missed = ~_reached(case, x, y)
+    # neither way: another component, as of determinant -1
+    one_way = missed & _reached(case, y, x) if bool(missed.any()) else missed
+    yield holds(
+        not bool(one_way.any()),
+        f"{int(one_way.sum())} of {TARGETS} random points are missed, though from them x is reached",
+    )
+
+
+def _walked(case: Case, x: Tensor) -> Tensor:
+    """Four steps of length 1 from x, each in a random direction."""
+    generator, m = case.generator(9), case.manifold
+    for _ in range(4):
+        v = m.random_tangent(x, generator)
+        size = m.norm(x, v) if case.is_open else case.size(v)
+        x = m.retract(x, case.times(1 / size.clamp_min(1e-3), v))
+    return x
+
+
+def _reached(case: Case, x: Tensor, y: Tensor) -> Tensor:
+    """Which of the targets y the descent comes to, in Gauss-Newton steps that are halved where they go too far."""
+    m, e, x = case.manifold, case.engine, x.clone()
+    near = NEAR * case.size(y).clamp_min(1)
+    for _ in range(STEPS):
+        far = case.apart(x, y)
+        if bool((far <= near).all()):
+            break
+        c = _towards(case, x, y - x)
+        size, closer = torch.ones_like(far), far <= near
+        z = x
+        for _ in range(HALVINGS):
+            there = e.move(x, e.coordinates(x, per_point(size, m.ndim) * c))
+            better = ~closer & (case.apart(there, y) < 0.999 * far)  # not where it is NaN
+            z = torch.where(per_point(better, m.ndim), there, z)
+            closer = closer | better
+            if bool(closer.all()):
+                break
+            size = size / 2
+        if torch.equal(z, x):
+            break
+        x = z
+    return case.apart(x, y) <= near
+
+
+def _towards(case: Case, x: Tensor, v: Tensor) -> Tensor:
+    """The c whose velocity, by differences, is nearest to v."""
+    e, step, count = case.engine, case.eps ** (1 / 3), _flat(x).shape[1]
+    basis = torch.eye(count, dtype=case.dtype.to_real(), device=case.device)
+    basis = (torch.view_as_complex(basis.reshape(count, -1, 2)) if x.is_complex() else basis).reshape(-1, *x.shape[1:])
+    at = x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1)
+    c = step * e.coordinates(at, basis.repeat(len(x), *(1,) * (x.dim() - 1)))
+    columns = _flat(e.move(at, c) - e.move(at, -c)).reshape(len(x), count, count).mT / (2 * step)
+    best = torch.linalg.pinv(columns, rtol=1e-7) @ _flat(v).unsqueeze(-1)
+    return (torch.view_as_complex(best.reshape(len(x), -1, 2)) if x.is_complex() else best).reshape(x.shape)
+
+
+def _flat(a: Tensor) -> Tensor:
+    """The real numbers of each point."""
+    return (torch.view_as_real(a.resolve_conj()) if a.is_complex() else a).reshape(len(a), -1)

@@ -1,0 +1,140 @@
+"""Problems of a batch: each is solved as it is alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from constraints import minimize
+from constraints.solve import (
+    LBFGS,
+    Armijo,
+    ConjugateGradient,
+    GradientDescent,
+    Solver,
+    StrongWolfe,
+    TrustRegion,
+    hessians,
+)
+from manifolds import Euclidean, SpecialOrthogonal, Sphere, Stiefel
+
+F64 = torch.float64
+SOLVERS: list[Solver] = [
+    TrustRegion(),
+    TrustRegion(hessian=hessians.pullback),
+    LBFGS(),
+    LBFGS(search=StrongWolfe()),
+    ConjugateGradient(),
+    ConjugateGradient(search=Armijo()),
+    GradientDescent(),
+]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_each_problem_is_solved_as_alone(solver: Solver) -> None:
+    """Eigenproblems of different scale and difficulty: each takes the steps that it takes alone, to the same point."""
+    c = torch.randn(5, 8, 8, dtype=F64)
+    c = (c + c.mT) * torch.tensor([0.1, 0.5, 1.0, 2.0, 5.0], dtype=F64)[:, None, None]
+    x0 = Stiefel().random(5, 8, 2, dtype=F64)
+    together = minimize(
+        lambda x: -(x * (c @ x)).sum((1, 2)), x0, Stiefel, solver=solver, batched=True, tol=1e-7, max_steps=3000
+    )
+    assert together.converged.tolist() == [True] * 5
+    best = -torch.linalg.eigvalsh(c)[:, -2:].sum(1)
+    torch.testing.assert_close(together.value, best, rtol=1e-10, atol=1e-10)
+    steps = []
+    for i in range(5):
+        alone = minimize(
+            lambda x, c=c[i]: -(x * (c @ x)).sum(), x0[i], Stiefel, solver=solver, tol=1e-7, max_steps=3000
+        )
+        assert alone.converged
+        assert abs(alone.value - together.value[i].item()) < 1e-10
+        steps.append(alone.steps)
+    # rounding of a batched product may differ, and after some steps a decision with it
+    assert all(abs(a - b) <= max(2, 0.5 * a) for a, b in zip(steps, together.steps.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("solver", [TrustRegion(), LBFGS(), ConjugateGradient(), GradientDescent()], ids=repr)
+def test_one_problem_that_fails_leaves_the_others_alone(solver: Solver) -> None:
+    c = torch.randn(4, 6, 6, dtype=F64)
+    c = c + c.mT
+    c[2] = torch.nan
+    x0 = Sphere().random(4, 6, dtype=F64)
+    found = minimize(lambda x: torch.einsum("bi,bij,bj->b", x, c, x), x0, Sphere, solver=solver, batched=True)
+    assert found.converged.tolist() == [True, True, False, True]
+    assert "3 of 4 converged" in found.reason
+    assert "1 of 4 not converged: the value or the gradient of f is NaN" in found.reason
+    assert torch.equal(found.x[2], x0[2])
+    good = [0, 1, 3]
+    torch.testing.assert_close(found.value[good], torch.linalg.eigvalsh(c[good])[:, 0], rtol=0, atol=1e-9)
+
+
+def test_a_solved_problem_stays_where_it_is() -> None:
+    c = torch.randn(3, 6, 6, dtype=F64)
+    c = c + c.mT
+    x0 = Sphere().random(3, 6, dtype=F64)
+    x0[0] = torch.linalg.eigh(c[0])[1][:, 0]
+    found = minimize(lambda x: torch.einsum("bi,bij,bj->b", x, c, x), x0, Sphere, batched=True)
+    assert found.converged.all()
+    assert found.steps[0] == 0
+    assert torch.equal(found.x[0], x0[0])
+
+
+def test_many_rotations_at_once() -> None:
+    """Absolute orientation of 2000 pairs of clouds, against the closed form."""
+    points = torch.randn(2000, 10, 3, dtype=F64)
+    seen = points @ SpecialOrthogonal().random(2000, 3, 3, dtype=F64) + 0.1 * torch.randn_like(points)
+    found = minimize(
+        lambda x: (points @ x - seen).square().sum((1, 2)),
+        torch.eye(3, dtype=F64).repeat(2000, 1, 1),
+        SpecialOrthogonal,
+        batched=True,
+        starts=3,
+    )
+    w, s, vh = torch.linalg.svd(points.mT @ seen)
+    s[:, -1] *= torch.linalg.det(w @ vh).sign()
+    best = points.square().sum((1, 2)) + seen.square().sum((1, 2)) - 2 * s.sum(1)
+    assert found.converged.all()
+    assert found.values_of_starts is not None
+    assert found.values_of_starts.shape == (3, 2000)
+    torch.testing.assert_close(found.value, best, rtol=1e-9, atol=1e-9)
+
+
+def test_starts_run_as_a_batch_where_f_allows_it_and_one_by_one_where_not() -> None:
+    seen = []
+
+    def f(x: Tensor) -> Tensor:
+        seen.append(x.shape)
+        return (x.square() - 1).square().sum() + 0.1 * x.sum()
+
+    def looks(x: Tensor) -> Tensor:
+        assert bool(x.isfinite().all())
+        return f(x)
+
+    x0 = torch.zeros(3, dtype=F64) + 0.1
+    generator = torch.Generator().manual_seed(0)
+    for function in (f, looks):
+        found = minimize(function, x0, Euclidean, starts=6, generator=generator)
+        assert found.converged
+        assert found.x.shape == (3,)
+        assert found.values_of_starts is not None
+        assert found.values_of_starts.shape == (6,)
+        assert found.value == found.values_of_starts.min()
+        # each start is a point of f, whether f is mapped over them or not
+        assert set(seen) == {(3,)}
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_complex_and_dict_problems_in_a_batch(solver: Solver) -> None:
+    a = torch.randn(3, 5, 4, dtype=torch.complex128)
+
+    def f(p: dict[str, Tensor]) -> Tensor:
+        return -torch.einsum("bi,bij,bj->b", p["u"].conj(), a, p["v"]).real
+
+    found = minimize(
+        f, {"u": (3, 5), "v": (3, 4)}, {"u": Sphere, "v": Sphere}, solver=solver, batched=True, dtype=a.dtype,
+        max_steps=2000,
+    )  # fmt: skip
+    assert found.converged.all()
+    torch.testing.assert_close(-found.value, torch.linalg.svdvals(a)[:, 0], rtol=1e-8, atol=1e-8)

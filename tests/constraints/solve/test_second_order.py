@@ -1,0 +1,164 @@
+"""Derivatives: the slopes of Taylor models, the cheap Hessian against the one through the retraction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from constraints.solve import TrustRegion, check_gradient, check_hessian, hessians, minimize
+from constraints.solve.points import points_of
+from constraints.solve.starts import Starts
+from manifolds import BlockSpec, Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import retractions as r
+
+F64, C128 = torch.float64, torch.complex128
+
+SECOND_ORDER: list[tuple[Manifold, tuple[int, ...]]] = [
+    (Euclidean(), (3, 2)),
+    (Sphere(), (5,)),
+    (Stiefel(), (6, 3)),
+    (Stiefel(), (3, 6)),
+    (Stiefel(), (4, 4)),
+    (Stiefel(retraction=r.exp), (6, 3)),
+    (Stiefel("canonical", r.exp), (6, 3)),
+    (Stiefel("canonical", r.cayley), (6, 3)),
+    (Stiefel(), (2, 5, 3)),
+    (Orthogonal(), (4, 4)),
+    (Orthogonal(r.exp), (4, 4)),
+    (Orthogonal(r.polar), (4, 4)),
+    (SpecialOrthogonal(), (4, 4)),
+    (SpecialOrthogonal(r.exp), (4, 4)),
+    (Stiefel**2, (8, 4)),
+    (Stiefel("canonical", r.exp) * Sphere(), (8, 4)),
+    (ProductManifold((Stiefel,) * 2, BlockSpec(rows=2, axis=1)), (5, 6)),
+]  # fmt: skip
+FIRST_ORDER: list[tuple[Manifold, tuple[int, ...]]] = [
+    (Stiefel(retraction=r.qr), (6, 3)),
+    (Stiefel(retraction=r.cayley), (6, 3)),
+    (Stiefel("canonical"), (6, 3)),
+]  # fmt: skip
+
+
+def smooth(shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A function with no symmetry that would make a coefficient vanish."""
+    linear, weight = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype.to_real())
+
+    def f(x: Tensor) -> Tensor:
+        return (
+            (linear * x).real.sum().sin() + (weight * x.abs().square().square()).sum() + (linear * x).real.exp().sum()
+        )
+
+    return f
+
+
+def product(
+    hessian: hessians.Hessian, f: Callable[[Tensor], Tensor], x: Tensor, manifold: Manifold
+) -> tuple[Starts, Callable[[Tensor], Tensor], Tensor]:
+    start = Starts(points_of(x, manifold), False, 1, False, None)
+    problem = start.problem(f)
+    problem.twice = True
+    with torch.no_grad():
+        at = problem.at(start.rows)
+        return start, hessian(at), at.gradient
+
+
+@pytest.mark.parametrize("dtype", [F64, C128])
+@pytest.mark.parametrize(("manifold", "shape"), SECOND_ORDER, ids=str)
+def test_slopes_are_2_and_3_for_retractions_of_second_order(
+    manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    f, x = smooth(shape, dtype), manifold.random(shape, dtype=dtype)
+    assert abs(check_gradient(f, x, manifold).slope - 2) < 0.1
+    assert abs(check_hessian(f, x, manifold).slope - 3) < 0.1
+
+
+@pytest.mark.parametrize(("manifold", "shape"), FIRST_ORDER, ids=str)
+def test_the_model_of_a_first_order_retraction_is_its_pullback(manifold: Manifold, shape: tuple[int, ...]) -> None:
+    f, x = smooth(shape, F64), manifold.random(shape, dtype=F64)
+    assert abs(check_gradient(f, x, manifold).slope - 2) < 0.1
+    assert abs(check_hessian(f, x, manifold, hessian=hessians.pullback).slope - 3) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [F64, C128])
+@pytest.mark.parametrize(("manifold", "shape"), SECOND_ORDER, ids=str)
+def test_the_hessian_without_a_retraction_is_that_of_the_pullback(
+    manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    f, x = smooth(shape, dtype), manifold.random(shape, dtype=dtype)
+    start, exact, _ = product(hessians.exact, f, x, manifold)
+    _, through, _ = product(hessians.pullback, f, x, manifold)
+    space, row = start.space, start.rows
+    with torch.no_grad():
+        u, v = (space.project(row, torch.randn_like(row)) for _ in range(2))
+        hu, hv = exact(u), exact(v)
+        # the numbers that are added are a few times as long as the result, and so is their rounding
+        size = 1000 * torch.finfo(F64).eps * (space.norm(row, hv) + space.norm(row, v))
+        assert space.norm(row, hv - through(v)) < size
+        assert space.norm(row, hv - space.project(row, hv)) < size
+        # symmetric in the metric
+        assert abs(space.inner(row, u, hv) - space.inner(row, hu, v)) < size * space.norm(row, u)
+
+
+def test_a_wrong_gradient_is_seen() -> None:
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.exp()
+
+        @staticmethod
+        def backward(ctx: object, g: Tensor) -> Tensor:  # type: ignore[override]
+            return 1.01 * g
+
+    x = Sphere().random(4, dtype=F64)
+    check = check_gradient(lambda x: Wrong.apply(x).sum(), x, Sphere)
+    assert not check.ok
+    assert abs(check.slope - 1) < 0.1
+
+
+def test_a_product_costs_one_pass_backward_and_no_value() -> None:
+    calls = 0
+
+    def f(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return x[0].exp().sum()
+
+    x = Stiefel().random(6, 3, dtype=F64)
+    start, times, _ = product(hessians.exact, f, x, Stiefel())
+    v = start.space.project(start.rows, torch.randn_like(start.rows))
+    before = calls
+    for _ in range(3):
+        times(v)
+    assert calls == before == 1
+
+
+@pytest.mark.parametrize(
+    ("manifold", "shape"),
+    [(Stiefel(), (8, 3)), (Stiefel("canonical"), (8, 3)), (SpecialOrthogonal(), (5, 5)), (Sphere(), (8,))],
+    ids=str,
+)
+def test_trust_regions_converge_quadratically(manifold: Manifold, shape: tuple[int, ...]) -> None:
+    """At the end |g+| <= C |g|^2: the number of digits doubles, down to 1e-10 and below."""
+    torch.manual_seed(1)
+    f, x0 = smooth(shape, F64), manifold.random(shape, dtype=F64)
+    found = minimize(f, x0, manifold, tol=1e-10)
+    assert found.converged
+    assert found.gradient_norm < 1e-10
+    # at least one step that doubles the digits, none of them rounding
+    pairs = [(a, b) for a, b in zip(found.history.norm, found.history.norm[1:], strict=False) if 1e-6 < a < 1e-2]
+    assert pairs
+    assert all(b <= max(1e3 * a * a, 1e-11) for a, b in pairs)
+
+
+def test_first_order_hessians_find_the_same_point() -> None:
+    torch.manual_seed(1)
+    f, x0 = smooth((8, 3), F64), Stiefel().random(8, 3, dtype=F64)
+    values = [
+        minimize(f, x0, Stiefel(retraction=retraction), solver=TrustRegion(hessian=hessian), tol=1e-8)
+        for retraction in (r.polar, r.qr)
+        for hessian in (hessians.exact, hessians.pullback, hessians.finite_difference)
+    ]
+    assert all(v.converged for v in values)

@@ -1,0 +1,187 @@
+"""Tensors that are maps of several points: what they can be, what they cannot, and their derivatives."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from manifolds import (
+    BlockSpec,
+    Composition,
+    Euclidean,
+    Isospectral,
+    LowRank,
+    Orthostochastic,
+    PositiveSemidefinite,
+    SpectralBall,
+    SpectralSphere,
+    Stiefel,
+)
+from manifolds.compositions import ComposedProduct
+
+CASES: list[tuple[Composition, tuple[int, ...]]] = [
+    (LowRank(2), (6, 4)),
+    (LowRank(3), (2, 4, 7)),
+    (SpectralBall(0.7), (6, 4)),
+    (SpectralBall(), (3, 6)),
+    (SpectralBall(2.0), (2, 4, 4)),
+    (SpectralSphere(1.5), (5, 3)),
+    (SpectralSphere(), (3, 5)),
+    (Isospectral(), (5, 3)),
+    (Isospectral(), (2, 3, 3)),
+    (PositiveSemidefinite(), (4, 4)),
+    (PositiveSemidefinite(rank=2), (2, 5, 5)),
+    (Orthostochastic(), (4, 4)),
+    (LowRank(2) ** 3, (12, 5)),
+    (LowRank(2) * Stiefel * LowRank(2), (12, 4)),
+    (ComposedProduct((SpectralBall(), LowRank(1)), BlockSpec(rows=(2, 5))), (7, 3)),
+    (ComposedProduct((LowRank(1),) * 6, BlockSpec.pattern("(h q d) e -> (h q) d e", h=2, q=3)), (12, 5)),
+]
+names = [f"{c}, {s}" for c, s in CASES]
+real = {"Orthostochastic"}  # its decomposition is that of real matrices
+every_case = pytest.mark.parametrize(("composition", "shape"), CASES, ids=names)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128], ids=str)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+@every_case
+@dtypes
+def test_decompose_inverts_compose(composition: Composition, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if dtype.is_complex and str(composition) in real:
+        pytest.skip("of real matrices")
+    x = composition.random(*shape, generator=generator(), dtype=dtype)
+    assert x.shape == shape
+    assert x.dtype == dtype
+    points, parts = composition.decompose(x), composition.parts(shape)
+    assert list(points) == list(parts)
+    for name, (manifold, part) in parts.items():
+        assert points[name].shape == part
+        assert manifold is None or bool(manifold.contains(points[name]).all())
+    # three products of matrices below 3 in norm, and cuts of the boundary by eps
+    torch.testing.assert_close(composition.made(points, shape), x, rtol=0, atol=64 * torch.finfo(dtype).eps)
+    assert float(composition.residual(x).max()) <= 64 * torch.finfo(dtype).eps
+
+
+@every_case
+def test_compose_has_right_derivatives_in_every_part(composition: Composition, shape: tuple[int, ...]) -> None:
+    points = composition.random_points(shape, generator(), torch.float64)
+    leaves = [p.requires_grad_() for p in points.values()]
+
+    def made(*tensors: Tensor) -> Tensor:
+        return composition.made(dict(zip(points, tensors, strict=True)), shape)
+
+    assert torch.autograd.gradcheck(made, leaves)
+    assert torch.autograd.gradgradcheck(made, leaves)
+
+
+@every_case
+def test_a_composition_is_a_value(composition: Composition, shape: tuple[int, ...]) -> None:
+    copy = pickle.loads(pickle.dumps(composition))
+    assert copy == composition
+    assert hash(copy) == hash(composition)
+    assert composition.dim(shape) == sum(m.dim(p) for m, p in composition.parts(shape).values() if m is not None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_decompositions_are_of_the_nearest_matrix(seed: int) -> None:
+    """Singular values, or eigenvalues, cut to what is allowed: Eckart & Young, Mirsky, and a search that finds no
+    better one."""
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    expected = {
+        LowRank(1): s * torch.tensor([1.0, 0, 0], dtype=torch.float64),
+        SpectralBall(0.9): s.clamp(max=0.9),
+        SpectralSphere(0.9): torch.cat([torch.tensor([0.9], dtype=torch.float64), s[1:].clamp(max=0.9)]),
+        SpectralSphere(9.0): torch.cat([torch.tensor([9.0], dtype=torch.float64), s[1:]]),
+        Isospectral(): s,
+    }
+    for composition, values in expected.items():
+        near = composition.compose(**composition.decompose(x))
+        torch.testing.assert_close(near, (u * values) @ vh, rtol=0, atol=1e-14)
+        for _ in range(20):
+            other = composition.random(5, 3, dtype=torch.float64)
+            assert float((other - x).norm()) >= float((near - x).norm()) - 1e-12 or composition == Isospectral()
+    y = x[:3]
+    values, vectors = torch.linalg.eigh((y + y.mT) / 2)
+    near = PositiveSemidefinite().compose(**PositiveSemidefinite().decompose(y))
+    torch.testing.assert_close(near, (vectors * values.clamp_min(0)) @ vectors.mT, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "composition", [LowRank(3), SpectralBall(), SpectralSphere(), Isospectral(), PositiveSemidefinite()], ids=str
+)
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_equal_singular_values_have_derivatives(composition: Composition, scale: float) -> None:
+    """Nothing is divided by a difference of singular values, nor by one of them."""
+    x = scale * torch.eye(4, 4, dtype=torch.float64)
+    points = {name: p.requires_grad_() for name, p in composition.decompose(x).items()}
+    if composition == SpectralSphere() and scale == 0:
+        assert float(composition.compose(**composition.decompose(x)).norm()) == pytest.approx(1)
+    weight = composition.compose(**points)
+    grads = torch.autograd.grad((weight - torch.randn(4, 4, dtype=torch.float64)).square().sum(), [*points.values()])
+    assert all(bool(g.isfinite().all()) for g in grads)
+
+
+def test_orthostochastic_matrices_are_told_from_others() -> None:
+    hadamard = torch.full((4, 4), 0.25, dtype=torch.float64)
+    q = Orthostochastic().decompose(hadamard)["q"]
+    torch.testing.assert_close(q.square(), hadamard, rtol=0, atol=1e-13)
+    assert float(torch.linalg.det(q)) == pytest.approx(1)
+    permutation = torch.eye(4, dtype=torch.float64)[[1, 2, 3, 0]]
+    torch.testing.assert_close(Orthostochastic().decompose(permutation)["q"].square(), permutation, rtol=0, atol=1e-13)
+    # Bengtsson et al.: no rotation has the squared entries of (J - I) / 2, whose columns could not be orthogonal
+    with pytest.raises(ValueError, match="no rotation was found"):
+        Orthostochastic().decompose((torch.ones(3, 3, dtype=torch.float64) - torch.eye(3, dtype=torch.float64)) / 2)
+    with pytest.raises(ValueError, match="rows and columns sum to one"):
+        Orthostochastic().decompose(torch.ones(3, 3))
+
+
+def test_a_ball_contains_its_boundary_to_rounding_and_gradients_lead_inside() -> None:
+    q = Stiefel().random(4, 4, generator=generator())
+    points = SpectralBall().decompose(q)
+    torch.testing.assert_close(SpectralBall().compose(**points), q, rtol=0, atol=8 * torch.finfo(q.dtype).eps)
+    p = points["q"].requires_grad_()
+    SpectralBall().compose(q=p).square().sum().backward()
+    assert p.grad is not None
+    inside = Stiefel().gradient(p.detach(), p.grad)
+    assert float(inside[4:].norm()) > 0
+
+
+def test_the_algebra_of_products_takes_compositions() -> None:
+    assert repr(LowRank(2) ** 3) == "LowRank(rank=2)**3"
+    product = Stiefel * LowRank(2)
+    assert isinstance(product, ComposedProduct)
+    assert product.factors == (Stiefel(), LowRank(2))
+    assert (Isospectral**2).factors == (Isospectral(), Isospectral())
+    assert (Stiefel**2 * LowRank(2)).factors == (Stiefel(), Stiefel(), LowRank(2))
+    assert (LowRank(2) * Euclidean).factors == (LowRank(2), Euclidean())
+    x = (LowRank(2) ** 3).random(12, 5, generator=generator())
+    torch.testing.assert_close((LowRank(2) ** 3).compose(**(LowRank(2) ** 3).decompose(x)), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LowRank(0), "rank of LowRank"),
+        (lambda: LowRank(5).parts((6, 4)), "min\\(n, m\\) >= 5"),
+        (lambda: SpectralBall(-1.0), "radius of SpectralBall"),
+        (lambda: SpectralSphere(float("inf")), "radius of SpectralSphere"),
+        (lambda: PositiveSemidefinite(0), "rank of PositiveSemidefinite"),
+        (lambda: PositiveSemidefinite().parts((4, 3)), "square"),
+        (lambda: Orthostochastic().parts((4, 3)), "square"),
+        (lambda: LowRank(2).parts((4,)), "2 axes"),
+        (lambda: (LowRank(2) ** 3).parts((13, 5)), "divide"),
+        (lambda: LowRank(2) ** 0, "k >= 1"),
+        (lambda: LowRank(2) * 3, "a product is taken"),
+        (lambda: (LowRank(2) * Stiefel).compose(u0=torch.zeros(1)), "needs shape="),
+    ],
+)
+def test_what_is_no_composition_is_refused(make: object, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()  # type: ignore[operator]
