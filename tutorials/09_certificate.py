@@ -99,8 +99,8 @@ print(checked)
 # A largest cut of a graph puts the nodes on two sides so that as many edges as possible go across. Relaxed, each node
 # is a unit vector, and edges push their ends apart: a matrix X with unit columns that minimizes tr(X'XA) (Goemans &
 # Williamson 1995; Burer & Monteiro 2003). Nothing about this problem is convex. But let S = A - diag(X'XA). If S has no
-# negative eigenvalue, then no matrix of any size is better, as tr(Z'ZS) is at least 0 for every Z, and is 0 at X (Boumal,
-# Voroninski & Bandeira 2016).
+# negative eigenvalue, then no matrix of any size is better, as tr(Z'ZS) is at least 0 for every Z, and is 0 at X
+# (Boumal, Voroninski & Bandeira 2016).
 
 NODES = 60
 edges = torch.triu((torch.rand(NODES, NODES) < 0.15).to(F64), 1)
