@@ -134,7 +134,7 @@ class RiemannianMuon(RiemannianOptimizer):
         a = direction(x, m) if n > p else direction(x.mH, m.mH).mH
         if getattr(factor, "retraction", None) is polar:
             return bucket.advance(a, size)
-        return bucket.settle(engine(NEAREST).advance(x, a, size))
+        return bucket.settle(NEAREST.advance(x, a, size))
 
     def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
         adam_free(self.state, _adamw(group), params, grads)
