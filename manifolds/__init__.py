@@ -10,11 +10,13 @@ from .compositions import (
     LowRank,
     Orthostochastic,
     PositiveSemidefinite,
+    Scaled,
     SpectralBall,
     SpectralSphere,
 )
 from .correlation import Correlation
 from .euclidean import Euclidean
+from .grassmann import Grassmann
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
@@ -31,6 +33,7 @@ __all__ = [
     "Correlation",
     "Euclidean",
     "GeodesicManifold",
+    "Grassmann",
     "Hurwitz",
     "Invertible",
     "Isospectral",
@@ -46,6 +49,7 @@ __all__ = [
     "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
+    "Scaled",
     "Skew",
     "SpecialOrthogonal",
     "SpectralBall",

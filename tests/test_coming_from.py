@@ -17,7 +17,7 @@ import constraints
 import constraints.optim
 import manifolds
 from constraints import report
-from manifolds import Manifold, Oblique, PositiveDefinite, Sphere, Stiefel
+from manifolds import Manifold, Oblique, PositiveDefinite, SpecialOrthogonal, Sphere, Stiefel
 
 PAGE = Path(__file__).parent.parent / "docs" / "coming-from.md"
 CODE = re.compile(r"`([^`]+)`")
@@ -76,6 +76,7 @@ def names(peer: str) -> dict[str, Any]:
     found |= {"s": s, "t": Sphere().project(s, torch.randn(6, dtype=f64))}
     found |= {"o": Oblique().random(20, 8, dtype=f64), "w": Oblique().random(20, 8, dtype=f64)}
     found |= {"m": torch.randn(8, 8, dtype=f64)}
+    found |= dict(zip("qr", SpecialOrthogonal().random(2, 8, 8, dtype=f64), strict=True))
     for module in (manifolds, constraints, constraints.optim):
         found |= {name: getattr(module, name) for name in module.__all__}
     if peer == "pymanopt":
@@ -127,7 +128,7 @@ def step(given: dict[str, Any], holder: str, name: str) -> None:
 def test_a_row_does_the_same_on_both_sides(row: Row) -> None:
     theirs, ours = names(row.peer), names("torch")
     if row.peer == "pymanopt":
-        theirs |= {key: theirs[key].numpy() for key in "xyuvagstowmcdh"}
+        theirs |= {key: theirs[key].numpy() for key in "xyuvagstowmcdhqr"}
     value = run(row.theirs, theirs) if row.theirs else None
     mine = run(row.ours, ours)
 
