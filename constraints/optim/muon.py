@@ -57,6 +57,7 @@ class RiemannianMuon(RiemannianOptimizer):
 
     _numbers = frozenset({"exp_avg_sq"})
     _values = ("direction", "scale", "msign")
+    _mixed = True
     _decay = 0.1
 
     def __init__(
