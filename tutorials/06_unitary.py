@@ -13,8 +13,8 @@ spins up into another state. Which gates give the state of lowest energy? This i
 computing (Peruzzo et al. 2014), here with the gates themselves as weights: a tensor of shape (gates, 4, 4), complex, in
 which each gate is a point of U(4).
 
-Answer: both engines find it, and ``minimize`` does in a fraction of the steps. The energy agrees to eight digits with the
-smallest eigenvalue of H, and with the formula that is known for this chain, 1 - 1 / sin(pi / 18) (Pfeuty 1970).
+Answer: both engines find it, and ``minimize`` does in a fraction of the steps. The energy agrees to eight digits with
+the smallest eigenvalue of H, and with the formula that is known for this chain, 1 - 1 / sin(pi / 18) (Pfeuty 1970).
 """
 
 from __future__ import annotations
