@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip
 # Two test processes share two cores; more threads inside each would only contend.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo tutorials test slow matrix mutants bench bench-solve docs format clean
+.PHONY: demo tutorials test slow matrix mutants bench bench-solve docs format release clean
 
 demo: $(VENV)/.has-demo
 	$(BIN)/python tutorials/01_orthogonal_gru.py
@@ -54,6 +54,34 @@ docs: $(VENV)/.has-demo,docs
 format: $(VENV)/.has-test,demo,docs
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# wheel and sdist, each installed in an environment of its own and tried outside of this folder
+release: $(VENV)/.has-test,demo,docs
+	rm -rf dist build
+	$(PIP) install build
+	$(BIN)/python -m build
+	set -e; for file in dist/*; do \
+		where=$$(mktemp -d); $(PYTHON) -m venv $$where/env; \
+		$$where/env/bin/python -m pip install -q torch==2.13.0; \
+		$$where/env/bin/python -m pip install -q $$(realpath $$file); \
+		(cd $$where && env/bin/python -c "$$SMOKE"); rm -rf $$where; echo "$$file works"; \
+	done
+
+define SMOKE
+import importlib.metadata, pathlib, torch, constraints, manifolds
+from constraints import Riemannian, constrain, report
+from constraints.optim import RiemannianAdam
+from manifolds import Stiefel
+gru = constrain(torch.nn.GRU(4, 8), "weight_hh_l0", Stiefel**3, Riemannian())
+step = RiemannianAdam(gru, lr=1e-2)
+gru(torch.randn(5, 2, 4))[0].sum().backward()
+step.step()
+assert report(gru)[0].ok
+for package in (constraints, manifolds):
+    assert (pathlib.Path(package.__file__).parent / "py.typed").exists()
+print(importlib.metadata.version("manifold-constraints"))
+endef
+export SMOKE
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import swa_utils
 
 from manifolds import ProductManifold
+from manifolds.engine import engine
 
 from .held import Held, held_once
 from .precision import exact_products
@@ -137,7 +138,7 @@ def _settle(constrained: Sequence[Held], averages: Sequence[Tensor]) -> list[Ten
         x = averages[places[0]] if len(places) == 1 else torch.stack([averages[i] for i in places])
         with exact_products(x.device.type):
             if bool((manifold.residual(x) <= NEAR).all()):
-                x = manifold.polish(x)
+                x = engine(manifold).polish(x)
             on = bool(manifold.contains(x).all())
         settled = [x] if len(places) == 1 else x.unbind()
         for i, y in zip(places, settled, strict=True):

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from manifolds._chart import is_long
-
 from .moments import changed, drop, is_known
 from .precision import exact_products
 from .spoiled import is_spoiled
@@ -18,7 +16,7 @@ from .values import may_look
 
 Momentum = Literal["carried", "reset", "no optimizer"]
 
-BLIND_EVERY = 32
+BLIND_EVERY = 16
 """Steps from one move of the base to the next on accelerators, which are not asked how long coordinates are."""
 
 
@@ -69,10 +67,10 @@ def _is_long(coordinates: Any) -> bool:
     """Whether the coordinates are long. What is in `original` besides coordinates is taken out where it is."""
     held, original = coordinates[0], coordinates.original
     with exact_products(original.device.type):
-        if not is_long(held.manifold, held.base, original):
+        if not held.engine.is_long(held.base, original):
             return False
-        c = held.manifold.coordinates(held.base, original)
-        if is_long(held.manifold, held.base, c):
+        c = held.engine.coordinates(held.base, original)
+        if held.engine.is_long(held.base, c):
             return True
     original.copy_(c)
     return False
@@ -86,11 +84,11 @@ def _change(coordinates: Any, optimizers: list[Optimizer]) -> Momentum:
     known = all(is_known(each, original) for each in optimizers)
     pairs: list[tuple[Tensor, Tensor]] = []
     with exact_products(original.device.type):
-        point = manifold.polish(held.exact(original))
-        c = manifold.coordinates(base, original.to(point.dtype))
+        point = held.engine.polish(held.exact(original))
+        c = held.engine.coordinates(base, original.to(point.dtype))
 
         def change(m: Tensor) -> Tensor:
-            there: Tensor = manifold.recenter(base, point, c, m.to(c.dtype))
+            there: Tensor = held.engine.recenter(base, point, c, m.to(c.dtype))
             return there.to(m.dtype)
 
         if known:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifolds.engine import engine
+
 from .composing import Parts, admitted, composed
 from .coordinates import COUNT, coordinates_of
 from .held import Held, held
@@ -143,8 +145,8 @@ def _entries(each: Held, where: str, state: dict[str, Any]) -> tuple[list[str], 
             raise ValueError(f"{original} of the checkpoint needs shape {tuple(at.shape)}; got {tuple(c.shape)}.")
         if isinstance(each.method, Trivialization):
             return [], {base: at}
-        count = [key for key in (inside + COUNT,) if key in state]
-        return [original, base, *count], {plain: each.manifold.move(at, each.manifold.coordinates(at, c.to(at)))}
+        of, count = engine(each.manifold), [key for key in (inside + COUNT,) if key in state]
+        return [original, base, *count], {plain: of.move(at, of.coordinates(at, c.to(at)))}
     found = [key for key in state if key.startswith(inside)]
     if found:
         lack = [key for key in (original, base) if key not in state]

@@ -76,7 +76,7 @@ class Coordinates(ParametrizationList):
     def target(self) -> Tensor:
         """The base that `rebase` moves to: the present weight. ValueError if it has NaN or infinite entries."""
         held: Any = self[0]
-        weight: Tensor = held.manifold.polish(held.exact(self.original))
+        weight: Tensor = held.engine.polish(held.exact(self.original))
         check_finite(weight, held.name)
         return weight
 

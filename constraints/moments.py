@@ -12,6 +12,7 @@ from torch.optim import LBFGS, Optimizer
 from manifolds import Manifold
 from manifolds._points import inner
 from manifolds.base import per_point
+from manifolds.engine import engine
 
 FIRST = {
     "exp_avg": ("exp_avg_sq", "exp_inf", "max_exp_avg_sq"),
@@ -87,11 +88,11 @@ def _root(divisor: Tensor, key: str) -> Tensor:
 def _growth(new: Tensor, old: Tensor, manifold: Manifold) -> Tensor:
     """|new| / |old| of each point, shaped as the tensor; 1 where either is zero."""
     parts = []
-    for (factor, after), (_, before) in zip(manifold.split(new), manifold.split(old), strict=True):
+    for (factor, after), (_, before) in zip(engine(manifold).split(new), engine(manifold).split(old), strict=True):
         now, then = (per_point(inner(t, t, factor.ndim), factor.ndim).sqrt() for t in (after, before))
         ratio = torch.where((now > 0) & (then > 0), now / then, 1.0)
         parts.append(ratio.expand(after.shape).to(new.dtype))
-    return manifold.join(parts, new.shape)
+    return engine(manifold).join(parts, new.shape)
 
 
 def _held_back(new: Tensor, old: Tensor, rms: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from manifolds import Manifold, tolerance
-from manifolds.base import settled as base_settled
+from manifolds.engine import engine
+from manifolds.engine import settled as engine_settled
 from manifolds.linear import LinearSpace
 
 from .precision import exact_products
@@ -62,7 +63,7 @@ def settled(manifold: Manifold, base: Tensor, seen: Seen | None) -> Tensor | Non
             return None
         if seen is None:
             return base
-        point = base_settled(manifold, base.to(torch.promote_types(base.dtype, torch.float64))).to(base)
+        point = engine_settled(manifold, base.to(torch.promote_types(base.dtype, torch.float64))).to(base)
     return point if seen.is_same_point(manifold, point) else None
 
 
@@ -77,4 +78,4 @@ def _norm(base: Tensor) -> float:
 def _sums(manifold: Manifold, base: Tensor) -> list[Tensor]:
     """The sum of all points of each kind. Vectors of a flat factor are points whatever they are averaged with."""
     wide = base.dtype if base.device.type == "mps" else torch.promote_types(base.dtype, torch.float64)
-    return [x.sum(dtype=wide) for factor, x in manifold.split(base) if not isinstance(factor, LinearSpace)]
+    return [x.sum(dtype=wide) for factor, x in engine(manifold).split(base) if not isinstance(factor, LinearSpace)]

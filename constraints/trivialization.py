@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from manifolds import Manifold
+from manifolds.engine import engine
 from manifolds.kernels.transforms import is_transformed
 
 from .coordinates import Coordinates, coordinates_of
@@ -46,7 +47,7 @@ class Trivialization(Method):
     Weight decay on `original` pulls the weight towards its base, and nowhere else, of which an optimizer warns once;
     `param_groups` leaves it out.
 
-    The base follows the weight: where a step leaves coordinates so long that the map bends, on an accelerator every 32
+    The base follows the weight: where a step leaves coordinates so long that the map bends, on an accelerator every 16
     steps, the base moves to the present weight, as `rebase` does it. The weight stays, to rounding, and every point of
     its component is in reach. What optimizers of torch keep is carried; under another kind of optimizer, ASGD or one
     that steps others, the base stays, for what it keeps may refer to it. LBFGS begins a new history.
@@ -117,6 +118,7 @@ class Trivialized(nn.Module):
     def __init__(self, manifold: Manifold, base: Tensor, rebase_every: int | float | None, name: str) -> None:
         super().__init__()
         self.manifold = manifold
+        self.engine = engine(manifold)
         self.dtype = base.dtype
         self.rebase_every = rebase_every
         self.name = name
@@ -172,7 +174,7 @@ class Trivialized(nn.Module):
         with exact_products(original.device.type):
             base = self.base
             c = original.to(torch.promote_types(original.dtype, base.dtype))
-            return self.manifold.move(base, self.manifold.coordinates(base, c)).contiguous()
+            return self.engine.move(base, self.engine.coordinates(base, c)).contiguous()
 
     def compute(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """`exact`, rounded to the dtype of the weight."""

@@ -20,7 +20,7 @@ from manifolds import (
     tolerance,
 )
 from manifolds._points import check_map
-from manifolds.base import settled
+from manifolds.engine import engine, settled
 from manifolds.kernels.transforms import is_transformed
 
 from .inside import is_traced
@@ -112,8 +112,11 @@ def nearest(manifold: Manifold, x: Tensor, who: str) -> Tensor:
 def _within_rounding(manifold: Manifold, x: Tensor, who: str) -> Tensor:
     """x, polished factor by factor; ValueError where that is no point."""
     with exact_products(x.device.type):
-        y = manifold.join(
-            [settled(f, t) if bool((f.residual(t) <= near(x.dtype)).all()) else t for f, t in manifold.split(x)],
+        y = engine(manifold).join(
+            [
+                settled(f, t) if bool((f.residual(t) <= near(x.dtype)).all()) else t
+                for f, t in engine(manifold).split(x)
+            ],
             x.shape,
         )
         if bool(manifold.contains(y).all()):
@@ -217,7 +220,7 @@ def _off(manifold: Manifold, x: Tensor, who: str, way: str) -> str:
         f"{NEAR:.0e} is taken for rounding. {way.replace('{nearest}', f'{code(manifold)}.nearest')}"
     )
     if not isinstance(manifold, NearestPointManifold):
-        without = next(f for f, _ in manifold.split(x) if not isinstance(f, NearestPointManifold))
+        without = next(f for f, _ in engine(manifold).split(x) if not isinstance(f, NearestPointManifold))
         return (
             f"{who} is not on {manifold}: the value of shape {tuple(x.shape)} has residual {worst:.1e}, and {without} "
             f"has no nearest point to take instead. Pass init='haar' for a random point, init='identity' where that is "
@@ -232,7 +235,7 @@ def _off(manifold: Manifold, x: Tensor, who: str, way: str) -> str:
 def _reflections(manifold: Manifold, x: Tensor, within: float = math.inf) -> tuple[int, int]:
     """How many matrices are to be real rotations but have determinant -1, orthogonal within this; and of how many."""
     negative = count = 0
-    for factor, points in manifold.split(x):
+    for factor, points in engine(manifold).split(x):
         if isinstance(factor, SpecialOrthogonal) and not points.is_complex():
             on = (Orthogonal().residual(points) <= within).flatten().tolist()
             signs = determinant_signs(points)
@@ -270,7 +273,7 @@ def _culprit(manifold: Manifold, x: Tensor) -> tuple[str, str]:
 
 def _start(manifold: Manifold, x: Tensor, start: Start, who: str) -> Tensor:
     parts = []
-    for factor, points in manifold.split(x):
+    for factor, points in engine(manifold).split(x):
         if isinstance(factor, Euclidean):
             check_finite(points, who)
             parts.append(points)
@@ -287,7 +290,7 @@ def _start(manifold: Manifold, x: Tensor, start: Start, who: str) -> Tensor:
         parts.append(_identity(points) if start == "identity" else _torus(points))
         if not bool((factor.residual(parts[-1]) <= tolerance(x.dtype)).all()):
             raise ValueError(f"init={start!r} of {who} is not a point of {factor}. Use init='haar' or a tensor.")
-    return manifold.join(parts, x.shape).clone()
+    return engine(manifold).join(parts, x.shape).clone()
 
 
 def _identity(x: Tensor) -> Tensor:

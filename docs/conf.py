@@ -22,6 +22,7 @@ release = "0.1.0"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
     "sphinx_design",
@@ -55,7 +56,8 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 autodoc_typehints = "signature"
-python_maximum_signature_line_length = 88
+python_maximum_signature_line_length = 120
+autosummary_generate = False
 
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "plain"

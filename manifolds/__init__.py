@@ -4,17 +4,24 @@ from . import retractions
 from .base import GeodesicManifold, Manifold, NearestPointManifold, tolerance
 from .compositions import (
     Composition,
+    Hurwitz,
+    Invertible,
     Isospectral,
     LowRank,
     Orthostochastic,
     PositiveSemidefinite,
+    Scaled,
     SpectralBall,
     SpectralSphere,
 )
+from .correlation import Correlation
 from .euclidean import Euclidean
+from .grassmann import Grassmann
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
+from .positive import Positive
+from .positive_definite import PositiveDefinite
 from .product import ProductManifold
 from .sphere import Sphere
 from .stiefel import Stiefel
@@ -23,8 +30,12 @@ from .symmetric import Skew, Symmetric
 __all__ = [
     "BlockSpec",
     "Composition",
+    "Correlation",
     "Euclidean",
     "GeodesicManifold",
+    "Grassmann",
+    "Hurwitz",
+    "Invertible",
     "Isospectral",
     "Layout",
     "LowRank",
@@ -34,8 +45,11 @@ __all__ = [
     "Orthogonal",
     "Orthostochastic",
     "Pattern",
+    "Positive",
+    "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
+    "Scaled",
     "Skew",
     "SpecialOrthogonal",
     "SpectralBall",

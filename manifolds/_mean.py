@@ -17,12 +17,7 @@ def karcher(
     """argmin over y of sum_i w_i distance(x_i, y)^2 by y <- exp(y, sum_i w_i log(y, x_i)), from the first point of
     positive weight; see `GeodesicManifold.mean`."""
     axis = x.dim() - manifold.ndim - 1
-    if axis < 0 or x.shape[axis] == 0:
-        raise ValueError(
-            f"the mean on {manifold} is over the last batch axis, (*batch, N, *point) with points of {manifold.ndim} "
-            f"axes; got shape {tuple(x.shape)}. Stack the points first."
-        )
-    w = per_point(_shares(manifold, x, weights, axis), manifold.ndim)
+    w = shares(manifold, x, weights)
     first = (w > 0).to(torch.uint8).argmax(axis, keepdim=True)
     y = x.take_along_dim(first.expand(*x.shape[:axis], 1, *x.shape[axis + 1 :]), axis)
     floor, last = 8 * torch.finfo(x.dtype).eps, float("inf")
@@ -42,13 +37,19 @@ def karcher(
     )
 
 
-def _shares(
-    manifold: GeodesicManifold, x: Inexact[Tensor, "..."], weights: Float[Tensor, "..."] | None, axis: int
+def shares(
+    manifold: GeodesicManifold, x: Inexact[Tensor, "..."], weights: Float[Tensor, "..."] | None
 ) -> Float[Tensor, "..."]:
-    """Weights of sum 1, (*batch, N)."""
+    """Weights of sum 1, shaped to multiply the points (*batch, N, *point). ValueError where there are none."""
+    axis = x.dim() - manifold.ndim - 1
+    if axis < 0 or x.shape[axis] == 0:
+        raise ValueError(
+            f"the mean on {manifold} is over the last batch axis, (*batch, N, *point) with points of {manifold.ndim} "
+            f"axes; got shape {tuple(x.shape)}. Stack the points first."
+        )
     shape = x.shape[: axis + 1]
     if weights is None:
-        return x.real.new_ones(shape) / shape[-1]
+        return per_point(x.real.new_ones(shape) / shape[-1], manifold.ndim)
     try:
         w = weights.to(x.real).expand(shape)
     except RuntimeError:
@@ -59,4 +60,4 @@ def _shares(
     total = w.sum(-1, keepdim=True)
     if not bool((w >= 0).all()) or not bool((total > 0).all()):
         raise ValueError(f"weights of a mean on {manifold} are nonnegative with a positive sum; got others.")
-    return w / total
+    return per_point(w / total, manifold.ndim)

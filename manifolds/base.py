@@ -8,7 +8,6 @@ shape of their point, and v is what is added to x, so R_x(tv) = x + tv + O(t^2) 
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, ABCMeta, abstractmethod, update_abstractmethods
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -18,9 +17,17 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from ._points import broadcast, check_axes, check_map, inner, length, root, sizes
+from ._points import broadcast as broadcast  # what a family needs of it, too
+from ._points import check_axes as check_axes
+from ._points import check_map, root
+from ._points import check_ndim as check_ndim
+from ._points import inner as inner
+from ._points import length as length
+from ._points import per_point as per_point
+from ._points import sizes as sizes
 
 if TYPE_CHECKING:
+    from .engine import Engine
     from .product import ProductManifold
 
 
@@ -155,102 +162,23 @@ class Manifold(ABC, metaclass=ManifoldMeta):
         """project(x, Gaussian): a Gaussian tangent vector at x, isotropic in the ambient metric."""
         return self.project(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
 
-    # What engines (optimizers, trivializations) call. An author of a manifold never has to know. ----------
-    # Coordinates have the shape of the point: the vector; on O(n) the Omega of v = x Omega, which needs no transport.
+    def _engine(self) -> Engine:
+        """What optimizers and trivializations call in place of the methods above; see `manifolds.engine`."""
+        from .engine import Engine  # which knows of this class
 
-    def coordinates(self, x: Inexact[Tensor, "..."], a: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """Coordinates at x made of any tensor a of the shape of x: linear in a, onto, the identity on coordinates."""
-        return self.project(x, a)
-
-    def lift(self, x: Inexact[Tensor, "..."], g: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """Coordinates of gradient(x, g)."""
-        return self.gradient(x, g)
-
-    def move(self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """The point that a retraction reaches from x along the tangent vector with coordinates c."""
-        return self.retract(x, c)
-
-    def carry(
-        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."]
-    ) -> Inexact[Tensor, "..."]:
-        """Coordinates at y of the transport of the vector with coordinates c at x."""
-        return self.transport(x, y, c)
-
-    def coordinate_inner(
-        self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], d: Inexact[Tensor, "..."]
-    ) -> Float[Tensor, "..."]:
-        """The metric between the tangent vectors with coordinates c and d, one number per point."""
-        return self.inner(x, c, d)
-
-    def recenter(
-        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], m: Inexact[Tensor, "..."]
-    ) -> Inexact[Tensor, "..."]:
-        """A gradient m in the coordinates at x, taken at c, as it is in those at y = move(x, c), taken at 0."""
-        from ._chart import solved  # which knows of this class
-
-        return solved(self, x, y, c, m)
-
-    def polish(self, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """x, within rounding of M, brought closer by something far cheaper than nearest; x itself by default."""
-        return x
-
-    # What optimizers call on top of that, on batches (B, *point) and without derivatives --------------------
-    # A momentum is kept from step to step as `store` leaves it, so that a manifold may do the work of its
-    # transport together with other work of the next step.
-
-    def store(
-        self, x: Inexact[Tensor, "..."], y: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."]
-    ) -> Inexact[Tensor, "..."]:
-        """What is kept of c at x after a step to y: recall(y, store(x, y, c)) = carry(x, y, c)."""
-        return self.carry(x, y, c)
-
-    def recall(self, x: Inexact[Tensor, "..."], stored: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """Coordinates at x of what was stored: itself, unless `store` left work to do."""
-        return stored
-
-    def mix(
-        self,
-        x: Inexact[Tensor, "..."],
-        stored: Inexact[Tensor, "..."],
-        g: Inexact[Tensor, "..."],
-        keep: float,
-        add: float,
-    ) -> tuple[Inexact[Tensor, "..."], Float[Tensor, "..."]]:
-        """(keep recall(x, stored) + add lift(x, g), |lift(x, g)|^2). May overwrite stored."""
-        c, m = self.lift(x, g), self.recall(x, stored)
-        mixed = m.lerp_(c, add) if keep + add == 1 else m.mul_(keep).add_(c, alpha=add)
-        return mixed, self.coordinate_inner(x, c, c)
-
-    def advance(
-        self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], size: float | Float[Tensor, "..."]
-    ) -> Inexact[Tensor, "..."]:
-        """move(x, size c), size a number or one per point, shaped to multiply points."""
-        return self.move(x, c * size)
-
-    def renormalizes(self, x: Inexact[Tensor, "..."]) -> bool:
-        """Whether `advance` leaves nothing of the rounding errors in x, so that they do not add up step by step."""
-        return False
-
-    def split(self, x: Inexact[Tensor, "..."]) -> list[tuple[Manifold, Inexact[Tensor, "..."]]]:
-        """(factor, its points in x) for each batch of equal factors; [(self, x)] unless M is a product."""
-        return [(self, x)]
-
-    def join(self, parts: Sequence[Inexact[Tensor, "..."]], shape: Sequence[int]) -> Inexact[Tensor, "..."]:
-        """The tensor of this shape whose `split` has these parts, in their order."""
-        (part,) = parts
-        return part.reshape(tuple(shape))
+        return Engine(self)
 
     # The algebra -----------------------------------------------------------------------------------------
 
     def __mul__(self, other: Manifold | type[Manifold]) -> ProductManifold:
         """M * N: points of M and of N stacked on axis 0."""
-        from .product import product
+        from .algebra import product
 
         return product(self, other)
 
     def __pow__(self, count: int) -> ProductManifold:
         """M**k: k points of M stacked on axis 0."""
-        from .product import power
+        from .algebra import power
 
         return power(self, count)
 
@@ -355,25 +283,3 @@ def tolerance(dtype: torch.dtype) -> float:
     '1.5e-05'
     """
     return 128 * torch.finfo(dtype).eps
-
-
-def settled(manifold: Manifold, x: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-    """The point of M that x is to rounding: the nearest one, or x polished where there is no nearest."""
-    return manifold.nearest(x) if isinstance(manifold, NearestPointManifold) else manifold.polish(x)
-
-
-def per_point(s: Float[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
-    """Numbers that belong one to a point, shaped to multiply points of ndim axes."""
-    return s[(..., *(None,) * ndim)]
-
-
-def check_ndim(name: object, shape: Sequence[int], ndim: int) -> tuple[int, tuple[int, ...]]:
-    """(number of points, shape of one point) of a tensor of this shape; ValueError if it has too few axes."""
-    shape = tuple(shape)
-    if len(shape) < ndim or 0 in shape:
-        raise ValueError(
-            f"a point of {name} has {ndim} axes of size 1 or more; got shape {shape}. "
-            f"Reshape the tensor, or describe it with a BlockSpec pattern."
-        )
-    cut = len(shape) - ndim
-    return math.prod(shape[:cut]), shape[cut:]

@@ -64,10 +64,6 @@ class Euclidean(LinearSpace):
         v = broadcast(self, x, v)[1]
         return length(v, self.ndim) if self.ndim else v.abs()
 
-    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
-        """m."""
-        return m
-
     def random(
         self,
         *shape: int | Sequence[int],

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ._points import broadcast
 from .base import GeodesicManifold, NearestPointManifold
+from .engine import Engine
 
 Points = Inexact[Tensor, "..."]
 
@@ -43,3 +44,14 @@ class LinearSpace(NearestPointManifold, GeodesicManifold):
     def distance(self, x: Points, y: Points) -> Float[Tensor, "*batch"]:
         """|y - x|, one number per point."""
         return self.norm(x, self.log(x, y))
+
+    def _engine(self) -> Engine:
+        return _LinearEngine(self)
+
+
+class _LinearEngine(Engine):
+    flat = True
+
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        """project(y, m): the chart is the same everywhere."""
+        return self.manifold.project(y, m)

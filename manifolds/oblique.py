@@ -9,9 +9,11 @@ from typing import Literal
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _round
 from ._points import broadcast, check_axes, root
 from .base import GeodesicManifold, NearestPointManifold, check_ndim
+from .engine import Engine
+from .kernels import arcs
+from .sphere import RoundEngine
 
 Points = Inexact[Tensor, "*batch n p"]
 
@@ -43,12 +45,12 @@ class Oblique(NearestPointManifold, GeodesicManifold):
     def project(self, x: Points, a: Points) -> Points:
         """a_j - Re<x_j, a_j> x_j, vector by vector."""
         x, a = broadcast(self, x, a)
-        return _round.project(x, a, (self.axis,), 1)
+        return arcs.project(x, a, (self.axis,), 1)
 
     def nearest(self, x: Points) -> Points:
         """x_j / |x_j|. Raises ValueError where one of the vectors is zero."""
         check_axes(self, x.shape)
-        return _round.nearest(self, x, (self.axis,), 1)
+        return arcs.nearest(self, x, (self.axis,), 1)
 
     def dim(self, shape: Sequence[int]) -> int:
         """n - 1 for each vector of n entries."""
@@ -63,22 +65,22 @@ class Oblique(NearestPointManifold, GeodesicManifold):
     def residual(self, x: Points) -> Float[Tensor, "*batch"]:
         """max_j | |x_j| - 1 |."""
         check_axes(self, x.shape)
-        return (_round.size(x, (self.axis,)) - 1).abs().amax((-2, -1))
+        return (arcs.size(x, (self.axis,)) - 1).abs().amax((-2, -1))
 
     def retract(self, x: Points, v: Points) -> Points:
         """(x_j + v_j) / |x_j + v_j|."""
         x, v = broadcast(self, x, v)
-        return _round.normalized(x + v, (self.axis,), 1)
+        return arcs.normalized(x + v, (self.axis,), 1)
 
     def exp(self, x: Points, v: Points) -> Points:
         """cos(t_j) x_j + sin(t_j) v_j / t_j with t_j = |v_j|."""
         x, v = broadcast(self, x, v)
-        return _round.exp(x, v, (self.axis,), 1)
+        return arcs.exp(x, v, (self.axis,), 1)
 
     def log(self, x: Points, y: Points) -> Points:
         """The log of the sphere, vector by vector; see `Sphere.log` for y_j = -x_j."""
         x, y = broadcast(self, x, y)
-        return _round.log(x, y, (self.axis,), 1)
+        return arcs.log(x, y, (self.axis,), 1)
 
     def distance(self, x: Points, y: Points) -> Float[Tensor, "*batch"]:
         """sqrt(sum_j t_j^2) with t_j the angle of x_j and y_j.
@@ -86,7 +88,10 @@ class Oblique(NearestPointManifold, GeodesicManifold):
         Its derivative by a pair x_j, y_j is 0 where it has none, at y_j = x_j and y_j = -x_j.
         """
         x, y = broadcast(self, x, y)
-        return root(_round.angle(x, y, (self.axis,)).square().sum((-2, -1)))
+        return root(arcs.angle(x, y, (self.axis,)).square().sum((-2, -1)))
+
+    def _engine(self) -> Engine:
+        return RoundEngine(self, (self.axis,), 1)
 
     def _sizes(self, shape: Sequence[int]) -> tuple[int, int]:
         """(entries of one vector, number of vectors)."""

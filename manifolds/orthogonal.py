@@ -10,19 +10,20 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from . import _group
-from ._points import broadcast, inner, sizes
-from .base import NearestPointManifold, check_ndim
-from .kernels import chart, orthonormal, rotation, steps
-from .kernels.cayley import cayley_step
+from ._points import broadcast, sizes
+from .base import GeodesicManifold, NearestPointManifold, check_ndim
+from .engine import Engine
+from .kernels import orthonormal, rotation
 from .kernels.determinant import determinant_phase, unit_determinant
-from .kernels.linalg import eye_like, newton_schulz, orthogonality_error, skew
-from .retractions import Retraction, cayley, polar
+from .kernels.exponential import exp_move
+from .kernels.linalg import orthogonality_error, skew
+from .retractions import Retraction, cayley, exp
 
 Square = Inexact[Tensor, "*batch n n"]
 
 
 @dataclass(frozen=True)
-class Orthogonal(NearestPointManifold):
+class Orthogonal(NearestPointManifold, GeodesicManifold):
     """Square matrices (..., n, n) with X^H X = I: O(n), or U(n) for complex tensors; metric Re tr(U^H V).
 
     T_X = {X Omega : Omega skew(-Hermitian)}. Optimization keeps the sign of the determinant it starts with: O(n) has
@@ -88,46 +89,31 @@ class Orthogonal(NearestPointManifold):
         """Y X^H V: the same Omega at Y, an isometry."""
         return _group.transport(*broadcast(self, x, y, v))
 
-    def coordinates(self, x: Square, a: Square) -> Square:
-        """skew(A)."""
-        return skew(a)
+    def exp(self, x: Square, v: Square) -> Square:
+        """X exp(X^H V)."""
+        return exp(*broadcast(self, x, v))
 
-    def lift(self, x: Square, g: Square) -> Square:
-        """skew(X^H G)."""
-        return _group.lift(x, g)
+    def log(self, x: Square, y: Square) -> Square:
+        """X Omega, with the shortest skew Omega of exp(Omega) = X^H Y: all angles up to pi, to rounding.
 
-    def move(self, x: Square, c: Square) -> Square:
-        """X Cayley(C); X exp(C) for `exp`; the retraction of X C for others."""
-        return _group.move(self.retraction, x, c)
+        Where an angle is pi and several are shortest, one of them. No derivative where two eigenvalues of Omega are
+        2 pi apart, where it jumps: those directions are left out.
+        Raises ValueError where the determinants of real X and Y have different signs, as no path joins them; NaN where
+        values cannot be looked at.
+        """
+        return _group.log(self, *broadcast(self, x, y))
 
-    def carry(self, x: Square, y: Square, c: Square) -> Square:
-        """C."""
-        return c
+    def distance(self, x: Square, y: Square) -> Float[Tensor, "*batch"]:
+        """sqrt(sum_i theta_i^2) over the angles of the eigenvalues e^(i theta) of X^H Y, sqrt(2) times the angle of a
+        rotation of R^3; infinite where no path joins X and Y."""
+        return _group.distance(*broadcast(self, x, y))
 
-    def coordinate_inner(self, x: Square, c: Square, d: Square) -> Float[Tensor, "*batch"]:
-        """Re tr(C^H D)."""
-        return inner(c, d, 2)
-
-    def recenter(self, x: Square, y: Square, c: Square, m: Square) -> Square:
-        """As defined; for Cayley (I - C/2) M (I + C/2)."""
-        return chart.cayley(c, m) if self.retraction in (cayley, polar) else super().recenter(x, y, c, m)
-
-    def polish(self, x: Square) -> Square:
-        """X (3I - X^H X) / 2."""
-        return newton_schulz(x)
-
-    def mix(self, x: Square, stored: Square, g: Square, keep: float, add: float) -> tuple[Square, Tensor]:
-        """As defined, with fewer passes over memory."""
-        return steps.mix_square(x, stored, g, keep, add, canonical=False)
-
-    def advance(self, x: Square, c: Square, size: float | Tensor) -> Square:
-        """As defined; for short steps by series, where engines use Cayley."""
-        y = cayley_step(x, c, size) if self.retraction in (cayley, polar) else None
-        return super().advance(x, c, size) if y is None else y
+    def _engine(self) -> Engine:
+        return _group.SquareEngine(self, self.retraction)
 
 
 @dataclass(frozen=True)
-class SpecialOrthogonal(NearestPointManifold):
+class SpecialOrthogonal(NearestPointManifold, GeodesicManifold):
     """Rotations: square matrices (..., n, n) with X^H X = I and det X = 1; SO(n), or SU(n) for complex tensors.
 
     T_X = {X Omega : Omega skew(-Hermitian), tr Omega = 0}; metric Re tr(U^H V).
@@ -152,7 +138,7 @@ class SpecialOrthogonal(NearestPointManifold):
         """X skew(X^H A), less its trace part on SU(n)."""
         _check_square("SpecialOrthogonal", x.shape)
         x, a = broadcast(self, x, a)
-        return x @ _traceless(skew(x.mH @ a))
+        return x @ _group.traceless(skew(x.mH @ a))
 
     def nearest(self, x: Square) -> Square:
         """The polar factor W V^H of X = W S V^H if its determinant is 1; else its singular directions are turned until
@@ -196,46 +182,21 @@ class SpecialOrthogonal(NearestPointManifold):
         """Y X^H V: the same Omega at Y, an isometry."""
         return _group.transport(*broadcast(self, x, y, v))
 
-    def coordinates(self, x: Square, a: Square) -> Square:
-        """skew(A), traceless."""
-        return _traceless(skew(a))
+    def exp(self, x: Square, v: Square) -> Square:
+        """X exp(X^H V)."""
+        x, v = broadcast(self, x, v)
+        return exp_move(x, _group.traceless(skew(x.mH @ v)))
 
-    def lift(self, x: Square, g: Square) -> Square:
-        """skew(X^H G), traceless."""
-        return _traceless(_group.lift(x, g))
+    def log(self, x: Square, y: Square) -> Square:
+        """X Omega, with the shortest skew Omega of trace 0 and exp(Omega) = X^H Y; see `Orthogonal.log`."""
+        return _group.log(self, *broadcast(self, x, y), special=True)
 
-    def move(self, x: Square, c: Square) -> Square:
-        """As for `Orthogonal`, with determinant 1."""
-        return unit_determinant(_group.move(self.retraction, x, c))
+    def distance(self, x: Square, y: Square) -> Float[Tensor, "*batch"]:
+        """|Omega| as in `log`: sqrt(2) times the angle of a rotation of R^3."""
+        return _group.distance(*broadcast(self, x, y), special=True)
 
-    def carry(self, x: Square, y: Square, c: Square) -> Square:
-        """C."""
-        return c
-
-    def coordinate_inner(self, x: Square, c: Square, d: Square) -> Float[Tensor, "*batch"]:
-        """Re tr(C^H D)."""
-        return inner(c, d, 2)
-
-    def recenter(self, x: Square, y: Square, c: Square, m: Square) -> Square:
-        """As defined; for Cayley as for `Orthogonal`, with a trace of zero."""
-        if self.retraction not in (cayley, polar):
-            return super().recenter(x, y, c, m)
-        return chart.cayley_special(c, m) if m.is_complex() else chart.cayley(c, m)
-
-    def polish(self, x: Square) -> Square:
-        """X (3I - X^H X) / 2."""
-        return newton_schulz(x)
-
-    def mix(self, x: Square, stored: Square, g: Square, keep: float, add: float) -> tuple[Square, Tensor]:
-        """As defined; for real matrices, whose lifts have no trace, with fewer passes over memory."""
-        if x.is_complex():
-            return super().mix(x, stored, g, keep, add)
-        return steps.mix_square(x, stored, g, keep, add, canonical=False)
-
-    def advance(self, x: Square, c: Square, size: float | Tensor) -> Square:
-        """As defined; for short steps by series, where engines use Cayley."""
-        y = cayley_step(x, c, size) if self.retraction in (cayley, polar) else None
-        return super().advance(x, c, size) if y is None else unit_determinant(y)
+    def _engine(self) -> Engine:
+        return _group.SquareEngine(self, self.retraction, special=True)
 
 
 def _check_square(name: str, shape: Sequence[int]) -> None:
@@ -253,14 +214,6 @@ def _sides(name: str, shape: Sequence[int]) -> tuple[int, int]:
     _check_square(name, shape)
     count, (n, _) = check_ndim(name, shape, 2)
     return count, n
-
-
-def _traceless(omega: Square) -> Square:
-    """Omega - tr(Omega) I / n; a real skew matrix has no trace."""
-    if not omega.is_complex():
-        return omega
-    trace = omega.diagonal(dim1=-2, dim2=-1).mean(-1)
-    return omega - trace[..., None, None] * eye_like(omega)
 
 
 def _determinant_error(x: Square) -> Float[Tensor, "*batch"]:

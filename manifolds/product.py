@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._points import broadcast, check_map, root, sizes
+from ._runs import Run, runs_of
 from .base import GeodesicManifold, Manifold, NearestPointManifold, check_ndim
+from .engine import Engine
 from .layout import BlockSpec, Layout
 
 Map = Callable[..., Tensor]
 
 
-class Run(NamedTuple):
-    """A factor, and the indices of its blocks of one shape."""
-
-    factor: Manifold
-    indices: tuple[int, ...]
+def _factor(run: Run) -> Manifold:
+    return run.factor
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,21 +141,6 @@ class ProductManifold(Manifold):
             raise ValueError(f"{self} has {len(self)} factors; got {len(blocks)} blocks. Pass one block for each.")
         return self._where.pack(blocks, shape)
 
-    def split(self, x: Tensor) -> list[tuple[Manifold, Tensor]]:
-        runs = self._runs(self._point(x.shape))
-        return [leaf for run in runs for leaf in run.factor.split(self._where.gather(x, run.indices, self.ndim))]
-
-    def join(self, parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-        point, rest, stacks = self._point(shape), list(parts), []
-        batch = tuple(shape)[: len(shape) - len(point)]
-        blocks = self._where.shapes(point)
-        for factor, indices in self._runs(point):
-            whole = (*batch, len(indices), *blocks[indices[0]])
-            count = _leaves(factor, blocks[indices[0]])
-            stacks.append((indices, factor.join(rest[:count], whole)))
-            rest = rest[count:]
-        return self._where.scatter(stacks, point)
-
     def factor_residuals(self, x: Tensor) -> Tensor:
         """The worst residual of each factor, (*batch, k)."""
         return self._per_factor(lambda m, *t: m.residual(*t), torch.amax, x)
@@ -203,31 +187,15 @@ class ProductManifold(Manifold):
         self.dim(shape := sizes(shape))
         point = self._point(shape)
         batch, blocks, stacks = shape[: len(shape) - len(point)], self._where.shapes(point), []
-        for factor, indices in self._runs(point):
+        for factor, indices, _ in self._runs(point):
             part = (*batch, len(indices), *blocks[indices[0]])
             stacks.append((indices, factor.random(*part, generator=generator, dtype=dtype, device=device)))
         return self._where.scatter(stacks, point)
 
-    def coordinates(self, x: Tensor, a: Tensor) -> Tensor:
-        return self._map(lambda m, *t: m.coordinates(*t), x, a)
+    def _engine(self) -> Engine:
+        from ._product import ProductEngine  # which knows of this class
 
-    def lift(self, x: Tensor, g: Tensor) -> Tensor:
-        return self._map(lambda m, *t: m.lift(*t), x, g)
-
-    def move(self, x: Tensor, c: Tensor) -> Tensor:
-        return self._map(lambda m, *t: m.move(*t), x, c)
-
-    def carry(self, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-        return self._map(lambda m, *t: m.carry(*t), x, y, c)
-
-    def coordinate_inner(self, x: Tensor, c: Tensor, d: Tensor) -> Tensor:
-        return self._per_factor(lambda m, *t: m.coordinate_inner(*t), torch.sum, x, c, d).sum(-1)
-
-    def recenter(self, x: Tensor, y: Tensor, c: Tensor, m: Tensor) -> Tensor:
-        return self._map(lambda f, *t: f.recenter(*t), x, y, c, m)
-
-    def polish(self, x: Tensor) -> Tensor:
-        return self._map(lambda m, *t: m.polish(*t), x)
+        return ProductEngine(self)
 
     # How ---------------------------------------------------------------------------------------------------
 
@@ -250,22 +218,7 @@ class ProductManifold(Manifold):
     def _runs(self, point: tuple[int, ...]) -> tuple[Run, ...]:
         """Equal factors on blocks of equal shape, in the order in which they first appear."""
         if point not in self._run_cache:
-            blocks = self._where.shapes(point)
-            if len(blocks) != len(self):
-                raise ValueError(
-                    f"{self} has {len(self)} factors, but {self.layout} cuts shape {point} into {len(blocks)} blocks. "
-                    f"Give as many factors as blocks: Manifold**{len(blocks)}."
-                )
-            for factor, block in zip(self.factors, blocks, strict=True):
-                if len(block) < factor.ndim:
-                    raise ValueError(
-                        f"{factor} has points of {factor.ndim} axes, but {self.layout} cuts shape {point} into "
-                        f"{len(blocks)} blocks of shape {block}. The first axis of the right side counts the blocks."
-                    )
-            runs: dict[tuple[Manifold, tuple[int, ...]], list[int]] = {}
-            for i, key in enumerate(zip(self.factors, blocks, strict=True)):
-                runs.setdefault(key, []).append(i)
-            self._run_cache[point] = tuple(Run(factor, tuple(indices)) for (factor, _), indices in runs.items())
+            self._run_cache[point] = runs_of(self, point, self._where.shapes(point))
         return self._run_cache[point]
 
     def _total(self, shape: Sequence[int], count_of: Callable[[Manifold, tuple[int, ...]], int]) -> int:
@@ -273,26 +226,26 @@ class ProductManifold(Manifold):
         count, point = check_ndim(self, shape, self.ndim)
         blocks = self._where.shapes(point)
         runs = self._runs(point)
-        return count * sum(count_of(factor, (len(indices), *blocks[indices[0]])) for factor, indices in runs)
+        return count * sum(count_of(factor, (len(indices), *blocks[indices[0]])) for factor, indices, _ in runs)
 
     def _gather(self, run: Run, tensors: Sequence[Tensor]) -> list[Tensor]:
         ndim = self.ndim
         return [self._where.gather(t, run.indices, ndim) for t in tensors]
 
-    def _map(self, method: Map, *tensors: Tensor) -> Tensor:
-        """method of every factor on its blocks, packed again."""
+    def _map(self, method: Map, *tensors: Tensor, of: Callable[[Run], Any] = _factor) -> Tensor:
+        """method of every factor, or its engine, on its blocks, packed again."""
         tensors = broadcast(self, *tensors)
         point = self._point(tensors[0].shape)
-        parts = [(run.indices, method(run.factor, *self._gather(run, tensors))) for run in self._runs(point)]
+        parts = [(run.indices, method(of(run), *self._gather(run, tensors))) for run in self._runs(point)]
         return self._where.scatter(parts, point)
 
-    def _per_factor(self, method: Map, reduce: Map, *tensors: Tensor) -> Tensor:
-        """method of every factor on its blocks, reduced to one number a factor: (*batch, k)."""
+    def _per_factor(self, method: Map, reduce: Map, *tensors: Tensor, of: Callable[[Run], Any] = _factor) -> Tensor:
+        """method of every factor, or its engine, on its blocks, reduced to one number a factor: (*batch, k)."""
         tensors = broadcast(self, *tensors)
         batch = tensors[0].dim() - self.ndim
         columns: dict[int, Tensor] = {}
         for run in self._runs(self._point(tensors[0].shape)):
-            numbers = method(run.factor, *self._gather(run, tensors))
+            numbers = method(of(run), *self._gather(run, tensors))
             if numbers.dim() > batch + 1:
                 numbers = reduce(numbers.flatten(batch + 1), -1)
             columns.update(zip(run.indices, numbers.unbind(batch), strict=True))
@@ -333,31 +286,3 @@ KINDS: dict[tuple[bool, ...], type[ProductManifold]] = {
     (False, True): GeodesicProduct,
     (True, True): NearestGeodesicProduct,
 }
-
-
-def product(left: Manifold, right: Manifold | type[Manifold]) -> ProductManifold:
-    """left * right: the factors of both, stacked on axis 0. A product with a layout of its own is one factor."""
-    other = right() if isinstance(right, type) else right
-    if hasattr(other, "decompose"):  # a composition, whose product knows of this class
-        return NotImplemented  # type: ignore[no-any-return]
-    if not isinstance(other, Manifold):
-        raise TypeError(f"{left} * {right!r}: a product is taken with a manifold, as in Stiefel * Euclidean.")
-    return ProductManifold((*_factors(left), *_factors(other)))
-
-
-def power(manifold: Manifold, count: int) -> ProductManifold:
-    """manifold**count: count copies of its factors, stacked on axis 0."""
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"{manifold}**k needs a number of factors k >= 1; got {count!r}.")
-    return ProductManifold(_factors(manifold) * count)
-
-
-def _factors(manifold: Manifold) -> tuple[Manifold, ...]:
-    if isinstance(manifold, ProductManifold) and manifold.stacked:
-        return manifold.factors
-    return (manifold,)
-
-
-def _leaves(factor: Manifold, block: tuple[int, ...]) -> int:
-    """How many parts `split` makes of a block of this shape."""
-    return len(factor.split(torch.empty((1, *block), device="meta")))

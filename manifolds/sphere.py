@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _round
 from ._points import broadcast, check_axes, length
-from .base import GeodesicManifold, NearestPointManifold, check_ndim
+from .base import GeodesicManifold, Manifold, NearestPointManifold, check_ndim
+from .engine import Engine
+from .kernels import arcs
 
 Points = Inexact[Tensor, "..."]
 
@@ -53,12 +54,12 @@ class Sphere(NearestPointManifold, GeodesicManifold):
     def project(self, x: Points, a: Points) -> Points:
         """a - Re<x, a> x / r^2."""
         x, a = broadcast(self, x, a)
-        return _round.project(x, a, self._axes, self.radius)
+        return arcs.project(x, a, self._axes, self.radius)
 
     def nearest(self, x: Points) -> Points:
         """r x / |x|. Raises ValueError for a zero vector, which every point of the sphere is nearest to."""
         check_axes(self, x.shape)
-        return _round.nearest(self, x, self._axes, self.radius)
+        return arcs.nearest(self, x, self._axes, self.radius)
 
     def dim(self, shape: Sequence[int]) -> int:
         """n - 1 for each point, n the number of its entries."""
@@ -78,19 +79,12 @@ class Sphere(NearestPointManifold, GeodesicManifold):
     def retract(self, x: Points, v: Points) -> Points:
         """r (x + v) / |x + v|."""
         x, v = broadcast(self, x, v)
-        return _round.normalized(x + v, self._axes, self.radius)
-
-    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
-        """project(y, h (m - h Re<y, m> x / r^2)) with h = |x + c| / r, the inverse adjoint of the derivative of
-        `retract`."""
-        axes, square = self._axes, self.radius**2
-        h = _round.dot(y, x + c, axes) / square
-        return self.project(y, h * (m - h * _round.dot(y, m, axes) / square * x))
+        return arcs.normalized(x + v, self._axes, self.radius)
 
     def exp(self, x: Points, v: Points) -> Points:
         """cos(t) x + sin(t) v / t with t = |v| / r."""
         x, v = broadcast(self, x, v)
-        return _round.exp(x, v, self._axes, self.radius)
+        return arcs.exp(x, v, self._axes, self.radius)
 
     def log(self, x: Points, y: Points) -> Points:
         """r t w / |w| with w = project(x, y) and t = atan2(|w| / r, Re<x, y> / r^2), the angle between x and y.
@@ -99,7 +93,7 @@ class Sphere(NearestPointManifold, GeodesicManifold):
         R^1. Smooth at y = x, twice too: for second derivatives of a squared distance there, take that of |log(x, y)|^2.
         """
         x, y = broadcast(self, x, y)
-        return _round.log(x, y, self._axes, self.radius)
+        return arcs.log(x, y, self._axes, self.radius)
 
     def distance(self, x: Points, y: Points) -> Float[Tensor, "*batch"]:
         """2 r atan2(|x - y|, |x + y|), r times the angle of x and y: exact near 0 and pi, where acos loses half its
@@ -108,8 +102,24 @@ class Sphere(NearestPointManifold, GeodesicManifold):
         Its derivative is 0 where it has none, at y = x and y = -x; see `log` for second derivatives at y = x.
         """
         x, y = broadcast(self, x, y)
-        return self.radius * _round.angle(x, y, self._axes).sum(self._axes)
+        return self.radius * arcs.angle(x, y, self._axes).sum(self._axes)
 
     @property
     def _axes(self) -> tuple[int, ...]:
         return tuple(range(-self.ndim, 0))
+
+    def _engine(self) -> Engine:
+        return RoundEngine(self, self._axes, self.radius)
+
+
+class RoundEngine(Engine):
+    def __init__(self, manifold: Manifold, axes: tuple[int, ...], radius: float) -> None:
+        super().__init__(manifold)
+        self.axes, self.radius = axes, radius
+
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        """project(y, h (m - h Re<y, m> x / r^2)) with h = |x + c| / r, the inverse adjoint of the derivative of
+        `retract`."""
+        square = self.radius**2
+        h = arcs.dot(y, x + c, self.axes) / square
+        return self.manifold.project(y, h * (m - h * arcs.dot(y, m, self.axes) / square * x))

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from . import _group
+from . import _group, _tall
 from ._points import broadcast, check_axes, inner, sizes
 from .base import NearestPointManifold, check_ndim
-from .kernels import chart, orthonormal, steps
-from .kernels.cayley import cayley_step
-from .kernels.linalg import newton_schulz, orthogonality_error, skew, sym
-from .retractions import Metric, Retraction, cayley, exp, polar, qr
+from .engine import Engine
+from .kernels import orthonormal
+from .kernels.linalg import orthogonality_error, sym
+from .retractions import Metric, Retraction, exp, polar
 
 Points = Inexact[Tensor, "*batch n p"]
 
@@ -54,9 +54,9 @@ class Stiefel(NearestPointManifold):
     def project(self, x: Points, a: Points) -> Points:
         """A - X sym(X^H A)."""
         x, a = broadcast(self, x, a)
-        if steps.is_wide(x):
+        if _tall.is_wide(x):
             return a - sym(a @ x.mH) @ x
-        return _group.project(x, a) if _square(x) else a - x @ sym(x.mH @ a)
+        return _group.project(x, a) if _tall.is_square(x) else a - x @ sym(x.mH @ a)
 
     def nearest(self, x: Points) -> Points:
         """The polar factor W V^H of X = W S V^H. Raises ValueError for deficient rank, NaN or Inf."""
@@ -96,14 +96,14 @@ class Stiefel(NearestPointManifold):
         if self.metric == "euclidean":
             return self.project(x, g)
         x, g = broadcast(self, x, g)
-        return g - x @ (g.mH @ x) if not steps.is_wide(x) else g - (x @ g.mH) @ x
+        return g - x @ (g.mH @ x) if not _tall.is_wide(x) else g - (x @ g.mH) @ x
 
     def inner(self, x: Points, u: Points, v: Points) -> Float[Tensor, "*batch"]:
         """Re tr(U^H V), less Re tr(U^H X X^H V) / 2 for the canonical metric."""
         x, u, v = broadcast(self, x, u, v)
         if self.metric == "euclidean":
             return inner(u, v, 2)
-        a, b = (u @ x.mH, v @ x.mH) if steps.is_wide(x) else (x.mH @ u, x.mH @ v)
+        a, b = (u @ x.mH, v @ x.mH) if _tall.is_wide(x) else (x.mH @ u, x.mH @ v)
         return inner(u, v, 2) - inner(a, b, 2) / 2
 
     def retract(self, x: Points, v: Points) -> Points:
@@ -116,73 +116,7 @@ class Stiefel(NearestPointManifold):
     def transport(self, x: Points, y: Points, v: Points) -> Points:
         """The projection of V at Y; for square matrices Y X^H V, an isometry."""
         x, y, v = broadcast(self, x, y, v)
-        return _group.transport(x, y, v) if _square(x) else self.project(y, v)
+        return _group.transport(x, y, v) if _tall.is_square(x) else self.project(y, v)
 
-    def coordinates(self, x: Points, a: Points) -> Points:
-        """skew(A) for square matrices, else the projection of A."""
-        return skew(a) if _square(x) else self.project(x, a)
-
-    def lift(self, x: Points, g: Points) -> Points:
-        """For square matrices skew(X^H G), twice that for the canonical metric; else the gradient."""
-        if not _square(x):
-            return self.gradient(x, g)
-        return _group.lift(x, g) * (1 if self.metric == "euclidean" else 2)
-
-    def move(self, x: Points, c: Points) -> Points:
-        """X Cayley(C) for square X (X exp(C) for `exp`, the retraction of X C for others), else retract(X, C)."""
-        return _group.move(self.retraction, x, c) if _square(x) else self.retract(x, c)
-
-    def carry(self, x: Points, y: Points, c: Points) -> Points:
-        """C itself for square matrices, else the transport."""
-        return c if _square(x) else self.transport(x, y, c)
-
-    def coordinate_inner(self, x: Points, c: Points, d: Points) -> Float[Tensor, "*batch"]:
-        """Re tr(C^H D) for square matrices, half of it for the canonical metric; else the metric."""
-        if not _square(x):
-            return self.inner(x, c, d)
-        return inner(c, d, 2) * (1 if self.metric == "euclidean" else 0.5)
-
-    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
-        """As defined; in closed form for polar, and for Cayley on square matrices."""
-        if _square(x):
-            return chart.cayley(c, m) if self.retraction in (cayley, polar) else super().recenter(x, y, c, m)
-        return chart.polar(x, y, c, m) if self.retraction is polar else super().recenter(x, y, c, m)
-
-    def polish(self, x: Points) -> Points:
-        """X (3I - X^H X) / 2."""
-        return newton_schulz(x)
-
-    def store(self, x: Points, y: Points, c: Points) -> Points:
-        """C itself: the transport of tall and wide matrices is the projection at Y, which `recall` does."""
-        return c
-
-    def recall(self, x: Points, stored: Points) -> Points:
-        """C itself for square matrices, else the projection of C."""
-        return stored if _square(x) else self.project(x, stored)
-
-    def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
-        """As defined; with one product for square matrices, and where it is as exact three or four for others."""
-        canonical = self.metric == "canonical"
-        if _square(x):
-            return steps.mix_square(x, stored, g, keep, add, canonical)
-        return steps.mix_tall(x, stored, g, keep, add, canonical) or super().mix(x, stored, g, keep, add)
-
-    def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
-        """As defined; for short steps by series, where the retraction is polar or, on square matrices, Cayley."""
-        y, square = None, _square(x)
-        if square and self.retraction in (cayley, polar):
-            y = cayley_step(x, c, size)
-        elif self.retraction is polar and not square:
-            y = steps.polar_step(x, c, size)
-        elif self.retraction is exp and not square:
-            # torch.matrix_exp is off by up to 100 eps in float32
-            y = newton_schulz(super().advance(x, c, size))
-        return super().advance(x, c, size) if y is None else y
-
-    def renormalizes(self, x: Points) -> bool:
-        """Whether the retraction is polar, qr or exp, and X is not square."""
-        return self.retraction in (polar, qr, exp) and not _square(x)
-
-
-def _square(x: Tensor) -> bool:
-    return x.shape[-2] == x.shape[-1]
+    def _engine(self) -> Engine:
+        return _tall.StiefelEngine(self, self.metric, self.retraction)

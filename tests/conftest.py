@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import settings
@@ -18,6 +20,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("other seeds" if config.getoption("--base-seed") else "library")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What passed at the second try only, and why: noted by record_property("again", reason)."""
+    reports = [each for group in terminalreporter.stats.values() for each in group]
+    again = {
+        (each.nodeid, text) for each in reports for key, text in getattr(each, "user_properties", ()) if key == "again"
+    }
+    if again:
+        terminalreporter.section("tried again")
+        for nodeid, text in sorted(again):
+            terminalreporter.write_line(f"{nodeid}: {text}")
 
 
 @pytest.fixture(autouse=True)

@@ -16,15 +16,17 @@ stack-orthonormal  ``torch.nn.utils.parametrizations.orthogonal``: the three sta
 =================  =====================================================================================
 
 All update gates begin nearly closed, as is usual where memory has to be long (Tallec & Ollivier 2018): without that
-none of the four learns anything. One rate serves all of them, for that of RiemannianAdam is that of Adam: of 0.02, 0.03
-and 0.05 the one that was best, for each of the four, on validation digits that are neither trained on nor shown here.
+none of the four learns anything. One rate serves all, for that of RiemannianAdam is that of Adam: of 0.02, 0.03 and
+0.05 the one that was best on validation digits, which are neither trained on nor shown here; for the stack 0.03 was
+as good.
 
-Answer: it learns in half the time, and a little more. The constrained networks are as good after four epochs as the
-free one after eight, and end ahead of it; at smaller rates the distance is larger. An orthogonal gate cannot grow, so that
-it neither overwrites nor blows up what the network holds. A stack of orthonormal columns cannot grow either and learns
-as fast at first; but none of its gates is orthogonal even once, while no constrained one is ever further than 1e-5
-from it.
-Where memory is short there is nothing to gain: a free GRU reads the same digits without blank steps at least as well.
+Answer: speed, and less care for the rate. After four epochs the constrained networks name 83 to 87 % of the test
+digits, the free one 66 to 79 % (three seeds); after twelve, all name 90 to 95 %, in the mean 94 trivialized, 93
+Riemannian, and 92 free and stack-orthonormal. At a rate of 0.02 the free one is still ten points behind at the end.
+An orthogonal gate cannot grow, so that it neither overwrites nor blows up what the network holds, while free gates
+come to have singular values of 6. A stack of orthonormal columns cannot grow either, and learns as fast at first; but
+none of its gates is orthogonal even once, while no constrained one is ever further than 1e-5 from it. Where memory is
+short there is nothing to gain.
 """
 
 from __future__ import annotations
@@ -175,7 +177,8 @@ for name, run in runs.items():
 # %%
 # Left: who learns. Right: whose gates are orthogonal.
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+figure = plt.figure(figsize=(11, 4.2), layout="constrained")
+left, right = (half.subplots() for half in figure.subfigures(1, 2, squeeze=False).flat)
 colors = dict(zip(runs, ("#6b6b6b", "#0072b2", "#009e73", "#d55e00"), strict=True))
 for name, run in runs.items():
     left.plot(range(1, EPOCHS + 1), run.accuracies, color=colors[name], label=name)
@@ -195,8 +198,8 @@ if "__file__" in globals():  # run as a script; a notebook shows the figure by i
     figure.savefig(picture, dpi=110)
     print(f"figure: {picture.relative_to(Path.cwd()) if picture.is_relative_to(Path.cwd()) else picture}")
 # %%
-# The known answer: the constrained networks learn faster than the free one, no worse in the end, and their gates never
-# leave.
+# The known answer: the constrained networks learn faster than the free one, no worse in the end, and their gates
+# never leave.
 
 for name in ("trivialized", "Riemannian"):
     assert runs[name].worst().max() <= 1e-5, f"a gate of the {name} network left the orthogonal matrices"

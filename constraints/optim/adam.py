@@ -123,9 +123,9 @@ def adam_move(bucket: Bucket, group: Group, g: Tensor) -> Tensor:
     """Where Adam moves the points of the bucket, of which g is the Euclidean gradient."""
     (beta1, beta2), lr = group["betas"], rate(group)
     many = _size(bucket) if group["second_moment"] == "mean" else 1.0
-    factor, x, step = bucket.factor, bucket.x, bucket.count_step()
+    engine, x, step = bucket.engine, bucket.x, bucket.count_step()
     stored, v = bucket.stored("exp_avg"), bucket.stored("exp_avg_sq")
-    m, square = factor.mix(x, stored, g, beta1, 1 - beta1)
+    m, square = engine.mix(x, stored, g, beta1, 1 - beta1)
     v.lerp_(square, 1 - beta2)
     bucket.put("exp_avg_sq", v)
     if group["amsgrad"]:
@@ -147,8 +147,8 @@ def adam_move(bucket: Bucket, group: Group, g: Tensor) -> Tensor:
     if group["decoupled_weight_decay"] and decays_in(bucket, group):
         y = bucket.advance(decayed(bucket, m, size, lr * -group["weight_decay"]), 1.0)
     else:
-        y = bucket.advance(m, size, _bound(group, many * _stretch(factor)))
-    bucket.put("exp_avg", factor.store(x, y, m))
+        y = bucket.advance(m, size, _bound(group, many * _stretch(bucket.factor)))
+    bucket.put("exp_avg", engine.store(x, y, m))
     return y
 
 
@@ -157,7 +157,7 @@ def decayed(bucket: Bucket, c: Tensor, size: float | Tensor, pull: float | Tenso
     along the gradient of half the squared norm."""
     if isinstance(size, Tensor) and size.dim():
         size = bucket.per_point(size)
-    return size * c + pull * bucket.factor.lift(bucket.x, bucket.x)
+    return size * c + pull * bucket.engine.lift(bucket.x, bucket.x)
 
 
 def adam_free(state: Any, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:

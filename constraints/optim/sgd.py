@@ -80,21 +80,21 @@ class RiemannianSGD(RiemannianOptimizer):
 
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         size, momentum = -rate(group), group["momentum"]
-        factor, x = bucket.factor, bucket.x
+        engine, x = bucket.engine, bucket.x
         if momentum == 0:
-            return bucket.advance(factor.lift(x, self._descent(bucket, group)), size)
+            return bucket.advance(engine.lift(x, self._descent(bucket, group)), size)
         add = 1 - group["dampening"]
         if group["nesterov"] or "momentum_buffer" not in bucket.state:
-            c = factor.lift(x, self._descent(bucket, group))
+            c = engine.lift(x, self._descent(bucket, group))
             old = "momentum_buffer" in bucket.state
-            m = factor.recall(x, bucket.stored("momentum_buffer")) * momentum + c * add if old else c.clone()
+            m = engine.recall(x, bucket.stored("momentum_buffer")) * momentum + c * add if old else c.clone()
             direction = c + momentum * m if group["nesterov"] else m
         else:
             stored = bucket.stored("momentum_buffer")
-            m, _ = factor.mix(x, stored, self._descent(bucket, group), momentum, add)
+            m, _ = engine.mix(x, stored, self._descent(bucket, group), momentum, add)
             direction = m
         y = bucket.advance(direction, size)
-        bucket.put("momentum_buffer", factor.store(x, y, m))
+        bucket.put("momentum_buffer", engine.store(x, y, m))
         return y
 
     def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:

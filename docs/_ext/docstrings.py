@@ -52,6 +52,7 @@ def escape(text: str) -> str:
 def formulas(text: str) -> str:
     """Raised and lowered letters in plain text, the rest escaped."""
     text = text.replace("->", "\u2192").replace("<-", "\u2190")
+    text = text.replace(" ... ", " \u2026 ")  # no end of a sentence, as tables of summaries take it for
     text = re.sub(r"\b([mv])\^(?![\w(-])", "\\1\u0302", text)
     pattern = r"\^(?P<up>\([^()]*\)|-?\w+(?:/\d)?)|(?<=\b[A-Za-z])_(?P<low>\w{1,2})\b|(?<=\bphi)_(?P<low2>i)\b"
     parts, end = [], 0
@@ -116,18 +117,34 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = out
 
 
-def plain_defaults(
+SHORT = (
+    (re.compile(r"~?jaxtyping\.(?:Inexact|Float|Bool)\[Tensor, (?:'[^']*'|\"[^\"]*\")\]"), "~torch.Tensor"),
+    (re.compile(r"~typing\.Literal\['haar', 'identity', 'torus'\]"), "str"),
+    (re.compile(r"~collections\.abc\.Callable\[\[[^\]]*\], [^\]]*\]"), "~collections.abc.Callable"),
+    (re.compile(r" \| type\[~?manifolds\.base\.Manifold\]"), ""),
+    (re.compile(r"<function (\w+)>"), r"\1"),
+)
+"""Shapes and the types of functions are said by the text, not by each argument; retraction=polar, not its repr."""
+
+
+def short_signature(
     app: Sphinx, what: str, name: str, obj: Any, settings: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """The options of a manifold, with their types; and retraction=polar, not retraction=<function polar>."""
+    """On one line where it fits: the options of a manifold with their types, and short names of types everywhere."""
     if isinstance(obj, ManifoldMeta):
         options = sphinx_inspect.signature(obj.__init__, bound_method=True)  # type: ignore[misc]
         shown = sphinx_inspect.stringify_signature(options, show_return_annotation=False, unqualified_typehints=True)
         signature = "" if inspect.isabstract(obj) else shown
-    return None if signature is None else (re.sub(r"<function (\w+)>", r"\1", signature), returns)
+    return None if signature is None else (shortened(signature), returns and shortened(returns))
+
+
+def shortened(text: str) -> str:
+    for pattern, name in SHORT:
+        text = pattern.sub(name, text)
+    return text
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", process)
-    app.connect("autodoc-process-signature", plain_defaults)
+    app.connect("autodoc-process-signature", short_signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

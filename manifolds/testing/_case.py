@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._points import inner
 from ..base import Manifold, NearestPointManifold, per_point, tolerance
+from ..engine import Engine, engine
 
 
 class Finding(NamedTuple):
@@ -64,6 +65,10 @@ class Case:
     dtype: torch.dtype
     device: torch.device
     seed: int
+
+    @cached_property
+    def engine(self) -> Engine:
+        return engine(self.manifold)
 
     # How close is close ----------------------------------------------------------------------------------
 
@@ -147,8 +152,8 @@ class Case:
 
     def coordinates(self, number: int) -> Tensor:
         """Coordinates at x of norm 1, or zero where there are no others."""
-        c = self._made(self.manifold.coordinates, number)
-        return self._limited(c, self.manifold.coordinate_inner(self.x, c, c)) if self.is_open else c
+        c = self._made(self.engine.coordinates, number)
+        return self._limited(c, self.engine.coordinate_inner(self.x, c, c)) if self.is_open else c
 
     def coordinate_steps(self) -> tuple[Tensor, ...]:
         """Coordinates of such vectors."""
@@ -156,7 +161,7 @@ class Case:
         if not self.is_open:
             return (c,)
         d = self.coordinates(3)
-        square = self.manifold.coordinate_inner
+        square = self.engine.coordinate_inner
         return tuple(sign * self._to_metric(w, square(self.x, w, w)) for w in (c, d) for sign in (1, -1))
 
     def _made(self, projection: Callable[[Tensor, Tensor], Tensor], number: int) -> Tensor:
@@ -229,7 +234,7 @@ class Case:
 
     def velocity(self, x: Tensor, c: Tensor) -> Tensor:
         """The tangent vector at x with coordinates c: that with which `move` leaves x."""
-        return self.slope(lambda t: self.manifold.move(x, t * c))
+        return self.slope(lambda t: self.engine.move(x, t * c))
 
 
 @dataclass(frozen=True)

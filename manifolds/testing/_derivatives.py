@@ -78,7 +78,7 @@ def _(case: Case) -> Iterator[Finding]:
 )
 def _(case: Case) -> Iterator[Finding]:
     c = case.coordinates(3)
-    yield from _identity_at_zero(case, case.manifold.move, c, case.velocity(case.x, c))
+    yield from _identity_at_zero(case, case.engine.move, c, case.velocity(case.x, c))
 
 
 @theorem(
@@ -87,5 +87,5 @@ def _(case: Case) -> Iterator[Finding]:
     needs=(*MOVE, "retract: derivatives"),
 )
 def _(case: Case) -> Iterator[Finding]:
-    m = case.manifold
-    yield from _matches_differences(case, lambda a: m.move(case.x, m.coordinates(case.x, a)))
+    e = case.engine
+    yield from _matches_differences(case, lambda a: e.move(case.x, e.coordinates(case.x, a)))

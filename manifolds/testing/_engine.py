@@ -21,7 +21,7 @@ MOVE = (*COORDINATES, "move: fixes x", "move: first order")
 )
 def _(case: Case) -> Iterator[Finding]:
     c = case.coordinates(2)
-    yield within(case.apart(case.manifold.coordinates(case.x, c), c), case.rounding)
+    yield within(case.apart(case.engine.coordinates(case.x, c), c), case.rounding)
 
 
 @theorem(
@@ -30,7 +30,7 @@ def _(case: Case) -> Iterator[Finding]:
     needs=("project: linear",),
 )
 def _(case: Case) -> Iterator[Finding]:
-    a, b, of = case.ambient(2), case.ambient(3), case.manifold.coordinates
+    a, b, of = case.ambient(2), case.ambient(3), case.engine.coordinates
     yield within(case.apart(of(case.x, 2 * a - b), 2 * of(case.x, a) - of(case.x, b)), case.rounding)
 
 
@@ -43,13 +43,13 @@ def _(case: Case) -> Iterator[Finding]:
 def _(case: Case) -> Iterator[Finding]:
     count = case.x.numel()
     basis = torch.eye(count, dtype=case.dtype, device=case.device).reshape(count, *case.shape)
-    rank = case.dot(basis, case.manifold.coordinates(case.x.expand(count, *case.shape), basis)).sum()
+    rank = case.dot(basis, case.engine.coordinates(case.x.expand(count, *case.shape), basis)).sum()
     yield within((rank - case.manifold.dim(case.shape)).abs(), 1e-3, f"rank {float(rank):.3g}")
 
 
 @theorem("move: fixes x", "move(x, 0) = x", needs=("retract: fixes x",))
 def _(case: Case) -> Iterator[Finding]:
-    yield within(case.apart(case.manifold.move(case.x, torch.zeros_like(case.x)), case.x), case.rounding)
+    yield within(case.apart(case.engine.move(case.x, torch.zeros_like(case.x)), case.x), case.rounding)
 
 
 @theorem(
@@ -58,7 +58,7 @@ def _(case: Case) -> Iterator[Finding]:
 def _(case: Case) -> Iterator[Finding]:
     for scale in case.lengths:
         for c in case.coordinate_steps():
-            y = case.manifold.move(case.x, scale * c)
+            y = case.engine.move(case.x, scale * c)
             yield inside(case, y, tolerance(case.dtype) * max(1, scale), f"|c| = {scale}")
 
 
@@ -68,12 +68,12 @@ def _(case: Case) -> Iterator[Finding]:
     needs=("retract: first order", "move: fixes x", *COORDINATES),
 )
 def _(case: Case) -> Iterator[Finding]:
-    m, c, d = case.manifold, case.coordinates(2), case.coordinates(3)
+    m, e, c, d = case.manifold, case.engine, case.coordinates(2), case.coordinates(3)
     v = case.velocity(case.x, c)
     yield within(case.apart(m.project(case.x, v), v), case.slope_error, "v is not tangent")
     both = case.velocity(case.x, 2 * c - d)
     yield within(case.apart(both, 2 * v - case.velocity(case.x, d)), 3 * case.slope_error, "v is not linear in c")
-    yield case.quarters(lambda t: case.apart(m.move(case.x, t * c), case.x + t * v))
+    yield case.quarters(lambda t: case.apart(e.move(case.x, t * c), case.x + t * v))
 
 
 @theorem(
@@ -82,10 +82,10 @@ def _(case: Case) -> Iterator[Finding]:
     needs=METRIC + MOVE,
 )
 def _(case: Case) -> Iterator[Finding]:
-    m, c, d = case.manifold, case.coordinates(2), case.coordinates(3)
+    m, e, c, d = case.manifold, case.engine, case.coordinates(2), case.coordinates(3)
     v, w = case.velocity(case.x, c), case.velocity(case.x, d)
-    yield within((m.coordinate_inner(case.x, c, d) - m.inner(case.x, v, w)).abs(), case.slope_error)
-    yield within((m.coordinate_inner(case.x, c, c) - m.inner(case.x, v, v)).abs(), case.slope_error)
+    yield within((e.coordinate_inner(case.x, c, d) - m.inner(case.x, v, w)).abs(), case.slope_error)
+    yield within((e.coordinate_inner(case.x, c, c) - m.inner(case.x, v, v)).abs(), case.slope_error)
 
 
 @theorem(
@@ -94,10 +94,10 @@ def _(case: Case) -> Iterator[Finding]:
     needs=("gradient: tangent", "gradient: dual to the metric", "coordinate_inner: the metric", *MOVE),
 )
 def _(case: Case) -> Iterator[Finding]:
-    m, g, c = case.manifold, case.ambient(2), case.coordinates(3)
-    lifted = m.lift(case.x, g)
-    yield within(case.apart(m.coordinates(case.x, lifted), lifted), case.rounding, "not coordinates")
-    error = m.coordinate_inner(case.x, lifted, c) - case.dot(g, case.velocity(case.x, c))
+    e, g, c = case.engine, case.ambient(2), case.coordinates(3)
+    lifted = e.lift(case.x, g)
+    yield within(case.apart(e.coordinates(case.x, lifted), lifted), case.rounding, "not coordinates")
+    error = e.coordinate_inner(case.x, lifted, c) - case.dot(g, case.velocity(case.x, c))
     yield within(error.abs(), case.slope_error)
 
 
@@ -107,9 +107,9 @@ def _(case: Case) -> Iterator[Finding]:
     needs=("transport: tangent", "transport: linear", *MOVE),
 )
 def _(case: Case) -> Iterator[Finding]:
-    m, c = case.manifold, case.coordinates(2)
-    carried = m.carry(case.x, case.y, c)
-    yield within(case.apart(m.coordinates(case.y, carried), carried), case.rounding, "not coordinates at y")
+    m, e, c = case.manifold, case.engine, case.coordinates(2)
+    carried = e.carry(case.x, case.y, c)
+    yield within(case.apart(e.coordinates(case.y, carried), carried), case.rounding, "not coordinates at y")
     moved = m.transport(case.x, case.y, case.velocity(case.x, c))
     yield within(case.apart(case.velocity(case.y, carried), moved), 2 * case.slope_error)
 
@@ -120,9 +120,9 @@ def _(case: Case) -> Iterator[Finding]:
     needs=("carry: coordinates of the transport",),
 )
 def _(case: Case) -> Iterator[Finding]:
-    m, c = case.manifold, case.coordinates(2)
-    recalled = m.recall(case.y, m.store(case.x, case.y, c.clone()).clone())
-    yield within(case.apart(recalled, m.carry(case.x, case.y, c)), case.rounding)
+    e, c = case.engine, case.coordinates(2)
+    recalled = e.recall(case.y, e.store(case.x, case.y, c.clone()).clone())
+    yield within(case.apart(recalled, e.carry(case.x, case.y, c)), case.rounding)
 
 
 @theorem(
@@ -131,12 +131,12 @@ def _(case: Case) -> Iterator[Finding]:
     needs=("lift: coordinates of the gradient", "store and recall: carry"),
 )
 def _(case: Case) -> Iterator[Finding]:
-    m, x, y, g, c = case.manifold, *map(case.flat, (case.x, case.y, case.ambient(2), case.coordinates(3)))
-    stored, lifted = m.store(x, y, c), m.lift(y, g)
+    e, x, y, g, c = case.engine, *map(case.flat, (case.x, case.y, case.ambient(2), case.coordinates(3)))
+    stored, lifted = e.store(x, y, c), e.lift(y, g)
     for keep, add in ((0.9, 0.1), (0.5, 2.0)):
-        mixed, square = m.mix(y, stored.clone(), g, keep, add)
-        yield within(case.apart(mixed, keep * m.recall(y, stored) + add * lifted), 4 * case.rounding, "not the sum")
-        yield within((square - m.coordinate_inner(y, lifted, lifted)).abs(), 4 * case.rounding, "not |lift|^2")
+        mixed, square = e.mix(y, stored.clone(), g, keep, add)
+        yield within(case.apart(mixed, keep * e.recall(y, stored) + add * lifted), 4 * case.rounding, "not the sum")
+        yield within((square - e.coordinate_inner(y, lifted, lifted)).abs(), 4 * case.rounding, "not |lift|^2")
 
 
 @theorem(
@@ -145,10 +145,12 @@ def _(case: Case) -> Iterator[Finding]:
     needs=("move: feasible", "move: first order"),
 )
 def _(case: Case) -> Iterator[Finding]:
-    m, x, c = case.manifold, case.flat(case.x), case.flat(case.coordinates(2))
-    sizes = per_point(torch.linspace(0.5, 1, len(x), dtype=case.dtype.to_real(), device=case.device), m.ndim)
+    e, x, c = case.engine, case.flat(case.x), case.flat(case.coordinates(2))
+    sizes = per_point(
+        torch.linspace(0.5, 1, len(x), dtype=case.dtype.to_real(), device=case.device), case.manifold.ndim
+    )
     for scale in (1e-3, 0.03, 1.0):
-        expected = m.move(x, scale * c)
-        yield within(case.apart(m.advance(x, c, scale), expected), case.rounding, f"s = {scale}")
-        expected = m.move(x, scale * sizes * c)
-        yield within(case.apart(m.advance(x, c, scale * sizes), expected), case.rounding, f"s up to {scale}")
+        expected = e.move(x, scale * c)
+        yield within(case.apart(e.advance(x, c, scale), expected), case.rounding, f"s = {scale}")
+        expected = e.move(x, scale * sizes * c)
+        yield within(case.apart(e.advance(x, c, scale * sizes), expected), case.rounding, f"s up to {scale}")

@@ -135,7 +135,7 @@ def _(case: Case) -> Iterator[Finding]:
 
 @theorem("polish: keeps points", "polish(x) = x to rounding, and is feasible")
 def _(case: Case) -> Iterator[Finding]:
-    polished = case.manifold.polish(case.x)
+    polished = case.engine.polish(case.x)
     yield within(case.apart(polished, case.x), case.rounding, "moved")
     yield within(case.manifold.residual(polished), tolerance(case.dtype), "residual")
 
@@ -143,13 +143,13 @@ def _(case: Case) -> Iterator[Finding]:
 @theorem("polish: no farther off", "residual(polish(z)) <= residual(z) for z within sqrt(eps) of M")
 def _(case: Case) -> Iterator[Finding]:
     z = case.x + 0.1 * case.eps**0.5 * case.ambient(2)
-    before, after = case.manifold.residual(z), case.manifold.residual(case.manifold.polish(z))
+    before, after = case.manifold.residual(z), case.manifold.residual(case.engine.polish(z))
     yield within(after - 1.01 * before, tolerance(case.dtype))
 
 
 @theorem("split: parts are points", "each (factor, part) of split(x) has part in factor, and dims add up")
 def _(case: Case) -> Iterator[Finding]:
-    parts = case.manifold.split(case.x)
+    parts = case.engine.split(case.x)
     for factor, part in parts:
         yield within(factor.residual(part), tolerance(case.dtype), repr(factor))
     total = sum(factor.dim(tuple(part.shape)) for factor, part in parts)
@@ -158,5 +158,5 @@ def _(case: Case) -> Iterator[Finding]:
 
 @theorem("split: join inverts", "join(parts of split(x), shape) = x")
 def _(case: Case) -> Iterator[Finding]:
-    back = case.manifold.join([part for _, part in case.manifold.split(case.x)], case.shape)
+    back = case.engine.join([part for _, part in case.engine.split(case.x)], case.shape)
     yield within(case.apart(back, case.x), 0.0)

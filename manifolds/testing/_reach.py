@@ -12,6 +12,7 @@ from ._case import Case, Finding, holds, theorem
 
 TARGETS = 4
 STEPS = 100
+HALVINGS = 12
 NEAR = 1e-4  # of a target: near enough, as nothing is between
 
 
@@ -55,21 +56,42 @@ def _walked(case: Case, x: Tensor) -> Tensor:
 
 
 def _reached(case: Case, x: Tensor, y: Tensor) -> Tensor:
-    """Which of the targets y the descent comes to."""
-    m, x = case.manifold, x.clone()
+    """Which of the targets y the descent comes to, in Gauss-Newton steps that are halved where they go too far."""
+    m, e, x = case.manifold, case.engine, x.clone()
     near = NEAR * case.size(y).clamp_min(1)
     for _ in range(STEPS):
         far = case.apart(x, y)
-        c = torch.zeros_like(x, requires_grad=True)
-        (g,) = torch.autograd.grad(case.apart(m.move(x, m.coordinates(x, c)), y).square().sum() / 2, c)
-        if bool(((far <= near) | (case.size(g) <= 1e-2 * near)).all()):
+        if bool((far <= near).all()):
             break
-        size = torch.ones_like(far)
-        for _ in range(30):
-            z = m.move(x, m.coordinates(x, -per_point(size, m.ndim) * g))
-            gone = ~(case.apart(z, y) < far) & (far > near)  # also where z is NaN
-            if not bool(gone.any()):
+        c = _towards(case, x, y - x)
+        size, closer = torch.ones_like(far), far <= near
+        z = x
+        for _ in range(HALVINGS):
+            there = e.move(x, e.coordinates(x, per_point(size, m.ndim) * c))
+            better = ~closer & (case.apart(there, y) < 0.999 * far)  # not where it is NaN
+            z = torch.where(per_point(better, m.ndim), there, z)
+            closer = closer | better
+            if bool(closer.all()):
                 break
-            size = torch.where(gone, size / 2, size)
-        x = torch.where(per_point(case.apart(z, y) < far, m.ndim), z.detach(), x)
+            size = size / 2
+        if torch.equal(z, x):
+            break
+        x = z
     return case.apart(x, y) <= near
+
+
+def _towards(case: Case, x: Tensor, v: Tensor) -> Tensor:
+    """The c whose velocity, by differences, is nearest to v."""
+    e, step, count = case.engine, case.eps ** (1 / 3), _flat(x).shape[1]
+    basis = torch.eye(count, dtype=case.dtype.to_real(), device=case.device)
+    basis = (torch.view_as_complex(basis.reshape(count, -1, 2)) if x.is_complex() else basis).reshape(-1, *x.shape[1:])
+    at = x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1)
+    c = step * e.coordinates(at, basis.repeat(len(x), *(1,) * (x.dim() - 1)))
+    columns = _flat(e.move(at, c) - e.move(at, -c)).reshape(len(x), count, count).mT / (2 * step)
+    best = torch.linalg.pinv(columns.nan_to_num(), rtol=1e-7) @ _flat(v).unsqueeze(-1)
+    return (torch.view_as_complex(best.reshape(len(x), -1, 2)) if x.is_complex() else best).reshape(x.shape)
+
+
+def _flat(a: Tensor) -> Tensor:
+    """The real numbers of each point."""
+    return (torch.view_as_real(a.resolve_conj()) if a.is_complex() else a).reshape(len(a), -1)

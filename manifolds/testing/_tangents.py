@@ -154,7 +154,7 @@ def _(case: Case) -> Iterator[Finding]:
 
 @theorem(
     "transport: bounded",
-    "norm(y, transport(x, y, v)) <= 10 norm(x, v) for y six steps of norm 1 from x, along v: momentum keeps its size",
+    "norm(y, transport(x, y, v)) <= 10 norm(x, v) for y after six steps of norm 1 along v: momentum keeps its size",
     needs=(*TANGENT, *METRIC, "retract: feasible", "retract: first order", "norm: of the metric", "transport: linear"),
     applies=lambda case: case.is_open,
 )
@@ -163,7 +163,10 @@ def _(case: Case) -> Iterator[Finding]:
     for sign in (1, -1):
         y, step = x, sign * v
         for _ in range(6):
-            y, before = m.retract(y, step), step
+            z, before = m.retract(y, step), step
+            if not bool(m.contains(z).all()):  # so near to a boundary that rounding takes it there
+                break
+            y = z
             step = m.project(y, before)
             step = case.times(1 / m.norm(y, step).clamp_min(1e-3), step)
         yield within(m.norm(y, m.transport(x, y, v)), 10 * float(m.norm(x, v).max()) + case.rounding)

@@ -16,6 +16,7 @@ from constraints.held import held
 from constraints.method import Method
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from manifolds import Stiefel
+from manifolds.engine import engine as engine_of
 
 CONV = BlockSpec.pattern("(g o) i h w -> g o (i h w)", g=2)
 
@@ -131,7 +132,7 @@ def residual(net: nn.Module) -> float:
     """How far the worst block is from orthonormal: max |X^T X - I|. NaN if there is one."""
     worst = [torch.zeros(())]
     for e in held(net):
-        for _, x in e.manifold.split(e.weight):
+        for _, x in engine_of(e.manifold).split(e.weight):
             x = x.double()
             tall = x if x.shape[-2] >= x.shape[-1] else x.mT
             worst.append((tall.mT @ tall - torch.eye(tall.shape[-1], dtype=x.dtype)).abs().max())

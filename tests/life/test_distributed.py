@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from constraints import Riemannian, constrain
+from constraints.coordinates import coordinates_of
 from constraints.method import Method
 from constraints.optim import RiemannianAdam
 from constraints.trivialization import trivialized
 from manifolds import Stiefel
 
+from .processes import Note, two_processes
 from .subjects import ENGINES, SUBJECTS, Subject, adam, batch, each, engine, objective, residual, sgd, train, weights
 
 STEPS = 4
 
 
-def _worker(rank: int, folder: str, base: int) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def _work(rank: int, base: int) -> Any:
     found = {}
     for subject in SUBJECTS:
         for method in ENGINES:
@@ -39,33 +38,29 @@ def _worker(rank: int, folder: str, base: int) -> None:
                     x = batch(8, seed=step).double()
                     train(wrapped, optimizer, x[4 * rank : 4 * rank + 4])
                 found[subject.name, type(method).__name__, name] = weights(net)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    found["far"] = _go_far(DistributedDataParallel, rank)
+    return found
 
 
-def _two_processes(folder: Path) -> bool:
-    """Whether both came to an end in time."""
-    folder.mkdir()
-    both = torch.multiprocessing.spawn(_worker, (str(folder), torch.initial_seed()), nprocs=2, join=False)  # type: ignore[no-untyped-call]
-    end = time.monotonic() + 50
-    while not both.join(timeout=1):
-        if time.monotonic() > end:
-            for process in both.processes:
-                process.kill()
-            return False
-    return True
+def _go_far(wrap: Callable[[torch.nn.Module], torch.nn.Module], rank: int | None = None) -> dict[str, torch.Tensor]:
+    """Weight, base and first moment after steps so long that the base moves, of one rank or of the joined batch."""
+    torch.manual_seed(0)
+    goal, net = Stiefel().random(8, 8, dtype=torch.float64), torch.nn.Linear(8, 8, bias=False, dtype=torch.float64)
+    constrain(net, "weight", Stiefel, init="identity")
+    coordinates, wrapped = dict(coordinates_of(net))["weight"], wrap(net)
+    optimizer, x = torch.optim.Adam(net.parameters(), lr=0.1), torch.randn(8, 8, dtype=torch.float64)
+    x = x if rank is None else x[4 * rank : 4 * rank + 4]
+    for _ in range(12):
+        optimizer.zero_grad()
+        (wrapped(x) - x @ goal.T).square().mean().backward()
+        optimizer.step()
+    base = dict(trivialized(net))["weight"].base_point.detach().clone()
+    moment = optimizer.state[coordinates.original]["exp_avg"]
+    return {"weight": net.weight.detach().clone(), "base": base, "moment": moment}
 
 
-def test_two_processes_train_as_one_on_the_joined_batch(
-    tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    # a file, for a port that is free may be taken a moment later; two tries, for gloo waits for ever now and then
-    folder = tmp_path / "first"
-    if not _two_processes(folder):
-        record_property("again", "two gloo processes waited for each other for ever, once")
-        folder = tmp_path / "second"
-        assert _two_processes(folder), "two processes waited for each other for ever, twice"
-    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def test_two_processes_train_as_one_on_the_joined_batch(tmp_path: Path, record_property: Note) -> None:
+    ranks = two_processes(_work, tmp_path, record_property, torch.initial_seed())
     for subject in SUBJECTS:
         for method in ENGINES:
             for name, optimizer_of in (("adam", adam), ("sgd", sgd)):
@@ -79,6 +74,11 @@ def test_two_processes_train_as_one_on_the_joined_batch(
                     for key, weight in rank[subject.name, type(method).__name__, name].items():
                         assert (one[key] - start[key]).abs().max() > 1e-6  # far more than rounding, below
                         torch.testing.assert_close(weight, one[key], rtol=0, atol=1e-9)
+    far = _go_far(lambda net: net)
+    assert not torch.equal(far["base"], torch.eye(8, dtype=torch.float64))
+    for key, value in far.items():
+        assert torch.equal(ranks[0]["far"][key], ranks[1]["far"][key])
+        torch.testing.assert_close(ranks[0]["far"][key], value, rtol=0, atol=1e-9)
 
 
 @each

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +14,7 @@ from constraints import constrain, unconstrain
 from constraints.method import Method
 from manifolds import Stiefel
 
+from .processes import Note, two_processes
 from .subjects import ENGINES, adam
 
 STEPS, HELD = 3, "0.weight"
@@ -46,12 +44,10 @@ def _alone(net: Any) -> torch.Tensor:
     return net[0].weight.detach()  # type: ignore[no-any-return]
 
 
-def _worker(rank: int, folder: str) -> None:
+def _work(rank: int) -> Any:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import init_device_mesh
 
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     mesh, mine, found = init_device_mesh("cpu", (2,)), slice(4 * rank, 4 * rank + 4), {}
     for method in ENGINES:
         kind = type(method).__name__
@@ -68,30 +64,21 @@ def _worker(rank: int, folder: str) -> None:
             fully_shard(net, mesh=mesh, ignored_params=set(whole))
             _train(net, adam(net), mine, whole if averages else ())
             found[kind, "averaged by hand" if averages else "ignored"] = net[0].weight.detach()
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
-
-
-def _two_processes(folder: Path) -> bool:
-    """Whether both came to an end in time."""
-    folder.mkdir()
-    both = torch.multiprocessing.spawn(_worker, (str(folder),), nprocs=2, join=False)  # type: ignore[no-untyped-call]
-    end = time.monotonic() + 50
-    while not both.join(timeout=1):
-        if time.monotonic() > end:
-            for process in both.processes:
-                process.kill()
-            return False
-    return True
+    return found
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], torch.Tensor]]:
-    root = tmp_path_factory.mktemp("sharded")
-    # two tries, for gloo waits for ever now and then
-    folder = next((each for each in (root / "first", root / "second") if _two_processes(each)), None)
-    assert folder is not None, "two processes waited for each other for ever, twice"
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[tuple[str, object]]]:
+    notes: list[tuple[str, object]] = []
+    ranks = two_processes(_work, tmp_path_factory.mktemp("sharded"), lambda *note: notes.append(note))
+    return ranks, notes
+
+
+@pytest.fixture
+def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Note) -> list[Any]:
+    for note in _ran[1]:
+        record_property(*note)
+    return _ran[0]
 
 
 @pytest.mark.parametrize("method", ENGINES, ids=repr)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Euclidean, GeodesicManifold, Manifold, Orthogonal
+from manifolds.engine import Engine, engine
 from manifolds.testing import ConformanceError, check_manifold
 from manifolds.testing._case import within
 
@@ -521,7 +522,7 @@ class MixesTheDifference(Sound):
     """|lift|^2 + |g_normal|^2: the norm of the Euclidean gradient."""
 
     def mix(self, x: Tensor, stored: Tensor, g: Tensor, keep: float, add: float) -> tuple[Tensor, Tensor]:
-        return super().mix(x, stored, g, keep, add)[0], dot(g, g).squeeze(-1)
+        return Engine.mix(engine(self), x, stored, g, keep, add)[0], dot(g, g).squeeze(-1)
 
 
 @breaks("advance: move")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds.engine import engine
 from manifolds.kernels import cayley, linalg
 from manifolds.kernels.iterations import inverse_sqrt_by_products, lyapunov_by_products
 from manifolds.kernels.linalg import inverse_sqrt, lyapunov, sym
@@ -136,11 +137,17 @@ def test_steps_and_trivializations_are_products(
     x, g = manifold.random(*shape, dtype=torch.float64), torch.randn(*shape, dtype=torch.float64)
 
     def run() -> list[Tensor]:
-        mixed, square = manifold.mix(x, manifold.coordinates(x, g.flip(-1)), g, 0.9, 0.1)
+        mixed, square = engine(manifold).mix(x, engine(manifold).coordinates(x, g.flip(-1)), g, 0.9, 0.1)
         free = (size * g).requires_grad_()
-        weight = manifold.move(x, manifold.coordinates(x, free))
+        weight = engine(manifold).move(x, engine(manifold).coordinates(x, free))
         (grad,) = torch.autograd.grad((weight * g.flip(-2)).sum(), free)
-        return [mixed, square, manifold.polish(manifold.advance(x, mixed, -size)), weight.detach(), grad]
+        return [
+            mixed,
+            square,
+            engine(manifold).polish(engine(manifold).advance(x, mixed, -size)),
+            weight.detach(),
+            grad,
+        ]
 
     with Products():
         found = run()

@@ -6,6 +6,7 @@ import pickle
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from manifolds import (
     Stiefel,
     retractions,
 )
+from manifolds._tall import StiefelEngine
+from manifolds.engine import Engine, engine
 
 CANONICAL = Stiefel("canonical", retractions.cayley)
 HEADS = BlockSpec.pattern("(head qkv d) e -> (head qkv) d e", head=2, qkv=3)
@@ -42,6 +45,8 @@ POINTS = {
     "gradient": "xa",
     "retract": "xv",
     "transport": "xyv",
+}
+ENGINE_POINTS = {
     "coordinates": "xa",
     "lift": "xa",
     "move": "xc",
@@ -60,8 +65,8 @@ def arguments(product: ProductManifold, shape: tuple[int, ...]) -> dict[str, Ten
         "a": a,
         "v": product.project(x, a),
         "u": product.project(x, b),
-        "c": product.coordinates(x, a),
-        "d": product.coordinates(x, b),
+        "c": engine(product).coordinates(x, a),
+        "d": engine(product).coordinates(x, b),
     }
 
 
@@ -73,22 +78,24 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 @every_product
-@pytest.mark.parametrize("method", POINTS)
+@pytest.mark.parametrize("method", [*POINTS, *ENGINE_POINTS])
 def test_methods_equal_a_loop_over_the_factors(product: ProductManifold, shape: tuple[int, ...], method: str) -> None:
-    given = arguments(product, shape)
-    whole = getattr(product, method)(*(given[k] for k in POINTS[method]))
-    blocks = zip(*(product.unpack(given[k]) for k in POINTS[method]), strict=True)
-    alone = [getattr(f, method)(*block) for f, block in zip(product.factors, blocks, strict=True)]
+    given, letters = arguments(product, shape), {**POINTS, **ENGINE_POINTS}[method]
+    of: Any = engine if method in ENGINE_POINTS else lambda m: m
+    whole = getattr(of(product), method)(*(given[k] for k in letters))
+    blocks = zip(*(product.unpack(given[k]) for k in letters), strict=True)
+    alone = [getattr(of(f), method)(*block) for f, block in zip(product.factors, blocks, strict=True)]
     close(whole, product.pack(alone, shape))
 
 
 @every_product
 def test_the_metric_is_the_sum_of_the_factors(product: ProductManifold, shape: tuple[int, ...]) -> None:
     given = arguments(product, shape)
-    for method, letters in (("inner", "xuv"), ("coordinate_inner", "xcd")):
-        whole = getattr(product, method)(*(given[k] for k in letters))
+    for method, letters, of in (("inner", "xuv", lambda m: m), ("coordinate_inner", "xcd", engine)):
+        whole = getattr(of(product), method)(*(given[k] for k in letters))
         blocks = zip(*(product.unpack(given[k]) for k in letters), strict=True)
-        alone = [getattr(f, method)(*b).reshape(2, -1).sum(-1) for f, b in zip(product.factors, blocks, strict=True)]
+        factors = map(of, product.factors)
+        alone = [getattr(f, method)(*b).reshape(2, -1).sum(-1) for f, b in zip(factors, blocks, strict=True)]
         close(whole, torch.stack(alone).sum(0))
 
 
@@ -134,21 +141,35 @@ def test_random_blocks_are_points_of_their_factors(product: ProductManifold, sha
 CALLS: Counter[str] = Counter()
 
 
-@dataclass(frozen=True)
-class Counted(Stiefel):
-    """Stiefel that counts its calls."""
+class Counts:
+    """Counts its calls."""
 
     def __getattribute__(self, name: str):
-        if name in {*POINTS, "inner", "coordinate_inner", "residual", "random"}:
+        if name in {*POINTS, *ENGINE_POINTS, "inner", "coordinate_inner", "residual", "random"}:
             CALLS[name] += 1
         return object.__getattribute__(self, name)
 
 
+@dataclass(frozen=True)
+class Counted(Counts, Stiefel):
+    def _engine(self) -> Engine:
+        return CountedEngine(self, self.metric, self.retraction)
+
+
+class CountedEngine(Counts, StiefelEngine):
+    pass
+
+
 def counted(product: ProductManifold, shape: tuple[int, ...]) -> None:
     given = arguments(product, shape)
-    for method, letters in [*POINTS.items(), ("inner", "xuv"), ("coordinate_inner", "xcd"), ("residual", "z")]:
+    calls: list[Any] = [
+        (product, method, letters) for method, letters in {**POINTS, "inner": "xuv", "residual": "z"}.items()
+    ]
+    engines = {**ENGINE_POINTS, "coordinate_inner": "xcd"}
+    calls += [(engine(product), method, letters) for method, letters in engines.items()]
+    for of, method, letters in calls:
         CALLS.clear()
-        getattr(product, method)(*(given[k] for k in letters))
+        getattr(of, method)(*(given[k] for k in letters))
         # what a method calls in turn (a transport its projection) is batched in the same way
         assert method in CALLS
         assert set(CALLS.values()) == {1}, (method, CALLS)
@@ -182,17 +203,17 @@ def test_unequal_blocks_are_one_call_for_each_shape() -> None:
 def test_split_has_one_part_for_each_kind_of_factor_however_deep() -> None:
     product = ProductManifold((Stiefel**2, Sphere * Stiefel), BlockSpec(rows=2))
     x = product.random(5, 8, 3)
-    assert [(f, tuple(p.shape)) for f, p in product.split(x)] == [
+    assert [(f, tuple(p.shape)) for f, p in engine(product).split(x)] == [
         (Stiefel(), (5, 1, 2, 2, 3)),
         (Sphere(), (5, 1, 1, 2, 3)),
         (Stiefel(), (5, 1, 1, 2, 3)),
     ]
-    assert torch.equal(product.join([p for _, p in product.split(x)], x.shape), x)
+    assert torch.equal(engine(product).join([p for _, p in engine(product).split(x)], x.shape), x)
 
 
 def test_stacked_equal_blocks_are_worked_on_in_place_of_copies() -> None:
     x = (Stiefel**3).random(9, 3)
-    ((_, part),) = (Stiefel**3).split(x)
+    ((_, part),) = engine(Stiefel**3).split(x)
     assert part.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 

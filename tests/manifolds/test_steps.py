@@ -16,10 +16,10 @@ from manifolds import (
     SpecialOrthogonal,
     Sphere,
     Stiefel,
-    orthogonal,
+    _group,
     retractions,
-    stiefel,
 )
+from manifolds.engine import Engine, engine
 from manifolds.kernels import steps
 
 SHAPES = {
@@ -39,13 +39,13 @@ MANIFOLDS: list[Manifold] = [
 def instance(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Two points near each other, coordinates at the first one, and a Euclidean gradient."""
     x = manifold.random(*shape, dtype=dtype)
-    c = manifold.coordinates(x, torch.randn(shape, dtype=dtype))
-    y = manifold.move(x, 0.1 * manifold.coordinates(x, torch.randn(shape, dtype=dtype)))
+    c = engine(manifold).coordinates(x, torch.randn(shape, dtype=dtype))
+    y = engine(manifold).move(x, 0.1 * engine(manifold).coordinates(x, torch.randn(shape, dtype=dtype)))
     return x, y, c, torch.randn(shape, dtype=dtype)
 
 
 def plain_mix(m: Manifold, y: Tensor, stored: Tensor, g: Tensor, keep: float, add: float) -> tuple[Tensor, Tensor]:
-    return Manifold.mix(m, y, stored.clone(), g, keep, add)
+    return Engine.mix(engine(m), y, stored.clone(), g, keep, add)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
@@ -58,12 +58,12 @@ def test_mix_is_its_definition(
     """Momentum and squared norm of the gradient, fused and as written, for any gradient."""
     manifold = Stiefel(metric)
     x, y, c, g = instance(manifold, shape, dtype)
-    carried, lifted = manifold.carry(x, y, c), manifold.lift(y, g)
-    stored = manifold.store(x, y, c)
-    torch.testing.assert_close(manifold.recall(y, stored), carried, rtol=0, atol=1e-12)
-    mixed, square = manifold.mix(y, stored.clone(), g, keep, add)
+    carried, lifted = engine(manifold).carry(x, y, c), engine(manifold).lift(y, g)
+    stored = engine(manifold).store(x, y, c)
+    torch.testing.assert_close(engine(manifold).recall(y, stored), carried, rtol=0, atol=1e-12)
+    mixed, square = engine(manifold).mix(y, stored.clone(), g, keep, add)
     torch.testing.assert_close(mixed, keep * carried + add * lifted, rtol=0, atol=1e-10)
-    torch.testing.assert_close(square, manifold.coordinate_inner(y, lifted, lifted), rtol=1e-10, atol=0)
+    torch.testing.assert_close(square, engine(manifold).coordinate_inner(y, lifted, lifted), rtol=1e-10, atol=0)
     expected = plain_mix(manifold, y, stored, g, keep, add)
     torch.testing.assert_close((mixed, square), expected, rtol=1e-10, atol=1e-10)
 
@@ -86,13 +86,13 @@ def test_the_norm_of_a_small_gradient_is_exact(
     g = normal + part * manifold.project(x, torch.randn(shape, dtype=dtype))
     g[1:] = g[:1]  # one point decides for all
     x[1:] = x[:1]
-    _, square = manifold.mix(x, torch.zeros_like(x), g, 0.9, 0.1)
+    _, square = engine(manifold).mix(x, torch.zeros_like(x), g, 0.9, 0.1)
     exact_x = x.to(double)
     exact_x = exact_x if double == dtype else manifold.nearest(exact_x)
-    lifted = manifold.lift(exact_x, g.to(double))
-    norm = manifold.coordinate_inner(exact_x, lifted, lifted).sqrt()
+    lifted = engine(manifold).lift(exact_x, g.to(double))
+    norm = engine(manifold).coordinate_inner(exact_x, lifted, lifted).sqrt()
     error = 100 * torch.finfo(dtype).eps * float(torch.linalg.vector_norm(g, dim=(1, 2)).max())
-    _, alone = manifold.mix(x[:1], torch.zeros_like(x[:1]), g[:1], 0.9, 0.1)
+    _, alone = engine(manifold).mix(x[:1], torch.zeros_like(x[:1]), g[:1], 0.9, 0.1)
     for found in (square, alone):
         assert float((found.sqrt() - norm[: len(found)]).abs().max()) <= error
         assert float((found / norm[: len(found)] ** 2 - 1).abs().max()) <= max(1e-3, error / float(norm.min()) * 4)
@@ -110,9 +110,13 @@ def test_advance_is_its_definition(
     c = c / torch.linalg.vector_norm(c, dim=(1, 2), keepdim=True)
     sizes = torch.linspace(length, length / 2, len(x), dtype=torch.float64)[:, None, None]
     before = x.clone(), c.clone()
-    torch.testing.assert_close(manifold.advance(x, c, sizes), manifold.move(x, sizes * c), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        engine(manifold).advance(x, c, sizes), engine(manifold).move(x, sizes * c), rtol=0, atol=1e-10
+    )
     for size in (length, torch.tensor(length, dtype=torch.float64)):
-        torch.testing.assert_close(manifold.advance(x, c, size), manifold.move(x, length * c), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            engine(manifold).advance(x, c, size), engine(manifold).move(x, length * c), rtol=0, atol=1e-10
+        )
     assert torch.equal(x, before[0])
     assert torch.equal(c, before[1])
 
@@ -123,10 +127,10 @@ def test_advance_is_its_definition(
 def test_the_groups_step_as_defined(manifold: Manifold, dtype: torch.dtype, length: float) -> None:
     x, y, c, g = instance(manifold, (3, 20, 20), dtype)
     expected = plain_mix(manifold, y, c, g, 0.9, 0.1)
-    torch.testing.assert_close(manifold.mix(y, c.clone(), g, 0.9, 0.1), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(engine(manifold).mix(y, c.clone(), g, 0.9, 0.1), expected, rtol=1e-10, atol=1e-10)
     c = c / torch.linalg.vector_norm(c, dim=(1, 2), keepdim=True)
-    moved = manifold.advance(x, c, length)
-    torch.testing.assert_close(moved, manifold.move(x, length * c), rtol=0, atol=1e-10)
+    moved = engine(manifold).advance(x, c, length)
+    torch.testing.assert_close(moved, engine(manifold).move(x, length * c), rtol=0, atol=1e-10)
     assert bool(manifold.contains(moved).all())
 
 
@@ -137,11 +141,11 @@ def test_a_step_is_that_of_the_product_of_size_and_coordinates(n: int, scale: fl
     """However small the one and large the other, where the square of the one underflows."""
     manifold = Stiefel()
     x = manifold.random(2, n, n)
-    c = manifold.coordinates(x, torch.randn(2, n, n))
+    c = engine(manifold).coordinates(x, torch.randn(2, n, n))
     c = 0.3 * c / torch.linalg.vector_norm(c, dim=(1, 2), keepdim=True)
     size = torch.full((2, 1, 1), 1 / scale) if each else 1 / scale
-    expected = manifold.advance(x, c, torch.ones(2, 1, 1) if each else 1.0)
-    torch.testing.assert_close(manifold.advance(x, c * scale, size), expected, rtol=0, atol=2e-6)
+    expected = engine(manifold).advance(x, c, torch.ones(2, 1, 1) if each else 1.0)
+    torch.testing.assert_close(engine(manifold).advance(x, c * scale, size), expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("length", [1e-6, 1e-4, 1e-2, 0.2])
@@ -151,27 +155,26 @@ def test_a_polar_step_forgets_the_errors_before_it(shape: tuple[int, ...], dtype
     """From a point that is off by 1000 eps to one that is off by rounding: what `renormalizes` claims."""
     manifold = Stiefel()
     x = manifold.random(*shape, dtype=dtype) * (1 + 1000 * torch.finfo(dtype).eps)
-    assert manifold.renormalizes(x)
+    assert engine(manifold).renormalizes(x)
     c = manifold.project(x, torch.randn(shape, dtype=dtype))
-    y = manifold.advance(x, c / torch.linalg.vector_norm(c, dim=(1, 2), keepdim=True), length)
+    y = engine(manifold).advance(x, c / torch.linalg.vector_norm(c, dim=(1, 2), keepdim=True), length)
     assert float(manifold.residual(y).max()) <= 16 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("name", ["mix_tall", "polar_step", "cayley_step", "mix_square"])
 def test_the_fused_steps_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above compare something: short steps on tall and square matrices go through every fused kernel."""
-    places, results = (stiefel, orthogonal) if name == "cayley_step" else (steps,), []
-    kernel = getattr(places[0], name)
-    for place in places:
-        monkeypatch.setattr(place, name, lambda *a, **k: results.append(kernel(*a, **k)) or results[-1])
+    place: Any = _group if name == "cayley_step" else steps
+    kernel, results = getattr(place, name), []
+    monkeypatch.setattr(place, name, lambda *a, **k: results.append(kernel(*a, **k)) or results[-1])
     for shape in ((2, 24, 6), (2, 20, 20)):
         x, _, c, g = instance(Stiefel(), shape, torch.float64)
-        Stiefel().mix(x, c.clone(), g, 0.9, 0.1)
-        Stiefel().advance(x, c, 1e-3)
+        engine(Stiefel()).mix(x, c.clone(), g, 0.9, 0.1)
+        engine(Stiefel()).advance(x, c, 1e-3)
     for group in (Orthogonal(), SpecialOrthogonal()):
         x, _, c, g = instance(group, (2, 20, 20), torch.float64)
-        group.mix(x, c.clone(), g, 0.9, 0.1)
-        group.advance(x, c, 1e-3)
+        engine(group).mix(x, c.clone(), g, 0.9, 0.1)
+        engine(group).advance(x, c, 1e-3)
     assert len(results) == (1 if name in ("mix_tall", "polar_step") else 3)
     assert None not in results
 
@@ -180,12 +183,12 @@ def test_the_fused_steps_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_a_manifold_without_fused_steps_has_them_all_the_same(manifold: Manifold) -> None:
     shape = {0: (5,), 1: (5, 4), 2: (5, 3, 3)}[manifold.ndim]
     x, y, c, g = instance(manifold, shape, torch.float64)
-    carried, lifted = manifold.carry(x, y, c), manifold.lift(y, g)
-    mixed, square = manifold.mix(y, manifold.store(x, y, c).clone(), g, 0.9, 0.1)
+    carried, lifted = engine(manifold).carry(x, y, c), engine(manifold).lift(y, g)
+    mixed, square = engine(manifold).mix(y, engine(manifold).store(x, y, c).clone(), g, 0.9, 0.1)
     torch.testing.assert_close(mixed, 0.9 * carried + 0.1 * lifted)
-    torch.testing.assert_close(square, manifold.coordinate_inner(y, lifted, lifted))
-    torch.testing.assert_close(manifold.advance(x, c, 0.5), manifold.move(x, 0.5 * c))
-    assert not manifold.renormalizes(x)
+    torch.testing.assert_close(square, engine(manifold).coordinate_inner(y, lifted, lifted))
+    torch.testing.assert_close(engine(manifold).advance(x, c, 0.5), engine(manifold).move(x, 0.5 * c))
+    assert not engine(manifold).renormalizes(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
@@ -202,11 +205,11 @@ def test_the_squared_norm_of_a_gradient_is_never_negative(
     s = torch.randn(len(x), min(shape[1:]), min(shape[1:]), dtype=dtype)
     normal = (s + s.mH) @ x if shape[-2] < shape[-1] else x @ (s + s.mH)
     g = normal + part * torch.randn(shape, dtype=dtype)
-    _, square = manifold.mix(x, torch.zeros_like(x), g, 0.9, 0.1)
+    _, square = engine(manifold).mix(x, torch.zeros_like(x), g, 0.9, 0.1)
     assert float(square.min()) >= 0
-    lifted = manifold.lift(x, g)
+    lifted = engine(manifold).lift(x, g)
     lifted = lifted.to(torch.promote_types(dtype, torch.float64))
-    norm = manifold.coordinate_inner(x.to(lifted), lifted, lifted).sqrt()
+    norm = engine(manifold).coordinate_inner(x.to(lifted), lifted, lifted).sqrt()
     assert float((square.sqrt() - norm).abs().max()) <= 30 * torch.finfo(dtype).eps * float(g.abs().max())
 
 
@@ -217,4 +220,6 @@ def test_any_number_is_a_size(manifold: Manifold, size: Any) -> None:
     for sides in (shape, (5, 6, 2)) if isinstance(manifold, Stiefel) else (shape,):
         x, _, c, _ = instance(manifold, sides, torch.float64)
         c *= 0.01
-        torch.testing.assert_close(manifold.advance(x, c, size), manifold.move(x, float(size) * c), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            engine(manifold).advance(x, c, size), engine(manifold).move(x, float(size) * c), rtol=0, atol=1e-12
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from manifolds import Orthogonal, Stiefel
+from manifolds.engine import engine
 from manifolds.kernels import linalg
 from manifolds.kernels.cayley import cayley_move
 from manifolds.kernels.cayley import plain as cayley_plain
@@ -125,13 +126,13 @@ def test_a_series_is_cut_below_rounding(dtype: torch.dtype) -> None:
     for norm in (0.8**k for k in range(60)):
         turn, angle = torch.zeros_like(x), 2 * math.atan(norm / math.sqrt(8))
         turn[0, 1, 0], turn[0, 0, 1] = norm / math.sqrt(2), -norm / math.sqrt(2)
-        y = Orthogonal().advance(x, turn, 1.0)[0]
+        y = engine(Orthogonal()).advance(x, turn, 1.0)[0]
         assert abs(y[0, 0].item() - math.cos(angle)) <= limit
         assert abs(y[1, 0].item() - math.sin(angle)) <= limit
         if dtype.is_complex:
             phase = torch.zeros_like(x)
             phase[0, 0, 0] = 1j * norm
-            y = Orthogonal().advance(x, phase, 1.0)[0]
+            y = engine(Orthogonal()).advance(x, phase, 1.0)[0]
             assert abs(y[0, 0].item() - cmath.exp(2j * math.atan(norm / 2))) <= limit
 
 
@@ -150,20 +151,20 @@ def test_steps_of_tiny_matrices_go_where_something_is_recorded_and_in_vmap(count
     """They promise no derivatives, but nothing that a manifold made of this one does may be an error for it."""
     manifold = Orthogonal()
     x, g = manifold.random(count, 3, 3, dtype=torch.float64), some(count, 3, 3)
-    c = manifold.lift(x, g).requires_grad_()
-    y = manifold.advance(x, c, 0.1)
-    close(y.detach(), manifold.move(x, 0.1 * c.detach()))
-    mixed, _ = manifold.mix(x, torch.zeros_like(x), g.requires_grad_(), 0.9, 0.1)
+    c = engine(manifold).lift(x, g).requires_grad_()
+    y = engine(manifold).advance(x, c, 0.1)
+    close(y.detach(), engine(manifold).move(x, 0.1 * c.detach()))
+    mixed, _ = engine(manifold).mix(x, torch.zeros_like(x), g.requires_grad_(), 0.9, 0.1)
     close(mixed.detach(), 0.1 * c.detach())
     many = torch.stack([c.detach(), -c.detach()])
-    expected = torch.stack([manifold.move(x, one) for one in many])
+    expected = torch.stack([engine(manifold).move(x, one) for one in many])
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            close(torch.vmap(lambda c: manifold.advance(x, c, 1.0))(many), expected)
+            close(torch.vmap(lambda c: engine(manifold).advance(x, c, 1.0))(many), expected)
     with torch.no_grad(), forward_ad.dual_level():
-        assert manifold.advance(x, forward_ad.make_dual(c.detach(), g.detach()), 0.1).shape == x.shape
-    one = manifold.advance(x[:1], c.detach(), 0.1)
-    close(one, manifold.move(x[:1].expand_as(x), 0.1 * c.detach()))
+        assert engine(manifold).advance(x, forward_ad.make_dual(c.detach(), g.detach()), 0.1).shape == x.shape
+    one = engine(manifold).advance(x[:1], c.detach(), 0.1)
+    close(one, engine(manifold).move(x[:1].expand_as(x), 0.1 * c.detach()))
 
 
 @floats
@@ -205,7 +206,7 @@ def test_what_a_manifold_computes_of_tiny_matrices_has_derivatives(count: int) -
     x = manifold.random(count, 3, 3, dtype=torch.float64)
 
     def scalar(g: Tensor) -> Tensor:
-        return (manifold.lift(x, g).sin() + manifold.polish(x + 1e-3 * g)).square().sum()
+        return (engine(manifold).lift(x, g).sin() + engine(manifold).polish(x + 1e-3 * g)).square().sum()
 
     (slope,) = torch.autograd.grad(scalar(g), g)
     close(torch.func.grad(scalar)(g.detach()), slope)
@@ -213,13 +214,16 @@ def test_what_a_manifold_computes_of_tiny_matrices_has_derivatives(count: int) -
     numeric = (scalar(g + 1e-6 * v) - scalar(g - 1e-6 * v)) / 2e-6
     torch.testing.assert_close((slope * v).sum(), numeric, rtol=1e-6, atol=1e-6)
     many = torch.stack([g.detach(), v])
-    close(torch.vmap(manifold.lift, (None, 0))(x, many), torch.stack([manifold.lift(x, one) for one in many]))
+    close(
+        torch.vmap(engine(manifold).lift, (None, 0))(x, many),
+        torch.stack([engine(manifold).lift(x, one) for one in many]),
+    )
 
 
 @pytest.mark.parametrize("count", [3, MANY])
 def test_one_point_meets_many_gradients_and_many_points_one(count: int) -> None:
     x, g = Stiefel().random(2, count, 3, 3, dtype=torch.float64), some(2, count, 3, 3)
-    lift = Stiefel().lift
+    lift = engine(Stiefel()).lift
     close(lift(x[0], g), torch.stack([lift(x[0], one) for one in g]))
     close(lift(x, g[0]), torch.stack([lift(one, g[0]) for one in x]))
 
@@ -271,12 +275,24 @@ def test_a_manifold_does_not_care_for_the_order_of_memory(manifold, n: int, dtyp
     few = zip(x.split(100), g.split(100), strict=True)
     expected = []
     for y, h in few:
-        c = manifold.lift(y, h)
-        expected.append((c, manifold.coordinate_inner(y, c, c), manifold.move(y, -0.1 * c), manifold.polish(1.001 * y)))
+        c = engine(manifold).lift(y, h)
+        expected.append(
+            (
+                c,
+                engine(manifold).coordinate_inner(y, c, c),
+                engine(manifold).move(y, -0.1 * c),
+                engine(manifold).polish(1.001 * y),
+            )
+        )
     for order in (torch.clone, batch_last):
         y, h = order(x), order(g)
-        c = manifold.lift(y, h)
-        got = (c, manifold.coordinate_inner(y, c, c), manifold.move(y, -0.1 * c), manifold.polish(1.001 * y))
+        c = engine(manifold).lift(y, h)
+        got = (
+            c,
+            engine(manifold).coordinate_inner(y, c, c),
+            engine(manifold).move(y, -0.1 * c),
+            engine(manifold).polish(1.001 * y),
+        )
         for one, parts in zip(got, zip(*expected, strict=True), strict=True):
             close(one, torch.cat(parts))
         for one in (got[0], got[2], got[3]):

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from manifolds import Euclidean, Manifold, tolerance
-from manifolds.base import settled
+from manifolds import Euclidean, tolerance
+from manifolds.engine import engine, settled
 from manifolds.kernels.tiny import batch_last, total_norm
 
 from ...values import is_near, master_dtype
@@ -31,7 +31,7 @@ COUNTS = frozenset({"step", "drift"})
 
 
 class Bucket:
-    """All factors of one kind: one batched update. Many tiny matrices are kept batch last in memory, see `_tiny`.
+    """All factors of one kind: one batched update. Many tiny matrices are kept batch last in memory, see `tiny`.
 
     x: the points, (B, *point), or (tiles, b, *point) where `rows.held` says so. The memory of the parameter itself
         where one parameter makes the bucket; the float32 master, kept as state "master", where the parameters are
@@ -51,6 +51,7 @@ class Bucket:
         """home: the memory of the parameter, where it is all of the bucket; numbers: the keys of state with one number
         per point."""
         self.kind, self.factor, self.leaves, self._numbers = kind, kind.factor, leaves, numbers
+        self.engine = engine(kind.factor)
         self.shape = (leaves[-1].stop, *kind.point)
         self.dtype, self.device = master_dtype(kind.dtype), kind.device
         self.ok: Bool[Tensor, " B"] | None = None
@@ -71,7 +72,7 @@ class Bucket:
             self._gradients = Rows(self.shape, self.dtype, self.device, leaves)
         self.looks = can_look(self.device)  # whether a step may look at values
         self._watched = self.looks and not isinstance(self.factor, Euclidean)
-        self._polishes = type(self.factor).polish is not Manifold.polish
+        self._polishes = self.engine.polishes
         self._batch_last = is_batch_last(leaves, self.shape, self.device)
         self._short = None if self.looks else short_steps(self.factor, self.shape, self.dtype, self.device)
 
@@ -182,9 +183,8 @@ class Bucket:
 
     def settle(self, y: Points) -> Points:
         """y, the points reached, where a rule has computed them itself, on the manifold to rounding."""
-        if self.moves is False:
-            return self._stay()
-        return self._reached(y, None if not self._polishes or self.factor.renormalizes(self.x) else 0.0)
+        renews = not self._polishes or self.engine.renormalizes(self.x)
+        return self._stay() if self.moves is False else self._reached(y, None if renews else 0.0)
 
     def per_point(self, numbers: Tensor) -> Tensor:
         """One number per point, shaped to multiply points."""
@@ -207,7 +207,7 @@ class Bucket:
     def _stay(self) -> Points:
         """x, of which nothing is written, and nothing is known that was not before."""
         self._stays = True
-        if self._polishes and self.drift is None and not self.factor.renormalizes(self.x):
+        if self._polishes and self.drift is None and not self.engine.renormalizes(self.x):
             self._set_drift(math.inf)  # not measured yet; a saved state has its key
         return self.x
 
@@ -257,17 +257,17 @@ class Bucket:
     def _advanced(self, c: Points, size: float | Tensor) -> tuple[Points, Bool[Tensor, " B"] | None]:
         """Where the points go, and which of them that is right for; None for all."""
         if self._short is None or being_captured(self.device):
-            return self.factor.advance(self.x, c, size), None
-        return self._short.advance(self.factor, self.x, c, size)
+            return self.engine.advance(self.x, c, size), None
+        return self._short.advance(self.engine, self.x, c, size)
 
     def _polished(
         self, y: Points, c: Points, size: float | Tensor, longest: float | None
     ) -> tuple[Points, float | None]:
         """(y, polished where rounding asks for it; the drift that is left, None if none is kept)."""
-        factor, renews = self.factor, self.factor.renormalizes(self.x)
+        engine, renews = self.engine, self.engine.renormalizes(self.x)
         # near the manifold, but not to rounding: 4e-3, as of bfloat16, takes two
         if self._foreign or ("master" in self.state and self._drift == math.inf and not self.looks):
-            y = factor.polish(factor.polish(y))
+            y = engine.polish(engine.polish(y))
         if self.looks and (longest is None or longest > 1):
             longest = length(c, size, len(self.kind.point))
         elif longest is None or (self.kind.capturable and not self.looks and not renews):
@@ -275,11 +275,11 @@ class Bucket:
         error = 4 + max(2.0, longest) * longest
         total = error if renews or self._foreign else self._drift + error
         if not 0 <= total <= DRIFT:  # also where a state that was loaded says nonsense
-            total, y = 0.0, factor.polish(y)
+            total, y = 0.0, engine.polish(y)
             eps = torch.finfo(self.dtype).eps
             if self.looks and not error * eps <= 2 * math.sqrt(eps):  # the square of it is more than rounding
-                y = factor.polish(y)
-                if not bool((factor.residual(y) <= tolerance(self.dtype)).all()):
+                y = engine.polish(y)
+                if not bool((self.factor.residual(y) <= tolerance(self.dtype)).all()):
                     raise too_long()
         return y, None if renews else total
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Manifold, tolerance
+from manifolds.engine import engine
 
 from ...precision import exact_products
 from ...records import constrained, name_of
@@ -69,7 +70,9 @@ def warn_of_decay(group: Group, unasked: float) -> bool:
     """Warn if decay that was asked for does nothing on factors of this group, and say whether it was said."""
     if group["manifold"] is None or group["weight_decay"] in (0, unasked):
         return False
-    factors = {str(f) for p in group["params"] for f, _ in group["manifold"].split(p.detach()) if f.constant_norm}
+    factors = {
+        str(f) for p in group["params"] for f, _ in engine(group["manifold"]).split(p.detach()) if f.constant_norm
+    }
     if factors:
         warnings.warn(
             f"weight_decay does nothing on {' and '.join(sorted(factors))}, where all points have one norm, and is "
@@ -79,7 +82,14 @@ def warn_of_decay(group: Group, unasked: float) -> bool:
     return bool(factors)
 
 
-def check_loaded(loaded: dict[str, Any], groups: Sequence[Group], numbers: frozenset[str]) -> None:
+def name_of_value(value: Any) -> str:
+    """What stands in a state dict for an option that is a function."""
+    return str(getattr(value, "__qualname__", None) or repr(value))
+
+
+def check_loaded(
+    loaded: dict[str, Any], groups: Sequence[Group], numbers: frozenset[str], values: Sequence[str] = ()
+) -> None:
     """ValueError where saved state is of other manifolds, or has tensors that do not fit the factors."""
     if [len(g["params"]) for g in loaded["param_groups"]] != [len(g["params"]) for g in groups]:
         return  # torch says so
@@ -90,6 +100,12 @@ def check_loaded(loaded: dict[str, Any], groups: Sequence[Group], numbers: froze
                 f"group {i} holds its parameters on {manifold}, but the saved state is of a group on {other}. "
                 f"Constrain the model as it was when the state was saved."
             )
+        for name in values:
+            if saved.get(name, name_of_value(group[name])) != name_of_value(group[name]):
+                raise ValueError(
+                    f"group {i} has {name}={name_of_value(group[name])}, but the saved state is of a group with "
+                    f"{saved[name]}. Make the optimizer as it was when the state was saved."
+                )
         for key, p in zip(saved["params"], group["params"], strict=True):
             if manifold is not None:
                 _check_state(name_in(groups, p), p, manifold, loaded["state"].get(key, {}), numbers)
@@ -128,7 +144,7 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
 
 
 def _check_state(name: str, p: Tensor, manifold: Manifold, entry: dict[str, Any], numbers: frozenset[str]) -> None:
-    stacks = manifold.split(p.detach())
+    stacks = engine(manifold).split(p.detach())
     parts = [part_of(entry, i, len(stacks)) for i in range(len(stacks))]
     keys = sorted(set().union(*parts))
     known = {"step"} | {key_of(key, i, len(stacks)) for key in keys for i in range(len(stacks))}

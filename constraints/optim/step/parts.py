@@ -1,7 +1,7 @@
 """The state of one parameter: tensors only, so that whatever saves, shards or moves state knows it.
 
 A parameter whose factors make several stacks, as of Stiefel * Euclidean**2, has one tensor for each stack, in the order
-of `Manifold.split`, under the keys "exp_avg:0", "exp_avg:1", ...
+of `Engine.split`, under the keys "exp_avg:0", "exp_avg:1", ...
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from manifolds import Manifold
+from manifolds.engine import engine
 
 from .bucket import COUNTS, Bucket, Points
 from .parts import key_of, part_of
@@ -39,7 +40,7 @@ class Plan:
         """options: changes with the grouping of options; numbers: the keys of state with one number per point."""
         self.members, self._options = members, options
         self._homes = [m.parameter.detach() for m in members]
-        splits = [m.manifold.split(home) for m, home in zip(members, self._homes, strict=True)]
+        splits = [engine(m.manifold).split(home) for m, home in zip(members, self._homes, strict=True)]
         # a parameter whose memory is one stack of points, in their order, is read and written whole
         whole = [len(s) == 1 and _same_memory(home, s[0][1]) for home, s in zip(self._homes, splits, strict=True)]
         self._packed = [i for i, is_whole in enumerate(whole) if not is_whole]
@@ -69,7 +70,7 @@ class Plan:
         """The tensors, one for each parameter, and after them the stacks of those that are not read whole."""
         if not self._packed:
             return tensors
-        parts = [part for i in self._packed for _, part in self.members[i].manifold.split(tensors[i])]
+        parts = [part for i in self._packed for _, part in engine(self.members[i].manifold).split(tensors[i])]
         return [*tensors, *parts]
 
     def read_gradients(self, gradients: list[Tensor]) -> None:
@@ -91,7 +92,7 @@ class Plan:
             bucket.write_points(y, self._places)
         for i in self._copied:
             parts = [self._places[leaf.source] for _, leaf in self._in_order(i)]
-            self._homes[i].copy_(self.members[i].manifold.join(parts, self._homes[i].shape))
+            self._homes[i].copy_(engine(self.members[i].manifold).join(parts, self._homes[i].shape))
 
     def publish(self, state: State) -> None:
         """Make the state of each parameter views of the buckets: a tensor for each key and stack, see `parts`."""

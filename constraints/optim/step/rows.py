@@ -32,7 +32,7 @@ class Leaf:
     """One stack of equal factors of one parameter, and its rows in a bucket."""
 
     member: int  # its number in the plan
-    part: int  # its number in manifold.split(parameter)
+    part: int  # its number in `Engine.split` of the parameter
     source: int  # its number in plan.cut(parameters)
     shape: tuple[int, ...]  # of plan.cut(parameters)[source]
     batch: tuple[int, ...]  # of one number per point

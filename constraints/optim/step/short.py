@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds.engine import Engine
 from manifolds.kernels.short import PULLED, TURNED, pulled, pulled_defect, turned, turned_defect
 from manifolds.retractions import cayley, polar
 
@@ -29,14 +30,14 @@ class ShortSteps:
         self._margin = self._reach / (16 if square else 4)  # of a step of half the length
         self._late = Late(device)
 
-    def advance(self, factor: Manifold, x: Tensor, c: Tensor, size: float | Tensor) -> tuple[Tensor, Tensor | None]:
-        """(where factor.advance goes, or close to it, which points are right), the latter None if it went by that."""
+    def advance(self, engine: Engine, x: Tensor, c: Tensor, size: float | Tensor) -> tuple[Tensor, Tensor | None]:
+        """(where engine.advance goes, or close to it, which points are right), the latter None if it went by that."""
         before = self._late.take()
         if before is not None and before <= self._margin:
             y, defect = self._map(x, c, size)
             self._late.put(defect.max())
             return y, defect <= self._reach
-        y = factor.advance(x, c, size)
+        y = engine.advance(x, c, size)
         self._late.put(self._defect(c, size).max())
         return y, None
 

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from constraints.optim.step import bucket, counting
 from manifolds import Euclidean, Manifold, Sphere, Stiefel, retractions
+from manifolds._tall import StiefelEngine
+from manifolds.engine import Engine, engine
 from manifolds.kernels import steps
 
 LIMITS = {torch.float32: 1e-5, torch.complex64: 1e-5, torch.float64: 1e-12, torch.complex128: 1e-12}
@@ -350,7 +352,7 @@ def test_a_step_can_be_captured(kind: Any, manifold: Manifold, monkeypatch: Any)
     monkeypatch.setattr(bucket, "can_look", lambda device: False)
     monkeypatch.setattr(steps, "may_look", lambda x: False)
     polished: list[Any] = []
-    monkeypatch.setattr(Stiefel, "polish", lambda self, x: polished.append(x) or x)
+    monkeypatch.setattr(StiefelEngine, "polish", lambda self, x: polished.append(x) or x)
     for _ in range(3):
         for p in params:
             p.grad = torch.randn_like(p)
@@ -541,13 +543,13 @@ class Written(Stiefel):
     """As a user writes it: the momentum is carried after the step, to where it led."""
 
     def store(self, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-        return self.carry(x, y, c)
+        return self.transport(x, y, c)
 
     def recall(self, x: Tensor, stored: Tensor) -> Tensor:
         return stored
 
     def mix(self, x: Tensor, stored: Tensor, g: Tensor, keep: float, add: float) -> tuple[Tensor, Tensor]:
-        return Manifold.mix(self, x, stored, g, keep, add)
+        return Engine.mix(engine(self), x, stored, g, keep, add)
 
 
 def fragile(x: Tensor, v: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from constraints.optim import RiemannianAdam, RiemannianSGD
 from constraints.optim.step import short
 from constraints.optim.step.late import LAG, Late
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel, retractions
+from manifolds.engine import engine
 from manifolds.kernels.short import PULLED, TURNED, pulled, pulled_defect, turned, turned_defect
 
 EPS = torch.finfo(torch.float32).eps
@@ -23,7 +24,7 @@ def tangent(shape: tuple[int, ...], defect: float) -> tuple[Tensor, Tensor]:
     """A point and coordinates, in float64, whose defect is this."""
     generator = torch.Generator().manual_seed(0)
     x = Stiefel().random(*shape, dtype=torch.float64, generator=generator)
-    c = Stiefel().coordinates(x, torch.randn(shape, dtype=torch.float64, generator=generator))
+    c = engine(Stiefel()).coordinates(x, torch.randn(shape, dtype=torch.float64, generator=generator))
     if shape[-1] == shape[-2]:
         return x, c * (defect / turned_defect(c, 1.0).max()) ** 0.25
     return x, c * (defect / pulled_defect(c, 1.0).max()) ** 0.5

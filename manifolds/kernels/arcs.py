@@ -11,13 +11,18 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._points import root
-from .kernels.linalg import may_look
-from .kernels.transforms import whole
+from .linalg import may_look
+from .transforms import whole
 
 Axes = tuple[int, ...]
 Vectors = Inexact[Tensor, "..."]
 Numbers = Float[Tensor, "..."]
+
+
+def root(s: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """sqrt(s); 0 with derivative 0 where s is 0, or less by rounding."""
+    zero = s <= 0
+    return torch.where(zero, 0 * s, torch.where(zero, 1, s).sqrt())
 
 
 def dot(u: Vectors, v: Vectors, axes: Axes) -> Numbers:

@@ -16,11 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from . import _round
-from .kernels.exponential import exp_move
-from .kernels.iterations import ORDER
-from .kernels.linalg import eye_like, inverse_sqrt, may_look, newton_schulz, skew, sym
-from .kernels.transforms import is_recorded, whole
+from .exponential import exp_move
+from .iterations import ORDER
+from .linalg import eye_like, inverse_sqrt, may_look, newton_schulz, skew, sym
+from .transforms import is_recorded, whole
 
 Square = Inexact[Tensor, "*batch n n"]
 Values = Float[Tensor, "*batch n"]
@@ -35,24 +34,29 @@ def logarithm(q: Square, *, special: bool = False) -> Square:
     """
     n = q.shape[-1]
     if n <= 3 and not q.is_complex():
-        omega = torch.zeros_like(q) if n == 1 else _log2(q) if n == 2 else _log3(q)
+        omega = q - q if n == 1 else _log2(q) if n == 2 else _log3(q)
         return omega if special else torch.where(_is_reflection(q), torch.nan, omega)
+    lost = ~q.detach().isfinite().all(-1).all(-1)[..., None, None]
+    q = torch.where(lost, eye_like(q), q)
     q = q @ inverse_sqrt(sym(q.mH @ q))
     fixed = q.detach()
     omega = _complex(fixed) if q.is_complex() else _real(fixed)
     if special and q.is_complex():
         omega = _traceless(omega)
-    return _differentiable(q, omega, special) if is_recorded(q) else omega
+    lost = lost | omega.isnan()
+    if is_recorded(q):
+        omega = _differentiable(q, torch.where(lost, 0, omega), special)
+    return torch.where(lost, torch.nan, omega)
 
 
 def _log2(q: Square) -> Square:
     """The angle of a plane rotation is atan2(sin, cos)."""
     t = torch.atan2(q[..., 1, 0] - q[..., 0, 1], q[..., 0, 0] + q[..., 1, 1])
-    return torch.stack([torch.zeros_like(t), -t, t, torch.zeros_like(t)], -1).unflatten(-1, (2, 2))
+    return torch.stack([torch.zeros_like(t), -t, t, torch.zeros_like(t)], -1).unflatten(-1, (2, 2))  # type: ignore[no-any-return]
 
 
 def _log3(q: Square) -> Square:
-    """Twice the log, on the sphere of R^4, of the unit quaternion (cos(t/2), sin(t/2) axis)."""
+    """t axis with t = 2 atan2(|(x, y, z)|, w), of any multiple (w, x, y, z) of (cos(t/2), sin(t/2) axis)."""
     a, b, c, d, e, f, g, h, i = q.flatten(-2).unbind(-1)
     wx, wy, wz, xy, xz, yz = h - f, c - g, d - b, b + d, c + g, f + h
     # row k is 4 q_k (w, x, y, z): the one whose q_k is largest loses no digits
@@ -64,24 +68,28 @@ def _log3(q: Square) -> Square:
     )
     table = torch.stack(rows, -1).unflatten(-1, (4, 4))
     largest = table.detach().diagonal(dim1=-2, dim2=-1).argmax(-1)
-    row = table.take_along_dim(largest[..., None, None], -2).squeeze(-2)
-    row = row * torch.where(row[..., :1] < 0, -1, 1)
-    one = torch.zeros_like(row)
-    one[..., 0] = 1
-    _, x, y, z = (2 * _round.log(one, _round.normalized(row, (-1,), 1), (-1,), 1)).unbind(-1)
+    w, *axis = table.take_along_dim(largest[..., None, None], -2).squeeze(-2).unbind(-1)
+    squares = axis[0] * axis[0] + axis[1] * axis[1] + axis[2] * axis[2]
+    # t / sin(t/2) is smooth in the square of the sine, but sqrt is not at 0: below 1e-3 its series there
+    small = squares < 1e-6 * (w * w)
+    r = squares / torch.where(small, w, 1).square()
+    sine = torch.where(small, 1, squares).sqrt()
+    far = 2 * torch.atan2(torch.where(w < 0, -sine, sine), w.abs()) / sine
+    factor = torch.where(small, (2 - r * (2 / 3 - r * (2 / 5))) / torch.where(small, w, 1), far)
+    x, y, z = (factor * a for a in axis)
     zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))  # type: ignore[no-any-return]
 
 
 def _is_reflection(q: Square) -> Bool[Tensor, "*batch 1 1"]:
     """det Q < 0, of matrices up to 3 x 3."""
-    q = q.detach()
-    if q.shape[-1] == 3:
-        det = (q[..., 0, :] * torch.linalg.cross(q[..., 1, :], q[..., 2, :])).sum(-1)
-    else:
-        det = q[..., 0, 0] * q[..., -1, -1] - (q[..., 0, 1] * q[..., 1, 0] if q.shape[-1] == 2 else 0)
-    if q.shape[-1] == 1:
+    n, q = q.shape[-1], q.detach()
+    if n == 1:
         det = q[..., 0, 0]
+    elif n == 2:
+        det = q[..., 0, 0] * q[..., 1, 1] - q[..., 0, 1] * q[..., 1, 0]
+    else:
+        det = (q[..., 0, :] * torch.linalg.cross(q[..., 1, :], q[..., 2, :])).sum(-1)
     return (det < 0)[..., None, None]
 
 
@@ -106,7 +114,7 @@ def _arctangent(a: Square) -> Square:
     square, w = torch.linalg.eigh(a.mH @ a)
     t = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
     f = torch.where(t < 1e-4, 2 - 2 * square / 3, 2 * t.atan() / t)
-    return a @ (w * f.to(w).unsqueeze(-2)) @ w.mH
+    return a @ (w * f.to(w).unsqueeze(-2)) @ w.mH  # type: ignore[no-any-return]
 
 
 def _real(q: Square) -> Square:

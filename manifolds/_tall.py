@@ -1,0 +1,115 @@
+"""Engines of matrices with orthonormal columns: tall ones, wide ones, whose rows are orthonormal, and square ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from ._group import SquareEngine
+from .engine import Engine
+from .kernels import chart, steps
+from .kernels.linalg import newton_schulz
+from .kernels.steps import is_wide as is_wide
+from .retractions import Metric, Retraction, exp, polar, qr
+
+if TYPE_CHECKING:
+    from .base import Manifold
+
+Points = Inexact[Tensor, "*batch n p"]
+
+
+class TallEngine(Engine):
+    """n x p for n != p: coordinates are the tangent vector."""
+
+    def __init__(self, manifold: Manifold, metric: Metric, retraction: Retraction) -> None:
+        super().__init__(manifold)
+        self._canonical, self._retraction = metric == "canonical", retraction
+
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        """As defined; in closed form for polar."""
+        return chart.polar(x, y, c, m) if self._retraction is polar else super().recenter(x, y, c, m)
+
+    def polish(self, x: Points) -> Points:
+        """X (3I - X^H X) / 2."""
+        return newton_schulz(x)
+
+    def store(self, x: Points, y: Points, c: Points) -> Points:
+        """C itself: the transport is the projection at Y, which `recall` does."""
+        return c
+
+    def recall(self, x: Points, stored: Points) -> Points:
+        """The projection of C."""
+        return self.manifold.project(x, stored)
+
+    def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
+        """As defined; where it is as exact with three products or four."""
+        mixed = steps.mix_tall(x, stored, g, keep, add, self._canonical)
+        return super().mix(x, stored, g, keep, add) if mixed is None else mixed
+
+    def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
+        """As defined; for short steps by series, where the retraction is polar."""
+        if self._retraction is polar:
+            y = steps.polar_step(x, c, size)
+            return super().advance(x, c, size) if y is None else y
+        y = super().advance(x, c, size)
+        # torch.matrix_exp is off by up to 100 eps in float32
+        return newton_schulz(y) if self._retraction is exp else y
+
+    def renormalizes(self, x: Points) -> bool:
+        """Whether the retraction is polar, qr or exp."""
+        return self._retraction in (polar, qr, exp)
+
+
+class StiefelEngine(Engine):
+    """That of the shape: `SquareEngine` where n = p, `TallEngine` elsewhere."""
+
+    def __init__(self, manifold: Manifold, metric: Metric, retraction: Retraction) -> None:
+        super().__init__(manifold)
+        self._square = SquareEngine(manifold, retraction, canonical=metric == "canonical")
+        self._tall = TallEngine(manifold, metric, retraction)
+
+    def _of(self, x: Points) -> Engine:
+        return self._square if is_square(x) else self._tall
+
+    def coordinates(self, x: Points, a: Points) -> Points:
+        return self._of(x).coordinates(x, a)
+
+    def lift(self, x: Points, g: Points) -> Points:
+        return self._of(x).lift(x, g)
+
+    def move(self, x: Points, c: Points) -> Points:
+        return self._of(x).move(x, c)
+
+    def carry(self, x: Points, y: Points, c: Points) -> Points:
+        return self._of(x).carry(x, y, c)
+
+    def coordinate_inner(self, x: Points, c: Points, d: Points) -> Float[Tensor, "*batch"]:
+        return self._of(x).coordinate_inner(x, c, d)
+
+    def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
+        return self._of(x).recenter(x, y, c, m)
+
+    def polish(self, x: Points) -> Points:
+        return self._of(x).polish(x)
+
+    def store(self, x: Points, y: Points, c: Points) -> Points:
+        return self._of(x).store(x, y, c)
+
+    def recall(self, x: Points, stored: Points) -> Points:
+        return self._of(x).recall(x, stored)
+
+    def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
+        return self._of(x).mix(x, stored, g, keep, add)
+
+    def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
+        return self._of(x).advance(x, c, size)
+
+    def renormalizes(self, x: Points) -> bool:
+        return self._of(x).renormalizes(x)
+
+
+def is_square(x: Tensor) -> bool:
+    """Whether n = p."""
+    return x.shape[-2] == x.shape[-1]

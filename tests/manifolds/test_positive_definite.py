@@ -1,0 +1,268 @@
+"""The cone of positive definite matrices against scipy, geoopt and an integrated geodesic equation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from manifolds import PositiveDefinite, Stiefel
+from manifolds.kernels import hermitian
+from manifolds.positive_definite import Name
+from manifolds.testing import check_manifold
+
+F64 = torch.float64
+METRICS = get_args(Name)
+every_metric = pytest.mark.parametrize("metric", METRICS)
+EPS = torch.finfo(F64).eps
+
+
+def points(count: int, n: int = 4, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return PositiveDefinite().random(count, n, n, generator=generator, dtype=dtype)
+
+
+def ill(n: int = 5, condition: float = 1e8, seed: int = 0) -> Tensor:
+    q = Stiefel().random(n, n, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return hermitian.rebuilt(torch.logspace(0, -math.log10(condition), n, dtype=F64), q)
+
+
+def tangent(x: Tensor, seed: int = 1) -> Tensor:
+    return PositiveDefinite().random_tangent(x, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (1, 1), (2, 4, 4)], ids=str)
+@every_metric
+def test_the_contract(metric: Any, shape: tuple[int, ...]) -> None:
+    check_manifold(PositiveDefinite(metric), shape)
+
+
+def test_products() -> None:
+    check_manifold(PositiveDefinite * PositiveDefinite("log-cholesky") * Stiefel, (9, 3))
+
+
+# Against others ----------------------------------------------------------------------------------------------
+
+
+def distance_by_scipy(metric: str, x: Any, y: Any) -> float:
+    if metric == "affine-invariant":
+        return float(np.sqrt(np.sum(np.log(scipy.linalg.eigvalsh(y, x)) ** 2)))
+    if metric == "log-euclidean":
+        return float(np.linalg.norm(scipy.linalg.logm(x) - scipy.linalg.logm(y)))
+    if metric == "log-cholesky":
+        a, b = np.linalg.cholesky(x), np.linalg.cholesky(y)
+        low = np.linalg.norm(np.tril(a - b, -1))
+        return float(np.hypot(low, np.linalg.norm(np.log(np.diag(a).real) - np.log(np.diag(b).real))))
+    root = scipy.linalg.sqrtm(x)
+    return float(np.sqrt((np.trace(x + y) - 2 * np.trace(scipy.linalg.sqrtm(root @ y @ root))).real))
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+@every_metric
+def test_distance_is_that_of_scipy(metric: Any, dtype: torch.dtype) -> None:
+    x, y = points(2, dtype=dtype)
+    expected = distance_by_scipy(metric, x.numpy(), y.numpy())
+    assert float(PositiveDefinite(metric).distance(x, y)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other library
+def test_affine_invariant_is_that_of_geoopt() -> None:
+    """Distance, exp, log, inner and gradient."""
+    geoopt = pytest.importorskip("geoopt")
+    theirs, ours = geoopt.SymmetricPositiveDefinite(), PositiveDefinite()
+    x, y = points(2)
+    u, v = tangent(x, 1), tangent(x, 2)
+    for a, b in (
+        (theirs.dist(x, y), ours.distance(x, y)),
+        (theirs.expmap(x, u), ours.exp(x, u)),
+        (theirs.logmap(x, y), ours.log(x, y)),
+        (theirs.inner(x, u, v).squeeze(), ours.inner(x, u, v)),
+        (theirs.egrad2rgrad(x, u), ours.gradient(x, u)),
+        (theirs.retr(x, u), ours.retract(x, u)),
+    ):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@every_metric
+def test_exp_solves_the_geodesic_equation(metric: Any) -> None:
+    """The stationary curve of the energy of the metric, of whose Lagrangian only `inner` is used."""
+    m = PositiveDefinite(metric)
+    x, n = points(1, 2)[0], 2
+    v = 0.5 * tangent(x)
+    basis = torch.tensor([[[1.0, 0], [0, 0]], [[0, 0], [0, 1.0]], [[0, 1.0], [1.0, 0]]], dtype=F64)
+
+    def gram(c: Tensor) -> Tensor:
+        z = (c[:, None, None] * basis).sum(0).expand(9, n, n)
+        u, w = basis.repeat_interleave(3, 0), basis.repeat(3, 1, 1)
+        return m.inner(z, u, w).reshape(3, 3)
+
+    def slope(_: float, state: Any) -> Any:
+        c, d = torch.from_numpy(state).split(3)
+        g = gram(c)
+        h = 1e-5
+        e = h * torch.eye(3, dtype=F64)
+        dg = torch.stack([(gram(c + e[k]) - gram(c - e[k])) / (2 * h) for k in range(3)])  # dg[k, i, j]
+        force = torch.einsum("kij,i,j->k", dg, d, d) / 2 - torch.einsum("kij,k,j->i", dg, d, d)
+        return torch.cat([d, torch.linalg.solve(g, force)]).numpy()
+
+    def entries(a: Tensor) -> Any:
+        return torch.stack([a[0, 0], a[1, 1], a[0, 1]]).numpy()
+
+    end = solve_ivp(slope, (0, 1), np.concatenate([entries(x), entries(v)]), rtol=1e-8, atol=1e-10).y[:3, -1]
+    assert np.allclose(end, entries(m.exp(x, v)), atol=1e-6)
+
+
+@every_metric
+def test_bad_condition_is_no_bad_result(metric: Any) -> None:
+    """At a condition of 1e8, rounding leaves half of the digits of a float64, and exp inverts log to them."""
+    m, x, y = PositiveDefinite(metric), ill(), ill(seed=1)
+    assert bool(m.contains(torch.stack([x, y])).all())
+    assert float(m.distance(x, y)) == pytest.approx(distance_by_scipy(metric, x.numpy(), y.numpy()), rel=1e-6)
+    back = m.exp(x, m.log(x, y))
+    assert bool(m.contains(back))
+    assert float((back - y).norm()) < 1e8 * 64 * EPS
+    g = tangent(x, 3)
+    v = m.gradient(x, g)
+    assert float(m.inner(x, v, v)) == pytest.approx(float((g * v).sum()), rel=1e-6)
+    assert bool(m.contains(m.retract(x, torch.stack([v, -v]))).all())
+
+
+# Means -------------------------------------------------------------------------------------------------------
+
+
+@every_metric
+def test_the_mean_has_no_gradient(metric: Any) -> None:
+    """100 matrices of 20 x 20, weighted."""
+    m, x = PositiveDefinite(metric), points(100, 20, seed=3)
+    weights = torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=F64)
+    mean = m.mean(x, weights)
+    left = (weights[:, None, None] * m.log(mean.expand_as(x), x)).sum(0) / weights.sum()
+    assert float(m.norm(mean, left)) < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+def test_the_mean_of_two_is_half_way(dtype: torch.dtype) -> None:
+    x = points(2, 5, dtype=dtype)
+    for metric in METRICS:
+        m = PositiveDefinite(metric)
+        assert torch.allclose(m.mean(x), m.geodesic(x[0], x[1], 0.5), atol=1e-11), metric
+
+
+def test_the_affine_invariant_mean_does_not_see_the_basis_nor_inversion() -> None:
+    m, x = PositiveDefinite(), points(7, 3)
+    a = torch.randn(3, 3, dtype=F64, generator=torch.Generator().manual_seed(2))
+    mean = m.mean(x)
+    assert torch.allclose(m.mean(a @ x @ a.mT), a @ mean @ a.mT, atol=1e-11)
+    assert torch.allclose(m.mean(x.inverse()), mean.inverse(), atol=1e-11)
+
+
+def test_the_mean_of_far_and_nearly_singular_matrices_settles() -> None:
+    """A fixed step of 1 goes too far, and the condition leaves few digits."""
+    x = torch.stack([ill(3, 1e8, seed) for seed in range(6)])
+    m = PositiveDefinite()
+    mean = m.mean(x)
+    left = m.log(mean.expand_as(x), x).mean(0)
+    assert float(m.norm(mean, left)) < 1e8 * 64 * EPS
+
+
+def test_means_are_batched() -> None:
+    x = points(6, 3).reshape(2, 3, 3, 3)
+    for metric in METRICS:
+        m = PositiveDefinite(metric)
+        together = m.mean(x)
+        assert together.shape == (2, 3, 3)
+        for i in range(2):
+            assert torch.allclose(together[i], m.mean(x[i]), atol=1e-12)
+
+
+def test_a_mean_needs_an_axis() -> None:
+    for metric in METRICS:
+        with pytest.raises(ValueError, match="over the last batch axis"):
+            PositiveDefinite(metric).mean(torch.eye(3))
+
+
+# Steps -------------------------------------------------------------------------------------------------------
+
+
+@every_metric
+def test_transport_is_an_isometry(metric: Any) -> None:
+    """Also far out, where plain projection would make a short momentum long."""
+    m = PositiveDefinite(metric)
+    x, y = torch.eye(4, dtype=F64), ill(4, 1e6)
+    v = tangent(x)
+    assert float(m.norm(y, m.transport(x, y, v))) == pytest.approx(float(m.norm(x, v)), rel=1e-8)
+
+
+def test_retract_is_second_order() -> None:
+    """|R(tv) - exp(tv)| = O(t^3)."""
+    m, x = PositiveDefinite(), points(1)[0]
+    v = tangent(x)
+
+    def error(t: float) -> float:
+        return float((m.retract(x, t * v) - m.exp(x, t * v)).norm())
+
+    assert error(5e-3) <= 0.13 * error(1e-2)
+
+
+# Functions of matrices ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.func.jvp
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt"])
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+def test_functions_have_derivatives_where_eigenvalues_meet(name: str, dtype: torch.dtype) -> None:
+    """Once and twice, forward, batched: at 2 I, and where two of four eigenvalues are equal."""
+    function = getattr(hermitian, name)
+    q = Stiefel().random(4, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    for values in ([2.0, 2, 2, 2], [0.5, 2, 2, 3], [0.5, 2, 2 + 1e-9, 3]):
+        s = hermitian.rebuilt(torch.tensor(values, dtype=F64), q)
+        expected = getattr(scipy.linalg, name + "m")(s.numpy())
+        assert np.allclose(function(s).numpy(), expected, atol=1e-12)
+        point = s.requires_grad_()
+        torch.autograd.gradcheck(function, point)
+        torch.autograd.gradgradcheck(function, point)
+        e = hermitian.sym(torch.randn(4, 4, dtype=dtype, generator=torch.Generator().manual_seed(1)))
+        _, tangent = torch.func.jvp(function, (s.detach(),), (e,))
+        pulled = torch.func.vjp(function, s.detach())[1](e)[0]  # self-adjoint
+        assert torch.allclose(tangent, pulled, atol=1e-12)
+        many = torch.stack([s.detach(), 2 * s.detach()])
+        assert torch.allclose(torch.vmap(function)(many), function(many), atol=1e-12)
+        each = torch.func.vmap(torch.func.grad(lambda a: function(a).real.square().sum()))(many)
+        whole = many.clone().requires_grad_()
+        function(whole).real.square().sum().backward()
+        assert torch.allclose(each, whole.grad, atol=1e-10)  # type: ignore[arg-type]
+
+
+@every_metric
+def test_distance_is_differentiable_where_eigenvalues_meet(metric: Any) -> None:
+    """The gradient of distance^2 / 2 at y is -log(y, x), also from the identity."""
+    m, x = PositiveDefinite(metric), torch.eye(3, dtype=F64)
+    for y in (2 * torch.eye(3, dtype=F64), points(1, 3)[0]):
+        at = y.clone().requires_grad_()
+        (m.distance(x, at) ** 2 / 2).backward()
+        assert torch.allclose(m.gradient(y, at.grad), -m.log(y, x), atol=1e-11)  # type: ignore[arg-type]
+    at = x.clone().requires_grad_()
+    m.distance(x, at).backward()
+    assert torch.equal(at.grad, torch.zeros_like(x))  # type: ignore[arg-type]
+
+
+def test_what_is_no_metric_or_no_square_is_refused() -> None:
+    with pytest.raises(ValueError, match="metric of PositiveDefinite is one of 'affine-invariant'"):
+        PositiveDefinite("euclidean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"square matrices; got shape \(3, 2\)"):
+        PositiveDefinite().random(3, 2)
+
+
+def test_residual_tells_the_boundary() -> None:
+    m = PositiveDefinite()
+    assert m.residual(torch.eye(3)) == 0
+    assert m.residual(torch.diag(torch.tensor([1.0, 0.0]))) == torch.inf
+    assert m.residual(-torch.eye(2)) == torch.inf
+    assert m.residual(torch.zeros(2, 2)) == torch.inf
+    assert 0.1 < m.residual(torch.tensor([[2.0, 1.0], [0.0, 2.0]])) < 1
