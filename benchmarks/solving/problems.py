@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from manifolds import (
     Euclidean,
     Grassmann,
-    Manifold,
     Oblique,
     Orthogonal,
     PositiveDefinite,
@@ -20,7 +16,7 @@ from manifolds import (
     Stiefel,
 )
 
-from .problem import F64, Problem, circuit, digits, overlap
+from .problem import F64, Problem, Problems, circuit, digits, overlap
 
 
 def problems() -> list[Problem]:
@@ -30,21 +26,8 @@ def problems() -> list[Problem]:
     def normal(*shape: int, dtype: torch.dtype = F64) -> Tensor:
         return torch.randn(*shape, dtype=dtype, generator=generator)
 
-    found: list[Problem] = []
-
-    def one(
-        name: str,
-        title: str,
-        f: Callable[..., Tensor],
-        manifold: Manifold,
-        shape: tuple[int, ...],
-        peer: str,
-        *sizes: int,
-        near: Callable[[torch.Generator], list[Tensor]] | None = None,
-        dtype: torch.dtype = F64,
-        **options: Any,
-    ) -> None:
-        found.append(Problem(name, title, f, [manifold], [shape], [(peer, sizes, options)], dtype, near))
+    problems = Problems()
+    one, found = problems.one, problems.found
 
     c = digits()
     one("pca", "PCA of digits, 64 x 5", lambda x: -(x * (c @ x)).sum(), Stiefel(), (64, 5), "Stiefel", 64, 5)
