@@ -121,7 +121,7 @@ def check_betas(name: str, group: Group) -> None:
 
 
 def adam_move(bucket: Bucket, group: Group, gradient: Callable[[], Tensor]) -> Tensor:
-    """Where Adam moves the points of the bucket. gradient gives the Euclidean one, which nobody then keeps in memory."""
+    """Where Adam moves the points of the bucket. gradient gives the Euclidean one, which nobody keeps then."""
     (beta1, beta2), lr = group["betas"], rate(group)
     many = _size(bucket) if group["second_moment"] == "mean" else 1.0
     engine, x, step = bucket.engine, bucket.x, bucket.count_step()
