@@ -17,6 +17,7 @@ from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
 from .positive_definite import PositiveDefinite
 from .product import ProductManifold
+from .simplex import Simplex
 from .sphere import Sphere
 from .stiefel import Stiefel
 from .symmetric import Skew, Symmetric
@@ -38,6 +39,7 @@ __all__ = [
     "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
+    "Simplex",
     "Skew",
     "SpecialOrthogonal",
     "SpectralBall",
