@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip
 # Two test processes share two cores; more threads inside each would only contend.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo tutorials test slow matrix mutants bench docs format release clean
+.PHONY: demo tutorials test slow matrix mutants bench bench-solve docs format release clean
 
 demo: $(VENV)/.has-demo
 	$(BIN)/python tutorials/01_orthogonal_gru.py
@@ -42,6 +42,10 @@ mutants: $(VENV)/.has-test,demo,docs,mutation
 # make bench BENCH="--rows gru"
 bench: $(VENV)/.has-bench
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# solvers beside pymanopt's, about five minutes: make bench-solve BENCH="--only pca procrustes"
+bench-solve: $(VENV)/.has-bench
+	$(BIN)/python -m benchmarks.solving $(BENCH)
 
 # the whole site, with the tutorials run; the tests build it with what they last showed
 docs: $(VENV)/.has-demo,docs

@@ -4,17 +4,23 @@ from . import retractions
 from .base import GeodesicManifold, Manifold, NearestPointManifold, tolerance
 from .compositions import (
     Composition,
+    Hurwitz,
+    Invertible,
     Isospectral,
     LowRank,
     Orthostochastic,
     PositiveSemidefinite,
+    Scaled,
     SpectralBall,
     SpectralSphere,
 )
+from .correlation import Correlation
 from .euclidean import Euclidean
+from .grassmann import Grassmann
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
+from .positive import Positive
 from .positive_definite import PositiveDefinite
 from .product import ProductManifold
 from .simplex import Simplex
@@ -25,8 +31,12 @@ from .symmetric import Skew, Symmetric
 __all__ = [
     "BlockSpec",
     "Composition",
+    "Correlation",
     "Euclidean",
     "GeodesicManifold",
+    "Grassmann",
+    "Hurwitz",
+    "Invertible",
     "Isospectral",
     "Layout",
     "LowRank",
@@ -36,10 +46,15 @@ __all__ = [
     "Orthogonal",
     "Orthostochastic",
     "Pattern",
+    "Positive",
     "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
+<<<<<<< HEAD
     "Simplex",
+=======
+    "Scaled",
+>>>>>>> main
     "Skew",
     "SpecialOrthogonal",
     "SpectralBall",

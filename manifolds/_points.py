@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -52,6 +53,23 @@ def check_axes(manifold: Pointed, shape: Sequence[int]) -> None:
             f"points and tangent vectors of {manifold} have {manifold.ndim} axes, and batch axes before them; got "
             f"shape {tuple(shape)}. Give the tensor the axes of a point, as by reshape or unsqueeze."
         )
+
+
+def per_point(s: Float[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
+    """Numbers that belong one to a point, shaped to multiply points of ndim axes."""
+    return s[(..., *(None,) * ndim)]
+
+
+def check_ndim(name: object, shape: Sequence[int], ndim: int) -> tuple[int, tuple[int, ...]]:
+    """(number of points, shape of one point) of a tensor of this shape; ValueError if it has too few axes."""
+    shape = tuple(shape)
+    if len(shape) < ndim or 0 in shape:
+        raise ValueError(
+            f"a point of {name} has {ndim} axes of size 1 or more; got shape {shape}. "
+            f"Reshape the tensor, or describe it with a BlockSpec pattern."
+        )
+    cut = len(shape) - ndim
+    return math.prod(shape[:cut]), shape[cut:]
 
 
 def sizes(shape: tuple[int | Sequence[int], ...]) -> tuple[int, ...]:

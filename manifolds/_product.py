@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._runs import Run
 from .base import Manifold
 from .engine import Engine
-from .product import ProductManifold, Run
+from .product import ProductManifold
 
 
 class ProductEngine(Engine):

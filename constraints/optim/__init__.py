@@ -1,8 +1,19 @@
 """Optimizers that keep constrained parameters on their manifolds."""
 
+from . import spectral
 from .adam import RiemannianAdam
 from .adamw import RiemannianAdamW
+from .clipping import clip_riemannian_grad_norm_
 from .lbfgs import RiemannianLBFGS
+from .muon import RiemannianMuon
 from .sgd import RiemannianSGD
 
-__all__ = ["RiemannianAdam", "RiemannianAdamW", "RiemannianLBFGS", "RiemannianSGD"]
+__all__ = [
+    "RiemannianAdam",
+    "RiemannianAdamW",
+    "RiemannianLBFGS",
+    "RiemannianMuon",
+    "RiemannianSGD",
+    "clip_riemannian_grad_norm_",
+    "spectral",
+]

@@ -3,7 +3,8 @@ what is checked before anything changes, and the state."""
 
 from .bucket import Bucket
 from .checks import Group, check_at_least_zero, check_ways
-from .optimizer import Params, RiemannianOptimizer, decays_in, rate
+from .optimizer import Params, RiemannianOptimizer
+from .options import decays_in, rate
 
 __all__ = [
     "Bucket",

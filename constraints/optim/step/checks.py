@@ -82,7 +82,14 @@ def warn_of_decay(group: Group, unasked: float) -> bool:
     return bool(factors)
 
 
-def check_loaded(loaded: dict[str, Any], groups: Sequence[Group], numbers: frozenset[str]) -> None:
+def name_of_value(value: Any) -> str:
+    """What stands in a state dict for an option that is a function."""
+    return str(getattr(value, "__qualname__", None) or repr(value))
+
+
+def check_loaded(
+    loaded: dict[str, Any], groups: Sequence[Group], numbers: frozenset[str], values: Sequence[str] = ()
+) -> None:
     """ValueError where saved state is of other manifolds, or has tensors that do not fit the factors."""
     if [len(g["params"]) for g in loaded["param_groups"]] != [len(g["params"]) for g in groups]:
         return  # torch says so
@@ -93,6 +100,12 @@ def check_loaded(loaded: dict[str, Any], groups: Sequence[Group], numbers: froze
                 f"group {i} holds its parameters on {manifold}, but the saved state is of a group on {other}. "
                 f"Constrain the model as it was when the state was saved."
             )
+        for name in values:
+            if saved.get(name, name_of_value(group[name])) != name_of_value(group[name]):
+                raise ValueError(
+                    f"group {i} has {name}={name_of_value(group[name])}, but the saved state is of a group with "
+                    f"{saved[name]}. Make the optimizer as it was when the state was saved."
+                )
         for key, p in zip(saved["params"], group["params"], strict=True):
             if manifold is not None:
                 _check_state(name_in(groups, p), p, manifold, loaded["state"].get(key, {}), numbers)

@@ -14,8 +14,8 @@ from ...precision import exact_products
 from ...riemannian import param_groups
 from ...watch import look, off
 from .bucket import Bucket
-from .checks import Group, check_group, check_loaded, name_in, warn_of_decay
-from .limits import can_look
+from .checks import Group, check_group, check_loaded, name_in, name_of_value, warn_of_decay
+from .options import by_value, decays_in, moves
 from .parts import tensors_only
 from .plan import Member, Plan
 
@@ -48,6 +48,8 @@ class RiemannianOptimizer(Optimizer, ABC):
     """A step moves each group on its "manifold". `Riemannian` refuses a step of any optimizer that does not say so."""
     _numbers: ClassVar[frozenset[str]] = frozenset()
     """Keys of the state that hold one number per point; the others hold a tensor like the point."""
+    _values: ClassVar[tuple[str, ...]] = ()
+    """Options that are functions: saved by name, and not loaded."""
     _decay: ClassVar[float] = 0.0
     """The weight decay of who was asked for none; nothing is said of it where it does nothing."""
     _takes_sparse: ClassVar[bool] = False
@@ -115,7 +117,7 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
         """`_move`. Raises ValueError where the step is too long to be computed; no parameter has moved then."""
         group = self.param_groups[bucket.kind.group]
-        bucket.moves = _moves(group, bucket.device)
+        bucket.moves = moves(group, bucket.device)
         try:
             return self._move(bucket, group)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
@@ -168,7 +170,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             return (groups[0][0],)
         first: dict[Hashable, int] = {}
         names = [name for name in self.defaults if name != "manifold"]
-        return tuple(first.setdefault(tuple(_by_value(g.get(name)) for name in names), i) for i, g in groups)
+        return tuple(first.setdefault(tuple(by_value(g.get(name)) for name in names), i) for i, g in groups)
 
     def _descent(self, bucket: Bucket, group: Group) -> Tensor:
         """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything and is not
@@ -209,7 +211,7 @@ class RiemannianOptimizer(Optimizer, ABC):
     # State -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch, with the repr of each group's manifold in place of the manifold.
+        """As in torch, with the repr of each group's manifold in its place, and the names of functions.
 
         The state of a constrained parameter holds "step" and "drift", one number each; tensors of the shape of the
         parameter, where its memory is one stack of factors, or else of its stacks of equal factors; and tensors with
@@ -220,13 +222,14 @@ class RiemannianOptimizer(Optimizer, ABC):
         for group in saved["param_groups"]:
             if group["manifold"] is not None:
                 group["manifold"] = repr(group["manifold"])
+            group.update({name: name_of_value(group[name]) for name in self._values})
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; the manifolds stay those of this optimizer.
 
-        Raises ValueError, and changes nothing, where the saved manifold of a group has another repr or a saved tensor
-        does not fit the factors of its parameter.
+        Raises ValueError, and changes nothing, where the saved manifold of a group has another repr, an option that is
+        a function another name, or where a saved tensor does not fit the factors of its parameter.
         """
         present = list(self.param_groups)
         saved: dict[str, Any] = {}
@@ -234,11 +237,12 @@ class RiemannianOptimizer(Optimizer, ABC):
         def check(_: Optimizer, loaded: dict[str, Any]) -> None:
             loaded["state"] = {key: tensors_only(entry) for key, entry in loaded["state"].items()}
             saved.update(loaded)
-            check_loaded(loaded, self.param_groups, self._numbers)
+            check_loaded(loaded, self.param_groups, self._numbers, self._values)
 
         def restore(_: Optimizer) -> None:
             for group, old, kept in zip(self.param_groups, present, saved["param_groups"], strict=True):
                 group["manifold"] = manifold = old["manifold"]
+                group.update({name: old[name] for name in self._values})
                 for name, option in old.items():
                     group.setdefault(name, option)
                 # torch casts state to the dtype of the parameter, which would round a master
@@ -267,32 +271,6 @@ class RiemannianOptimizer(Optimizer, ABC):
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _step_outside_of_graphs(optimizer: RiemannianOptimizer, closure: Callable[[], Any] | None) -> Any:
     return optimizer.step(closure)
-
-
-def decays_in(bucket: Bucket, group: Group) -> bool:
-    """Whether weight decay does anything to the points of the bucket."""
-    return group["weight_decay"] != 0 and not bucket.factor.constant_norm
-
-
-def rate(group: Group) -> float | Tensor:
-    """The learning rate as a number that does not change the shape or dtype of what it multiplies."""
-    lr: float | Tensor = group["lr"]
-    return lr.reshape(()) if isinstance(lr, Tensor) else lr
-
-
-def _moves(group: Group, device: torch.device) -> bool | Tensor:
-    """Whether lr is not 0; a tensor on the device where looking at lr would stall."""
-    lr: float | Tensor = group["lr"]
-    if not isinstance(lr, Tensor):
-        return lr != 0
-    return lr.item() != 0 if can_look(lr.device) else (lr.reshape(()) != 0).to(device)
-
-
-def _by_value(option: Any) -> Hashable:
-    """A stand-in that is equal for equal options; tensors are compared by identity, which does not look at them."""
-    if isinstance(option, Tensor):
-        return id(option)
-    return tuple(option) if isinstance(option, list) else option
 
 
 def _own(value: Any, device: torch.device) -> Any:

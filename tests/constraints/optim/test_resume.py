@@ -17,8 +17,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from constraints import Riemannian, constrain
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from constraints.optim.step import bucket
-from constraints.optim.step import optimizer as optimizers
+from constraints.optim.step import bucket, options
 from constraints.optim.step.optimizer import RiemannianOptimizer
 from manifolds import BlockSpec, Euclidean, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel, retractions
 
@@ -172,7 +171,7 @@ def test_a_step_of_length_zero_moves_nothing(
     if not looks and held == "many tiny":
         pytest.skip("matrices are in tiles on a CPU only")
     if not looks:
-        for module in (bucket, optimizers):
+        for module in (bucket, options):
             monkeypatch.setattr(module, "can_look", lambda device: False)
     for steps in (0, 3):
         net, moving = build(held, kind)
