@@ -23,6 +23,7 @@ from .orthogonal import Orthogonal, SpecialOrthogonal
 from .positive import Positive
 from .positive_definite import PositiveDefinite
 from .product import ProductManifold
+from .simplex import Simplex
 from .sphere import Sphere
 from .stiefel import Stiefel
 from .symmetric import Skew, Symmetric
@@ -49,7 +50,11 @@ __all__ = [
     "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
+<<<<<<< HEAD
+    "Simplex",
+=======
     "Scaled",
+>>>>>>> main
     "Skew",
     "SpecialOrthogonal",
     "SpectralBall",
