@@ -50,11 +50,8 @@ __all__ = [
     "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
-<<<<<<< HEAD
-    "Simplex",
-=======
     "Scaled",
->>>>>>> main
+    "Simplex",
     "Skew",
     "SpecialOrthogonal",
     "SpectralBall",
