@@ -17,9 +17,11 @@ from .compositions import (
 from .correlation import Correlation
 from .euclidean import Euclidean
 from .grassmann import Grassmann
+from .hyperboloid import Hyperboloid
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
+from .poincare import PoincareBall
 from .positive import Positive
 from .positive_definite import PositiveDefinite
 from .product import ProductManifold
@@ -36,6 +38,7 @@ __all__ = [
     "GeodesicManifold",
     "Grassmann",
     "Hurwitz",
+    "Hyperboloid",
     "Invertible",
     "Isospectral",
     "Layout",
@@ -46,6 +49,7 @@ __all__ = [
     "Orthogonal",
     "Orthostochastic",
     "Pattern",
+    "PoincareBall",
     "Positive",
     "PositiveDefinite",
     "PositiveSemidefinite",

@@ -13,13 +13,17 @@ from torch import nn
 
 from constraints import Riemannian, Trivialization, constrain, report
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from manifolds import BlockSpec, Euclidean, Manifold, ProductManifold, Simplex
+from manifolds import BlockSpec, Hyperboloid, Manifold, PoincareBall, ProductManifold, Simplex, Sphere
 
 # with the rate of SGD: that of the metric is another than that of the entries
 SETS: list[tuple[Manifold, tuple[int, ...], float]] = [
     (Simplex(), (3, 4), 2.0),
     (Simplex() ** 3, (12,), 2.0),
-    (ProductManifold((Simplex(), Euclidean(1)), BlockSpec(rows=2, axis=-1)), (3, 8), 1.0),
+    (ProductManifold((Simplex(), Sphere()), BlockSpec(rows=2, axis=-1)), (3, 8), 1.0),
+    (PoincareBall(), (3, 4), 1.0),
+    (PoincareBall(-0.5) ** 2, (8,), 1.0),
+    (Hyperboloid(), (3, 4), 0.2),
+    (Hyperboloid(-2.0) * Simplex(), (8,), 0.2),
 ]
 cases = pytest.mark.parametrize(("manifold", "shape", "rate"), SETS, ids=[f"{m}" for m, *_ in SETS])
 methods = pytest.mark.parametrize("method", [Trivialization(), Riemannian()], ids=lambda m: type(m).__name__)
