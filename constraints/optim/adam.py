@@ -126,6 +126,7 @@ def adam_move(bucket: Bucket, group: Group, g: Tensor) -> Tensor:
     engine, x, step = bucket.engine, bucket.x, bucket.count_step()
     stored, v = bucket.stored("exp_avg"), bucket.stored("exp_avg_sq")
     m, square = engine.mix(x, stored, g, beta1, 1 - beta1)
+    del g  # its memory is there for the step
     v.lerp_(square, 1 - beta2)
     bucket.put("exp_avg_sq", v)
     if group["amsgrad"]:
