@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import engines, exactness, figure, guarded, jobs, quality, recurrent, report
+from benchmarks import engines, exactness, figure, gpt, guarded, jobs, quality, recurrent, report
 from benchmarks.__main__ import main
 from benchmarks.jobs import OURS, Row, Setting
 from benchmarks.profile import profile
@@ -513,3 +513,11 @@ for name in ("geoopt", "pogo", "geotorch", "pymanopt"):
 import benchmarks.__main__
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+@pytest.mark.parametrize("kind", gpt.KINDS)
+def test_the_gpt_trains_by_each_optimizer(kind: str) -> None:
+    """Small: the loss after some steps is below that of the first, which is log of the number of letters."""
+    _, _, letters = gpt.characters()
+    loss = gpt.train(kind, width=32, lr=1e-2, seed=0, steps=6, layers=1, device="cpu")
+    assert loss < math.log(letters)
