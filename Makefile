@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip
 # Two test processes share two cores; more threads inside each would only contend.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo tutorials test slow matrix mutants bench docs format release clean
+.PHONY: demo tutorials test slow matrix mutants bench bench-solve docs format release clean
 
 demo: $(VENV)/.has-demo
 	$(BIN)/python tutorials/01_orthogonal_gru.py
@@ -22,8 +22,9 @@ test: $(VENV)/.has-test,demo,docs
 	$(BIN)/mypy
 	$(PYTEST) -n 2 --dist worksteal
 
+# every case of every test, of which `make test` takes up to 24, and the tests that take long
 slow: $(VENV)/.has-test,demo,docs
-	$(PYTEST) -n 2 --dist worksteal -m slow
+	$(PYTEST) -n 2 --dist worksteal --every-case -m "slow or not slow"
 
 # the tests under ten other seeds, each with one of the instruction sets and one or two threads; a table at its end
 matrix: $(VENV)/.has-test,demo,docs
@@ -42,6 +43,10 @@ mutants: $(VENV)/.has-test,demo,docs,mutation
 # make bench BENCH="--rows gru"
 bench: $(VENV)/.has-bench
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# solvers beside pymanopt's, about five minutes: make bench-solve BENCH="--only pca procrustes"
+bench-solve: $(VENV)/.has-bench
+	$(BIN)/python -m benchmarks.solving $(BENCH)
 
 # the whole site, with the tutorials run; the tests build it with what they last showed
 docs: $(VENV)/.has-demo,docs

@@ -16,7 +16,7 @@ from .values import may_look
 
 Momentum = Literal["carried", "reset", "no optimizer"]
 
-BLIND_EVERY = 32
+BLIND_EVERY = 16
 """Steps from one move of the base to the next on accelerators, which are not asked how long coordinates are."""
 
 

@@ -47,7 +47,7 @@ class Trivialization(Method):
     Weight decay on `original` pulls the weight towards its base, and nowhere else, of which an optimizer warns once;
     `param_groups` leaves it out.
 
-    The base follows the weight: where a step leaves coordinates so long that the map bends, on an accelerator every 32
+    The base follows the weight: where a step leaves coordinates so long that the map bends, on an accelerator every 16
     steps, the base moves to the present weight, as `rebase` does it. The weight stays, to rounding, and every point of
     its component is in reach. What optimizers of torch keep is carried; under another kind of optimizer, ASGD or one
     that steps others, the base stays, for what it keeps may refer to it. LBFGS begins a new history.

@@ -4,19 +4,28 @@ from . import retractions
 from .base import GeodesicManifold, Manifold, NearestPointManifold, tolerance
 from .compositions import (
     Composition,
+    Hurwitz,
+    Invertible,
     Isospectral,
     LowRank,
     Orthostochastic,
     PositiveSemidefinite,
+    Scaled,
     SpectralBall,
     SpectralSphere,
 )
+from .correlation import Correlation
 from .euclidean import Euclidean
+from .grassmann import Grassmann
+from .hyperboloid import Hyperboloid
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
+from .poincare import PoincareBall
+from .positive import Positive
 from .positive_definite import PositiveDefinite
 from .product import ProductManifold
+from .simplex import Simplex
 from .sphere import Sphere
 from .stiefel import Stiefel
 from .symmetric import Skew, Symmetric
@@ -24,8 +33,13 @@ from .symmetric import Skew, Symmetric
 __all__ = [
     "BlockSpec",
     "Composition",
+    "Correlation",
     "Euclidean",
     "GeodesicManifold",
+    "Grassmann",
+    "Hurwitz",
+    "Hyperboloid",
+    "Invertible",
     "Isospectral",
     "Layout",
     "LowRank",
@@ -35,9 +49,13 @@ __all__ = [
     "Orthogonal",
     "Orthostochastic",
     "Pattern",
+    "PoincareBall",
+    "Positive",
     "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
+    "Scaled",
+    "Simplex",
     "Skew",
     "SpecialOrthogonal",
     "SpectralBall",

@@ -98,11 +98,11 @@ class Engine:
         return torch.autograd.grad(there, zero, t)[0]
 
     def is_long(self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."]) -> bool:
-        """Whether a point has coordinates with |C| > |X| / (2 k^(1/4)), from where its chart may bend. Looks at values.
+        """Whether a point has coordinates with |C| > |X| / (3 k^(1/4)), from where its chart may bend. Looks at values.
 
         k is 1 for vectors and the shorter side of matrices: if C has all its length in one of k directions it is as
         long there as |C| sqrt(k) / |X|, which is |C| on Stiefel, and if it has it evenly, as |C| / |X|. Their geometric
-        mean is compared with 1/2. Linear spaces have charts that never bend. False where c is NaN.
+        mean is compared with 1/3. Linear spaces have charts that never bend. False where c is NaN.
         """
         parts = zip(self.split(x), self.split(c), strict=True)
         curved = ((f.ndim, points, vectors) for (f, points), (_, vectors) in parts if not engine(f).flat)

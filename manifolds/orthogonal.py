@@ -15,6 +15,7 @@ from .base import GeodesicManifold, NearestPointManifold, check_ndim
 from .engine import Engine
 from .kernels import orthonormal, rotation
 from .kernels.determinant import determinant_phase, unit_determinant
+from .kernels.exponential import exp_move
 from .kernels.linalg import orthogonality_error, skew
 from .retractions import Retraction, cayley, exp
 
@@ -182,8 +183,9 @@ class SpecialOrthogonal(NearestPointManifold, GeodesicManifold):
         return _group.transport(*broadcast(self, x, y, v))
 
     def exp(self, x: Square, v: Square) -> Square:
-        """X exp(X^H V), with determinant 1."""
-        return unit_determinant(exp(*broadcast(self, x, v)))
+        """X exp(X^H V)."""
+        x, v = broadcast(self, x, v)
+        return exp_move(x, _group.traceless(skew(x.mH @ v)))
 
     def log(self, x: Square, y: Square) -> Square:
         """X Omega, with the shortest skew Omega of trace 0 and exp(Omega) = X^H Y; see `Orthogonal.log`."""

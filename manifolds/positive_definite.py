@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._cone import METRICS, Metric
 from ._mean import karcher, shares
-from ._points import broadcast, check_axes, inner, length, sizes
+from ._points import broadcast, check_axes, length, sizes
 from .base import GeodesicManifold, check_ndim
+from .cone import METRICS, Metric
+from .cone.engine import ConeEngine
 from .engine import Engine
 from .kernels import hermitian
 from .kernels.linalg import sym
@@ -41,7 +42,7 @@ class PositiveDefinite(GeodesicManifold):
     Riemannian geometry of symmetric positive definite matrices via Cholesky decomposition (2019); Bhatia, Jain & Lim,
     On the Bures-Wasserstein distance (2019).
 
-    >>> x, y = torch.eye(2), torch.diag(torch.tensor([1.0, math.e**2]))
+    >>> x, y = torch.eye(2), torch.diag(torch.tensor([1.0, torch.e**2]))
     >>> PositiveDefinite().distance(x, y)
     tensor(2.)
     """
@@ -140,48 +141,7 @@ class PositiveDefinite(GeodesicManifold):
         return karcher(self, x, weights) if mean is None else mean
 
     def _engine(self) -> Engine:
-        return _Frames(self, self._metric)
-
-
-class _Frames(Engine):
-    """Coordinates are the frame W of V, which needs no transport."""
-
-    def __init__(self, manifold: PositiveDefinite, metric: Metric) -> None:
-        super().__init__(manifold)
-        self._metric = metric
-
-    def coordinates(self, x: Square, a: Square) -> Square:
-        """What of A is a frame."""
-        return self._metric.frames(broadcast(self.manifold, x, a)[1])
-
-    def lift(self, x: Square, g: Square) -> Square:
-        """The frame of the gradient."""
-        return self._metric.pulled(*broadcast(self.manifold, x, g))
-
-    def move(self, x: Square, c: Square) -> Square:
-        """A map onto the whole cone: see `Metric.move`."""
-        return self._metric.move(*broadcast(self.manifold, x, c))
-
-    def carry(self, x: Square, y: Square, c: Square) -> Square:
-        """W."""
-        return broadcast(self.manifold, x, y, c)[2]
-
-    def coordinate_inner(self, x: Square, c: Square, d: Square) -> Float[Tensor, "*batch"]:
-        """Re tr(C^H D)."""
-        _, c, d = broadcast(self.manifold, x, c, d)
-        return inner(c, d, 2)
-
-    def recenter(self, x: Square, y: Square, c: Square, m: Square) -> Square:
-        """M where the chart is flat."""
-        return self._metric.frames(m) if self._metric.is_flat else super().recenter(x, y, c, m)
-
-    def polish(self, x: Square) -> Square:
-        """(X + X^H) / 2."""
-        return sym(x)
-
-    def renormalizes(self, x: Square) -> bool:
-        """True: a step begins with a factor, and ends with its square."""
-        return True
+        return ConeEngine(self, self._metric)
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:

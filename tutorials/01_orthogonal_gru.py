@@ -21,11 +21,12 @@ none of the four learns anything. One rate serves all, for that of RiemannianAda
 as good.
 
 Answer: speed, and less care for the rate. After four epochs the constrained networks name 83 to 87 % of the test
-digits, the free one 70 to 79 % (two seeds); after twelve, all name 92 to 95 %. At a rate of 0.02 the free one is
-still ten points behind at the end. An orthogonal gate cannot grow, so that it neither overwrites nor blows up what
-the network holds, while free gates come to have singular values of 6. A stack of orthonormal columns cannot grow
-either, and learns as fast at first; but none of its gates is orthogonal even once, while no constrained one is ever
-further than 1e-5 from it. Where memory is short there is nothing to gain.
+digits, the free one 66 to 79 % (three seeds); after twelve, all name 90 to 95 %, in the mean 94 trivialized, 93
+Riemannian, and 92 free and stack-orthonormal. At a rate of 0.02 the free one is still ten points behind at the end.
+An orthogonal gate cannot grow, so that it neither overwrites nor blows up what the network holds, while free gates
+come to have singular values of 6. A stack of orthonormal columns cannot grow either, and learns as fast at first; but
+none of its gates is orthogonal even once, while no constrained one is ever further than 1e-5 from it. Where memory is
+short there is nothing to gain.
 """
 
 from __future__ import annotations

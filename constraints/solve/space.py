@@ -92,6 +92,8 @@ class Space:
 
     def transport(self, x: Rows, y: Rows, v: Rows) -> Rows:
         """v carried from T_x to T_y."""
+        if v.dim() > x.dim():
+            x, y = x.expand_as(v), y.expand_as(v)
         return self._each(lambda m, *t: m.transport(*t), x, y, v)
 
     def inner(self, x: Rows, u: Rows, v: Rows) -> Number:

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from . import arcs
 from .exponential import exp_move
 from .iterations import ORDER
 from .linalg import eye_like, inverse_sqrt, may_look, newton_schulz, skew, sym
@@ -35,14 +34,19 @@ def logarithm(q: Square, *, special: bool = False) -> Square:
     """
     n = q.shape[-1]
     if n <= 3 and not q.is_complex():
-        omega = torch.zeros_like(q) if n == 1 else _log2(q) if n == 2 else _log3(q)
+        omega = q - q if n == 1 else _log2(q) if n == 2 else _log3(q)
         return omega if special else torch.where(_is_reflection(q), torch.nan, omega)
+    lost = ~q.detach().isfinite().all(-1).all(-1)[..., None, None]
+    q = torch.where(lost, eye_like(q), q)
     q = q @ inverse_sqrt(sym(q.mH @ q))
     fixed = q.detach()
     omega = _complex(fixed) if q.is_complex() else _real(fixed)
     if special and q.is_complex():
         omega = _traceless(omega)
-    return _differentiable(q, omega, special) if is_recorded(q) else omega
+    lost = lost | omega.isnan()
+    if is_recorded(q):
+        omega = _differentiable(q, torch.where(lost, 0, omega), special)
+    return torch.where(lost, torch.nan, omega)
 
 
 def _log2(q: Square) -> Square:
@@ -52,7 +56,7 @@ def _log2(q: Square) -> Square:
 
 
 def _log3(q: Square) -> Square:
-    """Twice the log, on the sphere of R^4, of the unit quaternion (cos(t/2), sin(t/2) axis)."""
+    """t axis with t = 2 atan2(|(x, y, z)|, w), of any multiple (w, x, y, z) of (cos(t/2), sin(t/2) axis)."""
     a, b, c, d, e, f, g, h, i = q.flatten(-2).unbind(-1)
     wx, wy, wz, xy, xz, yz = h - f, c - g, d - b, b + d, c + g, f + h
     # row k is 4 q_k (w, x, y, z): the one whose q_k is largest loses no digits
@@ -64,11 +68,15 @@ def _log3(q: Square) -> Square:
     )
     table = torch.stack(rows, -1).unflatten(-1, (4, 4))
     largest = table.detach().diagonal(dim1=-2, dim2=-1).argmax(-1)
-    row = table.take_along_dim(largest[..., None, None], -2).squeeze(-2)
-    row = row * torch.where(row[..., :1] < 0, -1, 1)
-    one = torch.zeros_like(row)
-    one[..., 0] = 1
-    _, x, y, z = (2 * arcs.log(one, arcs.normalized(row, (-1,), 1), (-1,), 1)).unbind(-1)
+    w, *axis = table.take_along_dim(largest[..., None, None], -2).squeeze(-2).unbind(-1)
+    squares = axis[0] * axis[0] + axis[1] * axis[1] + axis[2] * axis[2]
+    # t / sin(t/2) is smooth in the square of the sine, but sqrt is not at 0: below 1e-3 its series there
+    small = squares < 1e-6 * (w * w)
+    r = squares / torch.where(small, w, 1).square()
+    sine = torch.where(small, 1, squares).sqrt()
+    far = 2 * torch.atan2(torch.where(w < 0, -sine, sine), w.abs()) / sine
+    factor = torch.where(small, (2 - r * (2 / 3 - r * (2 / 5))) / torch.where(small, w, 1), far)
+    x, y, z = (factor * a for a in axis)
     zero = torch.zeros_like(x)
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))  # type: ignore[no-any-return]
 

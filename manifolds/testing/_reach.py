@@ -88,7 +88,7 @@ def _towards(case: Case, x: Tensor, v: Tensor) -> Tensor:
     at = x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1)
     c = step * e.coordinates(at, basis.repeat(len(x), *(1,) * (x.dim() - 1)))
     columns = _flat(e.move(at, c) - e.move(at, -c)).reshape(len(x), count, count).mT / (2 * step)
-    best = torch.linalg.pinv(columns, rtol=1e-7) @ _flat(v).unsqueeze(-1)
+    best = torch.linalg.pinv(columns.nan_to_num(), rtol=1e-7) @ _flat(v).unsqueeze(-1)
     return (torch.view_as_complex(best.reshape(len(x), -1, 2)) if x.is_complex() else best).reshape(x.shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from constraints import Riemannian, constrain
+from constraints.coordinates import coordinates_of
 from constraints.method import Method
 from constraints.optim import RiemannianAdam
 from constraints.trivialization import trivialized
@@ -36,7 +38,25 @@ def _work(rank: int, base: int) -> Any:
                     x = batch(8, seed=step).double()
                     train(wrapped, optimizer, x[4 * rank : 4 * rank + 4])
                 found[subject.name, type(method).__name__, name] = weights(net)
+    found["far"] = _go_far(DistributedDataParallel, rank)
     return found
+
+
+def _go_far(wrap: Callable[[torch.nn.Module], torch.nn.Module], rank: int | None = None) -> dict[str, torch.Tensor]:
+    """Weight, base and first moment after steps so long that the base moves, of one rank or of the joined batch."""
+    torch.manual_seed(0)
+    goal, net = Stiefel().random(8, 8, dtype=torch.float64), torch.nn.Linear(8, 8, bias=False, dtype=torch.float64)
+    constrain(net, "weight", Stiefel, init="identity")
+    coordinates, wrapped = dict(coordinates_of(net))["weight"], wrap(net)
+    optimizer, x = torch.optim.Adam(net.parameters(), lr=0.1), torch.randn(8, 8, dtype=torch.float64)
+    x = x if rank is None else x[4 * rank : 4 * rank + 4]
+    for _ in range(12):
+        optimizer.zero_grad()
+        (wrapped(x) - x @ goal.T).square().mean().backward()
+        optimizer.step()
+    base = dict(trivialized(net))["weight"].base_point.detach().clone()
+    moment = optimizer.state[coordinates.original]["exp_avg"]
+    return {"weight": net.weight.detach().clone(), "base": base, "moment": moment}
 
 
 def test_two_processes_train_as_one_on_the_joined_batch(tmp_path: Path, record_property: Note) -> None:
@@ -54,6 +74,11 @@ def test_two_processes_train_as_one_on_the_joined_batch(tmp_path: Path, record_p
                     for key, weight in rank[subject.name, type(method).__name__, name].items():
                         assert (one[key] - start[key]).abs().max() > 1e-6  # far more than rounding, below
                         torch.testing.assert_close(weight, one[key], rtol=0, atol=1e-9)
+    far = _go_far(lambda net: net)
+    assert not torch.equal(far["base"], torch.eye(8, dtype=torch.float64))
+    for key, value in far.items():
+        assert torch.equal(ranks[0]["far"][key], ranks[1]["far"][key])
+        torch.testing.assert_close(ranks[0]["far"][key], value, rtol=0, atol=1e-9)
 
 
 @each

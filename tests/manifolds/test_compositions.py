@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from scipy.linalg import solve_continuous_lyapunov
 from torch import Tensor
 
 from manifolds import (
     BlockSpec,
     Composition,
     Euclidean,
+    Hurwitz,
+    Invertible,
     Isospectral,
     LowRank,
     Orthostochastic,
     PositiveSemidefinite,
+    Scaled,
     SpectralBall,
     SpectralSphere,
+    Sphere,
     Stiefel,
 )
 from manifolds.compositions import ComposedProduct
@@ -35,6 +41,13 @@ CASES: list[tuple[Composition, tuple[int, ...]]] = [
     (PositiveSemidefinite(), (4, 4)),
     (PositiveSemidefinite(rank=2), (2, 5, 5)),
     (Orthostochastic(), (4, 4)),
+    (Scaled(Stiefel()), (2, 5, 3)),
+    (Scaled(Stiefel**3), (12, 4)),
+    (Scaled(Sphere()), (3, 4)),
+    (Invertible(), (4, 4)),
+    (Invertible(), (2, 3, 3)),
+    (Hurwitz(), (3, 3)),
+    (Hurwitz(0.5), (2, 3, 3)),
     (LowRank(2) ** 3, (12, 5)),
     (LowRank(2) * Stiefel * LowRank(2), (12, 4)),
     (ComposedProduct((SpectralBall(), LowRank(1)), BlockSpec(rows=(2, 5))), (7, 3)),
@@ -66,6 +79,27 @@ def test_decompose_inverts_compose(composition: Composition, shape: tuple[int, .
     # three products of matrices below 3 in norm, and cuts of the boundary by eps
     torch.testing.assert_close(composition.made(points, shape), x, rtol=0, atol=64 * torch.finfo(dtype).eps)
     assert float(composition.residual(x).max()) <= 64 * torch.finfo(dtype).eps
+
+
+def test_stable_matrices_are_told_by_scipy() -> None:
+    a = torch.randn(5, 5, dtype=torch.float64, generator=generator())
+    a -= (float(torch.linalg.eigvals(a).real.max()) + 0.3) * torch.eye(5)
+    p = Hurwitz(0.2).decompose(a)["p"]
+    shifted = (a + 0.2 * torch.eye(5, dtype=torch.float64)).numpy()
+    expected = torch.as_tensor(solve_continuous_lyapunov(shifted.T, -np.eye(5)))
+    torch.testing.assert_close(p, expected, rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match=r"real part is not below -0\.5"):
+        Hurwitz(0.5).decompose(a)
+    x = Hurwitz(0.4).random(200, 4, 4, dtype=torch.float64)
+    assert float(torch.linalg.eigvals(x).real.max()) < -0.4
+
+
+def test_a_negative_determinant_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 of 2 matrices"):
+        Invertible().decompose(torch.stack([torch.eye(3), torch.diag(torch.tensor([1.0, 1, -1]))]))
+    with pytest.raises(ValueError, match="not positive"):
+        Invertible().decompose(torch.zeros(3, 3))
+    assert bool((torch.linalg.det(Invertible().random(100, 3, 3)) > 0).all())
 
 
 @every_case
@@ -178,6 +212,8 @@ def test_the_algebra_of_products_takes_compositions() -> None:
         (lambda: LowRank(2).parts((4,)), "2 axes"),
         (lambda: (LowRank(2) ** 3).parts((13, 5)), "divide"),
         (lambda: LowRank(2) ** 0, "k >= 1"),
+        (lambda: Scaled(3), "takes a manifold"),  # type: ignore[arg-type]
+        (lambda: Scaled(Sphere()).decompose(torch.zeros(2, 3)), "zero vector"),
         (lambda: LowRank(2) * 3, "a product is taken"),
         (lambda: (LowRank(2) * Stiefel).compose(u0=torch.zeros(1)), "needs shape="),
     ],

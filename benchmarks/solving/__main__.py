@@ -1,0 +1,195 @@
+"""`python -m benchmarks.solving`: iterations, seconds, evaluations and gradient norms beside pymanopt's."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from constraints import LBFGS, ConjugateGradient, TrustRegion, minimize
+from constraints.solve import Solver
+
+from .problem import Problem
+from .problems import problems
+
+OURS: dict[str, Solver] = {"TrustRegion": TrustRegion(), "LBFGS": LBFGS(), "ConjugateGradient": ConjugateGradient()}
+PEERS = {"pymanopt TR": "TrustRegions", "pymanopt CG": "ConjugateGradient"}
+AGAINST = {"TrustRegion": "pymanopt TR", "LBFGS": "pymanopt CG", "ConjugateGradient": "pymanopt CG"}
+TOL, LIMIT = 1e-6, 2000
+
+
+@dataclass
+class Row:
+    """Means over the starts. solved: how many of them reached the gradient norm."""
+
+    problem: str
+    title: str
+    solver: str
+    solved: int
+    steps: float
+    seconds: float
+    evaluations: float
+    norm: float
+    value: float
+    cannot: str | None = None
+
+
+@dataclass
+class Attempt:
+    steps: int
+    seconds: float
+    evaluations: int
+    norm: float
+    value: float
+
+
+def ours(problem: Problem, solver: Solver, seed: int) -> Attempt:
+    """minimize, from the start of this seed."""
+    starts = problem.starts(seed)
+    names = [str(i) for i in range(len(starts))]
+    if len(starts) == 1:
+        arguments: tuple[Any, ...] = (problem.f, starts[0], problem.manifolds[0])
+    else:
+        x0, manifolds = dict(zip(names, starts, strict=True)), dict(zip(names, problem.manifolds, strict=True))
+        arguments = (lambda p: problem.f(*p.values()), x0, manifolds)
+    began = time.process_time()
+    found = minimize(*arguments, solver=solver, tol=TOL, max_steps=LIMIT)
+    seconds = time.process_time() - began
+    counts = found.evaluations
+    return Attempt(found.steps, seconds, counts.values + counts.hessians, found.gradient_norm, found.value)
+
+
+def theirs(problem: Problem, optimizer: str, seed: int) -> Attempt:
+    """The optimizer of pymanopt, with the same f by its torch backend."""
+    import pymanopt
+    from pymanopt import manifolds, optimizers
+
+    parts = [getattr(manifolds, name)(*sizes, **options) for name, sizes, options in problem.peers]
+    manifold = parts[0] if len(parts) == 1 else manifolds.Product(parts)
+    calls = 0
+
+    def f(*x: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return problem.f(*x)
+
+    cost = pymanopt.function.pytorch(manifold)(f)
+    starts = [x.numpy() for x in problem.starts(seed)]
+    start = starts[0] if len(starts) == 1 else starts
+    chosen = getattr(optimizers, optimizer)(
+        verbosity=0, max_iterations=LIMIT, min_gradient_norm=TOL, min_step_size=0, max_time=60
+    )
+    began = time.process_time()
+    found = chosen.run(pymanopt.Problem(manifold, cost), initial_point=start)
+    return Attempt(found.iterations, time.process_time() - began, calls, float(found.gradient_norm), float(found.cost))
+
+
+def measure(problem: Problem, seeds: int) -> list[Row]:
+    """Every solver from every start, in turn, so that all of them see the same load."""
+    runs: dict[str, Callable[[int], Attempt]] = {name: partial(ours, problem, s) for name, s in OURS.items()}
+    runs |= {name: partial(theirs, problem, optimizer) for name, optimizer in PEERS.items()}
+    attempts: dict[str, list[Attempt]] = {name: [] for name in runs}
+    cannot: dict[str, str] = {}
+    for seed in range(-1, seeds):  # the first warms up
+        for name, run in runs.items():
+            if name in cannot:
+                continue
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    attempt = run(max(seed, 0))
+            except Exception as error:
+                cannot[name] = f"{type(error).__name__}: {error}"[:200]
+                continue
+            if seed >= 0:
+                attempts[name].append(attempt)
+    return [_row(problem, name, each, cannot.get(name)) for name, each in attempts.items()]
+
+
+def _row(problem: Problem, name: str, attempts: Sequence[Attempt], cannot: str | None) -> Row:
+    if cannot is not None or not attempts:
+        nan = float("nan")
+        return Row(problem.name, problem.title, name, 0, nan, nan, nan, nan, nan, cannot)
+    count = len(attempts)
+    return Row(
+        problem.name,
+        problem.title,
+        name,
+        sum(a.norm <= TOL for a in attempts),
+        sum(a.steps for a in attempts) / count,
+        sum(a.seconds for a in attempts) / count,
+        sum(a.evaluations for a in attempts) / count,
+        max(a.norm for a in attempts),
+        sum(a.value for a in attempts) / count,
+    )
+
+
+def table(rows: Sequence[Row], seeds: int) -> str:
+    """Markdown: a line for each problem and solver."""
+    lines = [
+        "| problem | solver | solved | iterations | ms | evaluations | gradient norm | mean value |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row.cannot:
+            lines.append(f"| {row.title} | {row.solver} | cannot | | | | | |")
+            continue
+        lines.append(
+            f"| {row.title} | {row.solver} | {row.solved} of {seeds} | {row.steps:.1f} | {1e3 * row.seconds:.0f} | "
+            f"{row.evaluations:.0f} | {row.norm:.0e} | {row.value:.6g} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def first(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """The problems on which one of ours is first in iterations or seconds among those that solved every start; and the
+    others."""
+    won: list[str] = []
+    lost: list[str] = []
+    for name in dict.fromkeys(row.problem for row in rows):
+        mine = [row for row in rows if row.problem == name and row.solver in OURS and row.solved]
+        peers = [row for row in rows if row.problem == name and row.solver in PEERS and row.solved]
+        most = max((row.solved for row in [*mine, *peers]), default=0)
+        mine, peers = ([r for r in kind if r.solved == most] for kind in (mine, peers))
+        ahead = bool(mine) and (
+            not peers
+            or min(r.steps for r in mine) <= min(r.steps for r in peers)
+            or min(r.seconds for r in mine) <= min(r.seconds for r in peers)
+        )
+        (won if ahead else lost).append(name)
+    return won, lost
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.solving", description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="also write the table here, as Markdown, and JSON beside it")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for problem in tqdm([p for p in problems() if not chosen.only or p.name in chosen.only], desc="solving"):
+        rows += measure(problem, chosen.seeds)
+        if chosen.out:
+            chosen.out.write_text(table(rows, chosen.seeds))
+            chosen.out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    won, lost = first(rows)
+    print(table(rows, chosen.seeds))
+    print(
+        f"first in iterations or seconds on {len(won)} of {len(won) + len(lost)}; not on: {', '.join(lost) or 'none'}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
