@@ -22,14 +22,14 @@ Points = Inexact[Tensor, "*batch n m"]
 class FixedRank(NearestPointManifold):
     """{X in R^(n x m) : rank X = r}, complex for complex tensors, with the metric Re tr(U^H V).
 
-    Points and tangent vectors are (..., n, m), dense; for X = U diag(s) V^H, T_X = {U A + B V^H}. `retract` is the matrix
-    of rank r nearest to X + V, second order. The set is not closed: matrices of rank r come as near as one likes to
-    lower rank, and what has a lower one to rounding is refused, as a start too. `LowRank` stores the factors, and has
-    rank at most r.
+    Points and tangent vectors are (..., n, m), dense; for X = U diag(s) V^H, T_X = {U A + B V^H}. `retract` is the
+    matrix of rank r nearest to X + V, second order. The set is not closed: matrices of rank r come as near as one likes
+    to lower rank, and what has a lower one to rounding is refused, as a start too. `LowRank` stores the factors, and
+    has rank at most r.
     rank: r, a positive integer.
     Raises ValueError for another rank, for shapes with a side shorter than r, and for matrices of lower rank, where
-    their values may be looked at. Derivatives do not divide by differences of singular values, but of the r-th and those
-    beyond it, which are 0 on the set.
+    their values may be looked at. Derivatives divide by no differences of singular values but those of a kept and a
+    dropped one, which are 0 on the set.
     Source: Vandereycken, Low-rank matrix completion by Riemannian optimization (2013).
 
     >>> x = FixedRank(2).random(5, 4)
@@ -78,8 +78,8 @@ class FixedRank(NearestPointManifold):
         check_axes(self, x.shape)
         self.dim(x.shape)
         s = truncation.svd(x)[1]
-        off = length(s[..., self.rank :], 1) / torch.where(s[..., 0] == 0, 1, s[..., 0])
-        off = off if s.shape[-1] > self.rank else 0 * s[..., 0]
+        off = length(s[..., self.rank :], 1) if s.shape[-1] > self.rank else 0 * s[..., 0]
+        off = off / torch.where(s[..., 0] == 0, 1, s[..., 0])
         return torch.where((s[..., self.rank - 1] > self._least(s)) | s[..., 0].isnan(), off, torch.inf)
 
     def _least(self, s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:

@@ -44,7 +44,8 @@ def truncated(a: Points, rank: int, known: tuple[Points, Values, Points] | None 
             p + _solved(off, back, left, right, kept, dropped),
             q + _solved(back, off, right, left, kept, dropped),
         )
-    return p @ torch.linalg.solve_ex(p.mH @ p, p.mH @ a).result  # type: ignore[no-any-return]
+    p = _orthonormal(p)
+    return p @ (p.mH @ a)
 
 
 def _solved(off: Points, back: Points, left: Points, right: Points, kept: Values, dropped: Values) -> Points:
@@ -57,8 +58,8 @@ def _solved(off: Points, back: Points, left: Points, right: Points, kept: Values
 
 
 def sides(x: Points, rank: int) -> tuple[Points, Points]:
-    """(U, V), orthonormal bases of the columns and rows of X, of rank r: X V0 / s and X^H U0 / s with the constant U0, V0
-    of X, which are orthonormal at X, are made so beside it."""
+    """(U, V), orthonormal bases of the columns and rows of X, of rank r: X V0 / s and X^H U0 / s, for constant U0 and
+    V0, are orthonormal at X and made so beside it."""
     u, s, v = (t[..., :rank] for t in svd(x))
     if not is_recorded(x):
         return u, v
