@@ -5,9 +5,11 @@ from .adam import RiemannianAdam
 from .adamw import RiemannianAdamW
 from .lbfgs import RiemannianLBFGS
 from .muon import RiemannianMuon
+from .retracted import Retracted
 from .sgd import RiemannianSGD
 
 __all__ = [
+    "Retracted",
     "RiemannianAdam",
     "RiemannianAdamW",
     "RiemannianLBFGS",

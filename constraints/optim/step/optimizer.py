@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,13 @@ from torch.optim import Optimizer
 
 from ...precision import exact_products
 from ...riemannian import param_groups
-from ...watch import look, off
+from ...watch import look
+from .before import check_before, refuse_gradient
 from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, name_of_value, warn_of_decay
 from .options import by_value, decays_in, moves
 from .parts import tensors_only
 from .plan import Member, Plan
-
-FIND = "Look for the cause in the loss, or skip this step"
 
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Group]
 
@@ -94,7 +93,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             free, plan = self._plan_step()
             with exact_products(*plan.devices):
                 plan.read_points()
-                self._check_before(plan)
+                check_before(self.param_groups, plan)
                 reached = [self._reach(bucket, plan) for bucket in plan.buckets]
                 for group, params in free:
                     self._step_free(group, params, [p.grad for p in params if p.grad is not None])
@@ -102,17 +101,6 @@ class RiemannianOptimizer(Optimizer, ABC):
             self._count_skipped(plan)
             plan.publish(self.state)
         return loss
-
-    def _check_before(self, plan: Plan) -> None:
-        """Refuse points that were moved off their manifold, and gradients that are not finite."""
-        for bucket in plan.buckets:
-            if (leaf := bucket.off()) is not None:
-                member = plan.members[leaf.member]
-                raise off(name_in(self.param_groups, member.parameter), member.parameter, member.manifold)
-        for bucket in plan.buckets:
-            if (leaf := bucket.not_finite()) is not None:
-                what = f"NaN or Inf, or a norm whose square overflows in {bucket.dtype}"
-                self._refuse_gradient(plan.members[leaf.member].parameter, what, FIND)
 
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
         """`_move`. Raises ValueError where the step is too long to be computed; no parameter has moved then."""
@@ -124,7 +112,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             pass
         member = plan.members[bucket.leaves[0].member]
         raise ValueError(
-            f"the step of {name_in(self.param_groups, member.parameter)}, shape {tuple(member.parameter.shape)}, is so "
+            f"the step of {name_in(self.param_groups, member.named)}, shape {tuple(member.named.shape)}, is so "
             f"long that {member.manifold} has no point there in {bucket.dtype}. No parameter was moved, but "
             f"the moments hold this gradient; lower lr, or clip the gradient."
         )
@@ -143,7 +131,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             if not (is_free and self._takes_sparse):
                 for p in given:
                     if p.grad.is_sparse:
-                        self._refuse_gradient(p, "a sparse layout", "Make its layer with sparse=False")
+                        refuse_gradient(self.param_groups, p, "a sparse layout", "Make its layer with sparse=False")
             if is_free:
                 free.append((group, given))
             else:
@@ -185,12 +173,6 @@ class RiemannianOptimizer(Optimizer, ABC):
             if bucket.ok is not None:
                 count = self._skipped.setdefault(bucket.device, torch.zeros((), dtype=torch.long, device=bucket.device))
                 count += (~bucket.ok).sum()
-
-    def _refuse_gradient(self, p: Tensor, what: str, way: str) -> NoReturn:
-        raise ValueError(
-            f"the gradient of {name_in(self.param_groups, p)}, shape {tuple(p.shape)}, has {what}. Nothing was "
-            f"changed. {way}."
-        )
 
     # Parameters ------------------------------------------------------------------------------------------
 
