@@ -10,17 +10,22 @@ from .compositions import (
     LowRank,
     Orthostochastic,
     PositiveSemidefinite,
+    Scaled,
     SpectralBall,
     SpectralSphere,
 )
 from .correlation import Correlation
 from .euclidean import Euclidean
+from .grassmann import Grassmann
+from .hyperboloid import Hyperboloid
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
+from .poincare import PoincareBall
 from .positive import Positive
 from .positive_definite import PositiveDefinite
 from .product import ProductManifold
+from .simplex import Simplex
 from .sphere import Sphere
 from .stiefel import Stiefel
 from .symmetric import Skew, Symmetric
@@ -31,7 +36,9 @@ __all__ = [
     "Correlation",
     "Euclidean",
     "GeodesicManifold",
+    "Grassmann",
     "Hurwitz",
+    "Hyperboloid",
     "Invertible",
     "Isospectral",
     "Layout",
@@ -42,10 +49,13 @@ __all__ = [
     "Orthogonal",
     "Orthostochastic",
     "Pattern",
+    "PoincareBall",
     "Positive",
     "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
+    "Scaled",
+    "Simplex",
     "Skew",
     "SpecialOrthogonal",
     "SpectralBall",

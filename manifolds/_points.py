@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -54,6 +55,23 @@ def check_axes(manifold: Pointed, shape: Sequence[int]) -> None:
         )
 
 
+def per_point(s: Float[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
+    """Numbers that belong one to a point, shaped to multiply points of ndim axes."""
+    return s[(..., *(None,) * ndim)]
+
+
+def check_ndim(name: object, shape: Sequence[int], ndim: int) -> tuple[int, tuple[int, ...]]:
+    """(number of points, shape of one point) of a tensor of this shape; ValueError if it has too few axes."""
+    shape = tuple(shape)
+    if len(shape) < ndim or 0 in shape:
+        raise ValueError(
+            f"a point of {name} has {ndim} axes of size 1 or more; got shape {shape}. "
+            f"Reshape the tensor, or describe it with a BlockSpec pattern."
+        )
+    cut = len(shape) - ndim
+    return math.prod(shape[:cut]), shape[cut:]
+
+
 def sizes(shape: tuple[int | Sequence[int], ...]) -> tuple[int, ...]:
     """The shape that was given as numbers or as one tuple of them. TypeError for anything else."""
     one = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
@@ -90,3 +108,11 @@ def _broadcast(manifold: Pointed, tensors: tuple[Tensor, ...]) -> tuple[Tensor, 
             f"shapes {', '.join(map(str, shapes))}. Give them equal lengths, or length 1."
         ) from error
     return tuple(t.expand(*batch, *t.shape[t.dim() - ndim :]) for t in tensors)
+
+
+def check_real(manifold: Pointed, dtype: torch.dtype | None) -> None:
+    """ValueError where this is the dtype of complex numbers, on a set that has none."""
+    if dtype is not None and dtype.is_complex:
+        raise ValueError(
+            f"points of {manifold} are real; got dtype {dtype}. Give it the real part, or another manifold."
+        )

@@ -8,7 +8,6 @@ shape of their point, and v is what is added to x, so R_x(tv) = x + tv + O(t^2) 
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, ABCMeta, abstractmethod, update_abstractmethods
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -21,8 +20,10 @@ from torch import Tensor
 from ._points import broadcast as broadcast  # what a family needs of it, too
 from ._points import check_axes as check_axes
 from ._points import check_map, root
+from ._points import check_ndim as check_ndim
 from ._points import inner as inner
 from ._points import length as length
+from ._points import per_point as per_point
 from ._points import sizes as sizes
 
 if TYPE_CHECKING:
@@ -282,20 +283,3 @@ def tolerance(dtype: torch.dtype) -> float:
     '1.5e-05'
     """
     return 128 * torch.finfo(dtype).eps
-
-
-def per_point(s: Float[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
-    """Numbers that belong one to a point, shaped to multiply points of ndim axes."""
-    return s[(..., *(None,) * ndim)]
-
-
-def check_ndim(name: object, shape: Sequence[int], ndim: int) -> tuple[int, tuple[int, ...]]:
-    """(number of points, shape of one point) of a tensor of this shape; ValueError if it has too few axes."""
-    shape = tuple(shape)
-    if len(shape) < ndim or 0 in shape:
-        raise ValueError(
-            f"a point of {name} has {ndim} axes of size 1 or more; got shape {shape}. "
-            f"Reshape the tensor, or describe it with a BlockSpec pattern."
-        )
-    cut = len(shape) - ndim
-    return math.prod(shape[:cut]), shape[cut:]

@@ -7,14 +7,15 @@ tensor, all of them unless said otherwise; the axes before are batch axes and ar
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from ._pattern import parse
 
 Shape = tuple[int, ...]
 
@@ -244,7 +245,7 @@ class Pattern(Layout):
 
     @cached_property
     def _sides(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
-        return _parse(self.text)
+        return parse(self.text)
 
     def _lengths(self, side: int, sizes: dict[str, int]) -> list[int]:
         # lists: torch.compile does not trace math.prod of a generator
@@ -271,27 +272,6 @@ class Pattern(Layout):
             if unknown:
                 sizes[unknown[0]] = length // product
         return sizes
-
-
-@lru_cache
-def _parse(text: str) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """The two sides of a pattern, each a tuple of axes, each axis a tuple of names."""
-    sides = text.split("->")
-    parsed = []
-    for side in sides:
-        if re.fullmatch(r"(\s*(\(\s*\w+(\s+\w+)*\s*\)|[^\W\d]\w*))+\s*", side) is None:
-            break
-        tokens = re.findall(r"\(([^)]*)\)|(\w+)", side)
-        parsed.append(tuple(tuple(inside.split()) if inside else (name,) for inside, name in tokens))
-    rule = f'a pattern is "axes -> blocks axes", as in "(head qkv d) e -> (head qkv) d e"; got {text!r}'
-    if len(sides) != 2 or len(parsed) != 2:
-        raise ValueError(f"{rule}. Write names, separated by spaces, grouped by ( ), with one ->; batch axes are kept.")
-    left, right = ([n for group in side for n in group] for side in parsed)
-    if sorted(left) != sorted(right) or len(set(left)) != len(left):
-        raise ValueError(
-            f"{rule}, whose sides do not name the same axes once each: {sorted(left)} and {sorted(right)}."
-        )
-    return tuple(parsed)
 
 
 def _consecutive(indices: Sequence[int]) -> bool:

@@ -26,7 +26,7 @@ class Positive(GeodesicManifold):
     It is `PositiveDefinite` of 1 x 1 matrices, under the first three of its metrics.
     Source: Bhatia, Positive Definite Matrices (2007), chapter 6, of n = 1.
 
-    >>> Positive().distance(torch.tensor(1.0), torch.tensor(math.e))
+    >>> Positive().distance(torch.tensor(1.0), torch.tensor(torch.e))
     tensor(1.)
     """
 

@@ -42,7 +42,7 @@ class PositiveDefinite(GeodesicManifold):
     Riemannian geometry of symmetric positive definite matrices via Cholesky decomposition (2019); Bhatia, Jain & Lim,
     On the Bures-Wasserstein distance (2019).
 
-    >>> x, y = torch.eye(2), torch.diag(torch.tensor([1.0, math.e**2]))
+    >>> x, y = torch.eye(2), torch.diag(torch.tensor([1.0, torch.e**2]))
     >>> PositiveDefinite().distance(x, y)
     tensor(2.)
     """

@@ -5,25 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._points import broadcast, check_map, root, sizes
+from ._runs import Run, runs_of
 from .base import GeodesicManifold, Manifold, NearestPointManifold, check_ndim
-from .engine import Engine, engine
+from .engine import Engine
 from .layout import BlockSpec, Layout
 
 Map = Callable[..., Tensor]
-
-
-class Run(NamedTuple):
-    """A factor, the indices of its blocks of one shape, and its engine."""
-
-    factor: Manifold
-    indices: tuple[int, ...]
-    engine: Engine
 
 
 def _factor(run: Run) -> Manifold:
@@ -225,24 +218,7 @@ class ProductManifold(Manifold):
     def _runs(self, point: tuple[int, ...]) -> tuple[Run, ...]:
         """Equal factors on blocks of equal shape, in the order in which they first appear."""
         if point not in self._run_cache:
-            blocks = self._where.shapes(point)
-            if len(blocks) != len(self):
-                raise ValueError(
-                    f"{self} has {len(self)} factors, but {self.layout} cuts shape {point} into {len(blocks)} blocks. "
-                    f"Give as many factors as blocks: Manifold**{len(blocks)}."
-                )
-            for factor, block in zip(self.factors, blocks, strict=True):
-                if len(block) < factor.ndim:
-                    raise ValueError(
-                        f"{factor} has points of {factor.ndim} axes, but {self.layout} cuts shape {point} into "
-                        f"{len(blocks)} blocks of shape {block}. The first axis of the right side counts the blocks."
-                    )
-            runs: dict[tuple[Manifold, tuple[int, ...]], list[int]] = {}
-            for i, key in enumerate(zip(self.factors, blocks, strict=True)):
-                runs.setdefault(key, []).append(i)
-            self._run_cache[point] = tuple(
-                Run(factor, tuple(indices), engine(factor)) for (factor, _), indices in runs.items()
-            )
+            self._run_cache[point] = runs_of(self, point, self._where.shapes(point))
         return self._run_cache[point]
 
     def _total(self, shape: Sequence[int], count_of: Callable[[Manifold, tuple[int, ...]], int]) -> int:

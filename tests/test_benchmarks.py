@@ -241,7 +241,9 @@ def test_the_targets_of_a_row_name_its_contestants(rows: Row) -> None:
     assert {name for target in rows.targets for name in (target.ours, *target.against)} <= names
 
 
-@pytest.mark.parametrize("name", ["step-3x512", "step-1024x64", "step-100-64", "map-cayley", "map-exp", "gru"])
+@pytest.mark.parametrize(
+    "name", ["step-3x512", "step-1024x64", "step-100-64", "map-cayley", "map-exp", "gru", "muon-3x512", "muon-2048x128"]
+)
 def test_ours_takes_part_and_stays_feasible(name: str) -> None:
     """Small; the peers too, where they are installed."""
     (found,) = [row for row in ROWS if row.name == name]

@@ -17,7 +17,7 @@ import constraints
 import constraints.optim
 import manifolds
 from constraints import report
-from manifolds import Manifold, Oblique, Sphere, Stiefel
+from manifolds import Composition, Manifold, Oblique, PositiveDefinite, SpecialOrthogonal, Sphere, Stiefel
 
 PAGE = Path(__file__).parent.parent / "docs" / "coming-from.md"
 CODE = re.compile(r"`([^`]+)`")
@@ -69,10 +69,14 @@ def names(peer: str) -> dict[str, Any]:
     s = Sphere().random(6, dtype=f64)
     found: dict[str, Any] = {"torch": torch, "nn": nn, "parametrizations": parametrizations, "parametrize": parametrize}
     found |= {"layer": nn.Linear(8, 20).double(), "square": nn.Linear(8, 8).double(), "gru": nn.GRU(5, 8).double()}
+    cone = PositiveDefinite()
+    found |= {"c": cone.random(8, 8, dtype=f64), "d": cone.random(8, 8, dtype=f64)}
+    found |= {"h": 0.3 * cone.project(found["c"], torch.randn(8, 8, dtype=f64))}
     found |= {"x": x, "y": y, "u": stiefel.project(x, g), "v": stiefel.project(x, a), "a": a, "g": g}
     found |= {"s": s, "t": Sphere().project(s, torch.randn(6, dtype=f64))}
     found |= {"o": Oblique().random(20, 8, dtype=f64), "w": Oblique().random(20, 8, dtype=f64)}
     found |= {"m": torch.randn(8, 8, dtype=f64)}
+    found |= dict(zip("qr", SpecialOrthogonal().random(2, 8, 8, dtype=f64), strict=True))
     for module in (manifolds, constraints, constraints.optim):
         found |= {name: getattr(module, name) for name in module.__all__}
     if peer == "pymanopt":
@@ -100,11 +104,13 @@ def as_tensor(value: Any) -> Tensor:
     return torch.as_tensor(value).detach()
 
 
-def held(given: dict[str, Any]) -> list[tuple[str, str, Manifold]]:
+def held(given: dict[str, Any]) -> list[tuple[str, str, Manifold | Composition]]:
     """(module, name, manifold) of what the modules of the row hold, or its optimizer on its own."""
     if "p" in given:
         return [("layer", "weight", group["manifold"]) for group in given["optimizer"].param_groups]
-    return [(holder, record.name, record.manifold) for holder in HOLDERS for record in report(given[holder])]
+    records = [(holder, record) for holder in HOLDERS for record in report(given[holder])]
+    # the parts of a composed weight have dotted names
+    return [(holder, each.name, each.manifold) for holder, each in records if "." not in each.name]
 
 
 def weight(given: dict[str, Any], holder: str, name: str) -> Tensor:
@@ -116,7 +122,7 @@ def weight(given: dict[str, Any], holder: str, name: str) -> Tensor:
 def step(given: dict[str, Any], holder: str, name: str) -> None:
     if "optimizer" in given:
         p = weight(given, holder, name)
-        (p * given["a"].reshape(p.shape)).sum().backward()
+        (p * given["a"].flatten()[: p.numel()].reshape(p.shape)).sum().backward()
         given["optimizer"].step()
 
 
@@ -124,7 +130,7 @@ def step(given: dict[str, Any], holder: str, name: str) -> None:
 def test_a_row_does_the_same_on_both_sides(row: Row) -> None:
     theirs, ours = names(row.peer), names("torch")
     if row.peer == "pymanopt":
-        theirs |= {key: theirs[key].numpy() for key in "xyuvagstowm"}
+        theirs |= {key: theirs[key].numpy() for key in "xyuvagstowmcdhqr"}
     value = run(row.theirs, theirs) if row.theirs else None
     mine = run(row.ours, ours)
 

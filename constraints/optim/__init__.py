@@ -3,6 +3,7 @@
 from . import spectral
 from .adam import RiemannianAdam
 from .adamw import RiemannianAdamW
+from .clipping import clip_riemannian_grad_norm_
 from .lbfgs import RiemannianLBFGS
 from .muon import RiemannianMuon
 from .retracted import Retracted
@@ -15,5 +16,6 @@ __all__ = [
     "RiemannianLBFGS",
     "RiemannianMuon",
     "RiemannianSGD",
+    "clip_riemannian_grad_norm_",
     "spectral",
 ]

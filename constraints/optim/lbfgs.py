@@ -17,7 +17,7 @@ from ..solve.lbfgs import LBFGS, Pairs
 from ..solve.model import Parameters
 from ..solve.points import DTYPES
 from ..solve.problem import Problem
-from ..solve.searches import HagerZhang, LineSearch
+from ..solve.searches import LineSearch, StrongWolfe
 from ..solve.solver import start
 from .step.checks import Group, check_group, name_in
 from .step.optimizer import Params
@@ -58,7 +58,7 @@ class RiemannianLBFGS(Optimizer):
         tolerance: float = 1e-7,
         search: LineSearch | None = None,
     ) -> None:
-        self._solver = LBFGS(memory, caution, HagerZhang() if search is None else search)
+        self._solver = LBFGS(memory, caution, StrongWolfe() if search is None else search)
         if not isinstance(max_iter, int) or max_iter < 1:
             raise ValueError(f"max_iter is a whole number, at least 1; got {max_iter!r}.")
         self._max_iter, self._tolerance = max_iter, tolerance

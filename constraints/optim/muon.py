@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Stiefel
-from manifolds.engine import engine as engine_of
+from manifolds.engine import engine
 from manifolds.kernels.msign import msign, msign_of_skew
 from manifolds.retractions import polar
 
@@ -18,7 +18,7 @@ from .spectral import match_rms_adamw, spel
 from .step import Bucket, Group, Params, RiemannianOptimizer, check_at_least_zero, decays_in, rate
 
 ORTHONORMAL = (Stiefel, Orthogonal, SpecialOrthogonal)
-NEAREST = Stiefel()
+NEAREST = engine(Stiefel())
 """Whose retraction is the polar factor of X + V, of any V."""
 
 
@@ -57,6 +57,7 @@ class RiemannianMuon(RiemannianOptimizer):
 
     _numbers = frozenset({"exp_avg_sq"})
     _values = ("direction", "scale", "msign")
+    _mixed = True
     _decay = 0.1
 
     def __init__(
@@ -104,18 +105,18 @@ class RiemannianMuon(RiemannianOptimizer):
 
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         rest = _adamw(group)
-        g = self._descent(bucket, rest)
         if not is_spectral(bucket.factor):
-            return adam_move(bucket, rest, g)
-        factor, engine, x, momentum = bucket.factor, bucket.engine, bucket.x, group["momentum"]
+            return adam_move(bucket, rest, lambda: self._descent(bucket, rest))
+        g = self._descent(bucket, rest)
+        factor, own, x, momentum = bucket.factor, bucket.engine, bucket.x, group["momentum"]
         bucket.count_step()
         square = x.shape[-2] == x.shape[-1] and isinstance(factor, ORTHONORMAL)
         # the pairing with a direction is that of the Euclidean gradient, whatever the metric
-        c = engine.lift(x, g) if square else factor.project(x, g)
-        m = engine.recall(x, bucket.stored("momentum_buffer")).lerp_(c, 1 - momentum)
+        c = own.lift(x, g) if square else factor.project(x, g)
+        m = own.recall(x, bucket.stored("momentum_buffer")).lerp_(c, 1 - momentum)
         steepest = torch.lerp(c, m, momentum) if group["nesterov"] else m
         y = self._reached(bucket, group, steepest, square)
-        bucket.put("momentum_buffer", engine.store(x, y, m))
+        bucket.put("momentum_buffer", own.store(x, y, m))
         return y
 
     def _reached(self, bucket: Bucket, group: Group, m: Tensor, square: bool) -> Tensor:
@@ -134,7 +135,7 @@ class RiemannianMuon(RiemannianOptimizer):
         a = direction(x, m) if n > p else direction(x.mH, m.mH).mH
         if getattr(factor, "retraction", None) is polar:
             return bucket.advance(a, size)
-        return bucket.settle(engine_of(NEAREST).advance(x, a, size))
+        return bucket.settle(NEAREST.advance(x, a, size))
 
     def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
         adam_free(self.state, _adamw(group), params, grads)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .betas import Beta, Change, hager_zhang
+from .betas import Beta, Change, hestenes_stiefel
 from .descent import downhill, first_step, search_along
 from .numbers import Truth, is_finite, no, over, plus, where
 from .options import check_between
 from .problem import Problem
-from .searches import HagerZhang, LineSearch
+from .searches import LineSearch, StrongWolfe
 from .solver import Solver, State
 
 
@@ -20,8 +20,9 @@ from .solver import Solver, State
 class ConjugateGradient(Solver):
     """d <- -grad f(x) + beta T d with T the transport; the gradient alone where that leads not down.
 
-    beta: of `betas`: hager_zhang, polak_ribiere, hestenes_stiefel, fletcher_reeves, or a function like them.
-    search: HagerZhang(), StrongWolfe() or Armijo(), with options.
+    beta: of `betas`: hestenes_stiefel, hager_zhang, polak_ribiere, fletcher_reeves, or a function like them.
+    search: StrongWolfe(curvature=0.3) by default; HagerZhang and Armijo are others. Its first trial is where the slope
+    vanishes if the curvature of f along d is what it was along the last direction.
     restart: start anew where |<g+, T g>| is at least so large a part of |g+|^2, infinity for never (Powell 1977).
     Source: Sato, Riemannian conjugate gradient methods: general framework (2022); Hager & Zhang (2006).
 
@@ -30,8 +31,8 @@ class ConjugateGradient(Solver):
     True
     """
 
-    beta: Beta = hager_zhang
-    search: LineSearch = HagerZhang(sigma=0.4)  # noqa: RUF009 - frozen
+    beta: Beta = hestenes_stiefel
+    search: LineSearch = StrongWolfe(curvature=0.3)  # noqa: RUF009 - frozen
     restart: float = math.inf
 
     def __post_init__(self) -> None:
@@ -42,11 +43,13 @@ class ConjugateGradient(Solver):
         space, x, g, memory = problem.space, state.x, state.gradient, state.memory
         d, slope, kept = downhill(problem, state, memory["d"] if memory else -g, active)
         steepest = no(kept) | memory["steepest"] if memory else active
-        # as far as the last step, by the change of the slope (Nocedal & Wright 2006, (3.60))
-        first = over(memory["t"] * memory["slope"], slope) if memory else first_step(state)
+        # where the slope vanishes if the curvature along d is that along the last direction
+        length = space.inner(x, d, d)
+        first = over(-slope, memory["curvature"] * length) if memory else first_step(state)
         new, found = search_along(problem, state, d, slope, self.search, first, active)
 
         g, (old, last) = new.gradient, space.transport(x, new.x, torch.stack([g, d]))
+        bend = over(space.inner(new.x, g, last) - slope, found.t * length)
         beta = self.beta(Change(g, old, last, lambda u, v: space.inner(new.x, u, v)))
         anew = no(is_finite(beta) & found.done)
         if self.restart != math.inf:
@@ -54,8 +57,9 @@ class ConjugateGradient(Solver):
         new.memory = {
             "d": plus(-g, where(anew, 0.0, beta), last),
             "steepest": anew,
-            "t": where(found.done, found.t, first_step(new)),
-            "slope": where(found.done, slope, -new.norm * new.norm),
+            "curvature": where(
+                (bend > 0) & found.done, bend, where(found.done, over(-slope, 2 * found.t * length), new.norm)
+            ),
         }
         new.stuck = state.stuck | (active & no(found.done) & steepest)
         return new

@@ -11,7 +11,7 @@ from .descent import downhill, first_step, search_along
 from .numbers import Number, Truth, full, is_finite, no, over, plus, where
 from .options import check_between, check_count
 from .problem import Problem
-from .searches import HagerZhang, LineSearch
+from .searches import LineSearch, StrongWolfe
 from .searches.line import Found
 from .solver import Solver, State
 from .space import Rows, Space
@@ -23,7 +23,7 @@ class LBFGS(Solver):
 
     memory: how many pairs. They are carried to each new point, all in one call of the transport. A pair is used only
     where <s, y> >= caution |grad f(x)| <s, s>, which keeps H positive definite (cautious update).
-    search: HagerZhang() by default; the first trial is t = 1. Superlinear convergence, with gradients only.
+    search: StrongWolfe() by default; the first trial is t = 1. Superlinear convergence, with gradients only.
     Raises ValueError for options out of range.
     Source: Nocedal & Wright (2006), algorithm 7.4; Li & Fukushima (2001) and Huang, Absil & Gallivan (2018) for
     the cautious update on manifolds.
@@ -35,7 +35,7 @@ class LBFGS(Solver):
 
     memory: int = 10
     caution: float = 1e-6
-    search: LineSearch = HagerZhang()  # noqa: RUF009 - frozen
+    search: LineSearch = StrongWolfe()  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
         check_count(self, memory=self.memory)

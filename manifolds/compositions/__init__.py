@@ -5,6 +5,7 @@ from .hurwitz import Hurwitz
 from .invertible import Invertible
 from .low_rank import LowRank
 from .orthostochastic import Orthostochastic
+from .scaled import Scaled
 from .semidefinite import PositiveSemidefinite
 from .spectral import Isospectral, SpectralBall, SpectralSphere
 
@@ -17,6 +18,7 @@ __all__ = [
     "LowRank",
     "Orthostochastic",
     "PositiveSemidefinite",
+    "Scaled",
     "SpectralBall",
     "SpectralSphere",
 ]

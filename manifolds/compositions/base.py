@@ -207,7 +207,7 @@ class ComposedProduct(Composition):
             if isinstance(run.factor, Composition):
                 points.update({name + run.suffix: point for name, point in run.factor.decompose(stack).items()})
             else:
-                points["point" + run.suffix] = _point(run.factor, stack)
+                points["point" + run.suffix] = nearest_point(run.factor, stack)
         return points
 
     @property
@@ -261,7 +261,7 @@ def _made(run: Run, points: dict[str, Tensor], shape: tuple[int, ...] | None) ->
     return run.factor.compose(**own) if shape is None else run.factor.made(own, shape)
 
 
-def _point(manifold: Manifold, x: Tensor) -> Tensor:
+def nearest_point(manifold: Manifold, x: Tensor) -> Tensor:
     """The nearest point of a manifold, or the tensor itself where it is one."""
     nearest = getattr(manifold, "nearest", None)
     if nearest is not None:

@@ -6,7 +6,10 @@ Source: Saad, Iterative Methods for Sparse Linear Systems (2003), section 8.3.1,
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import torch
 from jaxtyping import Inexact
@@ -19,6 +22,8 @@ Linear = Callable[[Tensor], Tensor]
 Square = Inexact[Tensor, "*batch n n"]
 Points = Inexact[Tensor, "*batch n p"]
 
+REACH = 3.0
+TERMS = 24  # of even powers, the last below rounding where |ad| = 3: 3 / (2 pi) to the power of 48
 ROUNDS = 100  # of conjugate gradients, at most
 BLIND = 8  # where a value would have to be waited for: at |c| = 1 each leaves a third of the error, or less
 
@@ -36,6 +41,39 @@ def cayley_special(c: Square, m: Square) -> Square:
     s.diagonal(dim1=-2, dim2=-1).add_(1)
     ratio = _trace(k) / _trace(s)
     return k - ratio[..., None, None] * s
+
+
+def exponential(c: Square, m: Square) -> tuple[Square, Tensor]:
+    """(sum_k B_k / k! ad_C^k M for skew C and M, with ad_C M = C M - M C and B_1 = -1/2; whether that is right).
+
+    X exp(C) moves by the adjoint of what this inverts. The series ends at rounding where |ad_C| <= 3; M where it is
+    longer.
+    Source: Iserles, Munthe-Kaas, Norsett & Zanna, Lie-group methods (2000), section 2.6.
+    """
+    size = torch.linalg.vector_norm(c, dim=(-2, -1), keepdim=True) * 2**0.5  # of ad_C, at least
+    short = size <= REACH
+    scaled = torch.where(short, c, 0)
+    total = m + _commutator(scaled, m) / -2
+    power = m
+    for b in _bernoulli():
+        power = _commutator(scaled, _commutator(scaled, power))
+        total = total + b * power
+    return total, short
+
+
+@functools.cache
+def _bernoulli() -> list[float]:
+    """B_2k / (2k)! for k = 1, 2, ..."""
+    b = [Fraction(1)]
+    for n in range(1, 2 * TERMS + 1):
+        b.append(-sum((b[k] / math.factorial(n + 1 - k) for k in range(n)), Fraction(0)))
+    return [float(each) for each in b[2::2]]
+
+
+def _commutator(c: Square, m: Square) -> Square:
+    """C M - M C for skew C and M."""
+    k = c @ m
+    return k - k.mH
 
 
 def polar(x: Points, y: Points, c: Points, m: Points) -> Points:

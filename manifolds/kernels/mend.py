@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .linalg import _InverseSqrt, inverse_sqrt, is_traced, may_look, may_overwrite, newton_schulz, orthogonality_error
 from .tiny import largest_norm
-from .transforms import in_forward_mode, is_transformed
+from .transforms import in_forward_mode, is_recorded, is_transformed
 
 Points = Inexact[Tensor, "*batch n p"]
 
@@ -61,7 +61,9 @@ def inverse_sqrt_and_condition(s: Inexact[Tensor, "*batch p p"]) -> tuple[Inexac
     """S^(-1/2), and the larger of |S| and |S^-1|; None where values may not be looked at."""
     if in_forward_mode():
         return inverse_sqrt(s), None
-    r, values, _ = _InverseSqrt.apply(s)  # type: ignore[no-untyped-call]
+    # what no graph records needs no Function, whose apply reads the signature of its forward every time
+    forward = _InverseSqrt.apply if is_recorded(s) or is_traced() else _InverseSqrt.forward
+    r, values, _ = forward(s)
     if not may_look(s) or is_transformed(s):
         return r, None
     if not values.numel():

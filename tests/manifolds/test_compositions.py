@@ -20,8 +20,10 @@ from manifolds import (
     LowRank,
     Orthostochastic,
     PositiveSemidefinite,
+    Scaled,
     SpectralBall,
     SpectralSphere,
+    Sphere,
     Stiefel,
 )
 from manifolds.compositions import ComposedProduct
@@ -39,6 +41,9 @@ CASES: list[tuple[Composition, tuple[int, ...]]] = [
     (PositiveSemidefinite(), (4, 4)),
     (PositiveSemidefinite(rank=2), (2, 5, 5)),
     (Orthostochastic(), (4, 4)),
+    (Scaled(Stiefel()), (2, 5, 3)),
+    (Scaled(Stiefel**3), (12, 4)),
+    (Scaled(Sphere()), (3, 4)),
     (Invertible(), (4, 4)),
     (Invertible(), (2, 3, 3)),
     (Hurwitz(), (3, 3)),
@@ -207,6 +212,8 @@ def test_the_algebra_of_products_takes_compositions() -> None:
         (lambda: LowRank(2).parts((4,)), "2 axes"),
         (lambda: (LowRank(2) ** 3).parts((13, 5)), "divide"),
         (lambda: LowRank(2) ** 0, "k >= 1"),
+        (lambda: Scaled(3), "takes a manifold"),  # type: ignore[arg-type]
+        (lambda: Scaled(Sphere()).decompose(torch.zeros(2, 3)), "zero vector"),
         (lambda: LowRank(2) * 3, "a product is taken"),
         (lambda: (LowRank(2) * Stiefel).compose(u0=torch.zeros(1)), "needs shape="),
     ],

@@ -10,6 +10,7 @@ from torch import Tensor
 from manifolds import (
     BlockSpec,
     Euclidean,
+    Grassmann,
     Manifold,
     Oblique,
     Orthogonal,
@@ -70,6 +71,7 @@ VECTORS: list[tuple[Manifold, tuple[int, ...]]] = [
     (Symmetric(), (1, 1)),
     (Skew(), (3, 3)),
     (Skew(), (2, 1, 1)),
+    *((Grassmann(), shape) for shape in ((5, 2), (3, 2), (2, 5), (4, 4), (5, 1), (2, 4, 3), (1, 1))),
 ]
 OWN = [
     (kind(retraction=polar_of_twice_half), shape)
@@ -98,6 +100,7 @@ PRODUCTS: list[tuple[Manifold, tuple[int, ...]]] = [
     (ProductManifold((Stiefel**2, SpecialOrthogonal**4)), (16, 2)),  # products of products
     (ProductManifold((Stiefel**2, Stiefel**2), BlockSpec(rows=2, axis=1)), (6, 4)),
     (Oblique * Symmetric * Skew, (9, 3)),
+    (Grassmann * Sphere * Grassmann, (15, 2)),
     (Sphere(2.0, 2) * Euclidean(2), (4, 3)),
 ]
 

@@ -18,6 +18,7 @@ from manifolds import (
     BlockSpec,
     Euclidean,
     GeodesicManifold,
+    Grassmann,
     Manifold,
     Oblique,
     Orthogonal,
@@ -59,6 +60,8 @@ SETS: list[tuple[Manifold, tuple[int, ...], torch.dtype]] = [
     (Oblique(-1), (2, 2), COMPLEX),
     (Symmetric(), (3, 3), COMPLEX),
     (Skew(), (3, 3), REAL),
+    (Grassmann(), (4, 2), REAL),
+    (Grassmann(), (2, 3), COMPLEX),
     (Stiefel**2, (6, 2), REAL),
     (Orthogonal * Sphere * Stiefel, (6, 2), REAL),
     (ProductManifold((Stiefel,) * 4, PATTERN), (8, 3), REAL),
@@ -86,6 +89,10 @@ def cells(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> lis
     # on one part of O(n)
     one = manifold.random(*shape, dtype=dtype).expand(x.shape)
     here, there = (manifold.retract(one, manifold.project(one, 0.7 * torch.randn_like(x))) for _ in range(2))
+    here, there = (
+        here.resolve_conj(),
+        there.resolve_conj(),
+    )  # torch takes no forward derivatives at a view of a conjugate
     given = {
         "nearest": (x + 0.3 * torch.randn_like(x),),
         "residual": (1.5 * x + 0.1 * torch.randn_like(x),),

@@ -183,9 +183,8 @@ class Bucket:
 
     def settle(self, y: Points) -> Points:
         """y, the points reached, where a rule has computed them itself, on the manifold to rounding."""
-        if self.moves is False:
-            return self._stay()
-        return self._reached(y, None if not self._polishes or self.engine.renormalizes(self.x) else 0.0)
+        renews = not self._polishes or self.engine.renormalizes(self.x)
+        return self._stay() if self.moves is False else self._reached(y, None if renews else 0.0)
 
     def per_point(self, numbers: Tensor) -> Tensor:
         """One number per point, shaped to multiply points."""

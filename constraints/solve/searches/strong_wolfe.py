@@ -24,7 +24,7 @@ class StrongWolfe(LineSearch):
 
     decrease: float = 1e-4
     curvature: float = 0.9
-    slack: float = 10.0
+    slack: float = 100.0
     limit: int = 25
 
     def __post_init__(self) -> None:

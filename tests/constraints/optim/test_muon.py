@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,13 +18,6 @@ from manifolds.kernels import dual as kernel
 from manifolds.kernels.msign import QUINTICS, msign, msign_by_products, msign_of_skew
 
 REAL, COMPLEX = torch.float64, torch.complex128
-
-
-@dataclass(frozen=True)
-class Matrix(Euclidean):
-    """A whole matrix as one point."""
-
-    ndim = 2
 
 
 def drawn(*shape: int, dtype: torch.dtype = REAL, seed: int = 0) -> Tensor:
@@ -255,7 +247,7 @@ def test_euclidean_matrices_move_as_in_torch_optim_muon() -> None:
         ours, theirs = ([nn.Parameter(drawn(5, 3)), nn.Parameter(drawn(3, 6))] for _ in range(2))
         shared: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
         optimizer = RiemannianMuon(
-            [{"params": ours, "manifold": Matrix()}], **shared, scale=scale, msign=spectral.Quintic()
+            [{"params": ours, "manifold": Euclidean(ndim=2)}], **shared, scale=scale, msign=spectral.Quintic()
         )
         reference = torch.optim.Muon(theirs, **shared, adjust_lr_fn=name)
         for k in range(200):
@@ -295,7 +287,7 @@ def test_everything_else_moves_by_adamw() -> None:
 def test_each_block_of_a_packed_weight_is_a_matrix_of_its_own() -> None:
     """Per-head Muon: the blocks of a layout move as the same matrices held apart, and mixed factors by their own."""
     layout = BlockSpec.pattern("(head qkv d) e -> (head qkv) d e", head=2, qkv=3)
-    manifold = Stiefel * Matrix() * Stiefel * Sphere * Stiefel * Euclidean
+    manifold = Stiefel * Euclidean(ndim=2) * Stiefel * Sphere * Stiefel * Euclidean
     manifold = type(manifold)(manifold.factors, layout)
     x = torch.cat([Stiefel().random(4, 5, dtype=REAL, generator=torch.Generator().manual_seed(k)) for k in range(6)])
     rows = nn.functional.normalize(x, dim=1)

@@ -1,0 +1,102 @@
+"""Clipping by the norm of what an optimizer moves along: of Riemannian gradients, not of `.grad`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from manifolds import Manifold
+from manifolds.engine import engine
+
+from ..precision import exact_products
+from ..riemannian import param_groups
+from ..values import master_dtype
+from .step import Group
+
+
+@torch.no_grad()
+def clip_riemannian_grad_norm_(
+    params: nn.Module | Optimizer | Iterable[Group], max_norm: float, *, error_if_nonfinite: bool = False
+) -> Float[Tensor, ""]:
+    """N = sqrt(sum of |grad|^2 over all points and all free tensors), and every .grad times min(1, max_norm / N).
+
+    grad is the Riemannian gradient, in the metric of its manifold, factor by factor; of a free tensor it is .grad. So
+    N is how steep the loss is along the manifolds, and a step of RiemannianSGD is at most lr max_norm long.
+    torch.nn.utils.clip_grad_norm_ sees .grad, with the part that is normal to the manifold and that no step follows:
+    its norm is larger, on Stiefel without bound, and it clips what need not be.
+
+    params: a module, an optimizer of `constraints.optim`, or parameter groups with their "manifold". Gives N, as it
+    was, without waiting for an accelerator. Raises RuntimeError, if error_if_nonfinite, where N is not finite, and
+    changes nothing then; ValueError for a max_norm below 0, TypeError for tensors without groups, which carry no
+    manifold.
+    Source: Pascanu, Mikolov & Bengio, On the difficulty of training recurrent neural networks (2013), algorithm 1.
+
+    >>> linear = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
+    >>> linear(torch.ones(1, 4)).square().sum().backward()
+    >>> ambient = torch.nn.utils.get_total_norm([p.grad for p in linear.parameters()])
+    >>> bool(clip_riemannian_grad_norm_(linear, 0.1) < ambient)
+    True
+    >>> round(float(clip_riemannian_grad_norm_(linear, 1.0)), 4)
+    0.1
+    """
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm is at least 0; got {max_norm}.")
+    held = [(p, manifold) for p, manifold in _pairs(params) if p.grad is not None]
+    if not held:
+        return torch.tensor(0.0)
+    place = held[0][0].device
+    squares = torch.stack([_square(p, manifold).to(place, torch.float64) for p, manifold in held])
+    total = squares.sum().sqrt()
+    if error_if_nonfinite and not bool(total.isfinite()):
+        raise RuntimeError(
+            "the norm of the gradients is not finite, so they cannot be clipped by it. Pass error_if_nonfinite=False "
+            "to multiply them by it all the same."
+        )
+    by = (max_norm / total.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
+    for p, _ in held:
+        assert p.grad is not None
+        p.grad.mul_(by.to(p.grad.device, p.grad.real.dtype if p.grad.is_complex() else p.grad.dtype))
+    return total.to(torch.get_default_dtype())
+
+
+def _pairs(params: nn.Module | Optimizer | Iterable[Group]) -> list[tuple[Tensor, Manifold | None]]:
+    groups: Iterable[Any]
+    if isinstance(params, nn.Module):
+        groups = param_groups(params)
+    elif isinstance(params, Optimizer):
+        groups = params.param_groups
+    else:
+        groups = [params] if isinstance(params, Tensor) else list(params)
+    found: list[tuple[Tensor, Manifold | None]] = []
+    for group in groups:
+        if not isinstance(group, dict):
+            raise TypeError(
+                f"clipping takes a module, an optimizer or parameter groups, which say what is held; got "
+                f"{type(group).__name__}. Pass the module, or param_groups(module)."
+            )
+        manifold = group.get("manifold")
+        manifold = manifold() if isinstance(manifold, type) else manifold
+        members = group["params"]
+        each = [members] if isinstance(members, Tensor) else members
+        found += [(p[1] if isinstance(p, tuple) else p, manifold) for p in each]
+    return found
+
+
+def _square(p: Tensor, manifold: Manifold | None) -> Tensor:
+    """|grad|^2, in the precision that geometry needs."""
+    assert p.grad is not None
+    g = p.grad.coalesce().values() if p.grad.is_sparse and manifold is None else p.grad
+    if manifold is None:
+        return torch.linalg.vector_norm(g).double().square()  # type: ignore[no-any-return]
+    wide = master_dtype(p.dtype)
+    g = (g.to_dense() if g.is_sparse else g).to(wide)
+    with exact_products(p.device.type):
+        stacks = zip(engine(manifold).split(p.detach().to(wide)), engine(manifold).split(g), strict=True)
+        norms = [factor.norm(x, factor.gradient(x, h)).double().square().sum() for (factor, x), (_, h) in stacks]
+    total: Tensor = torch.stack(norms).sum()
+    return total
