@@ -67,7 +67,8 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 f".copy_(value) under torch.no_grad(), or make a new optimizer."
             )
         captured = p.device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # values cannot be looked at
-        again = looked.steps % LOOK_EVERY == 0 and not captured  # a write to .data leaves the version as it is
+        # a write to .data leaves the version as it is; of a table, steps look at the rows that they move
+        again = looked.steps % LOOK_EVERY == 0 and not captured and not (p.grad is not None and p.grad.is_sparse)
         if again or records.versions.get(attribute) != p._version:
             _check_point(records, attribute, p)
 
