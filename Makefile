@@ -22,8 +22,9 @@ test: $(VENV)/.has-test,demo,docs
 	$(BIN)/mypy
 	$(PYTEST) -n 2 --dist worksteal
 
+# every case of every test, of which `make test` takes up to 24, and the tests that take long
 slow: $(VENV)/.has-test,demo,docs
-	$(PYTEST) -n 2 --dist worksteal -m slow
+	$(PYTEST) -n 2 --dist worksteal --every-case -m "slow or not slow"
 
 # the tests under ten other seeds, each with one of the instruction sets and one or two threads; a table at its end
 matrix: $(VENV)/.has-test,demo,docs

@@ -5,19 +5,17 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from manifolds import (
-    Euclidean,
     Manifold,
     NearestPointManifold,
     Orthogonal,
     ProductManifold,
     SpecialOrthogonal,
-    tolerance,
 )
 from manifolds._points import check_map
 from manifolds.engine import engine, settled
@@ -25,8 +23,8 @@ from manifolds.kernels.transforms import is_transformed
 
 from .inside import is_traced
 from .precision import exact_products
+from .starts import Start, named_start
 
-Start = Literal["haar", "identity", "torus"]
 Init = Tensor | Start | Callable[[Tensor], Tensor] | None
 
 NEAR = 1e-3  # a given value with a residual up to this is taken for a rounded point, and rounded back
@@ -52,7 +50,7 @@ def initial(manifold: Manifold, tensor: Tensor, init: Init, who: str) -> Tensor:
     if isinstance(init, str):
         if init not in get_args(Start):
             raise ValueError(f"init of {who} is one of {get_args(Start)}, a tensor or a function; got {init!r}.")
-        return _start(manifold, at_least_float32(tensor.detach()), init, who)
+        return named_start(manifold, at_least_float32(tensor.detach()), init, who)
     if isinstance(init, Tensor):
         return admit(manifold, init, tensor, f"init of {who}", "Pass init={nearest}(value) to take the nearest point.")
     result = init(tensor.detach().clone())
@@ -269,45 +267,3 @@ def _culprit(manifold: Manifold, x: Tensor) -> tuple[str, str]:
     except ValueError as error:
         return "", str(error)
     return "", ""
-
-
-def _start(manifold: Manifold, x: Tensor, start: Start, who: str) -> Tensor:
-    parts = []
-    for factor, points in engine(manifold).split(x):
-        if isinstance(factor, Euclidean):
-            check_finite(points, who)
-            parts.append(points)
-            continue
-        if start == "haar":
-            parts.append(factor.random(*points.shape, dtype=points.dtype, device=points.device))
-            continue
-        if factor.ndim != 2 or (start == "torus" and x.is_complex()):
-            kind = "real matrices" if start == "torus" else "matrices"
-            raise ValueError(
-                f"init={start!r} of {who} is for {kind}; {factor} has points of {factor.ndim} axes and the tensor "
-                f"dtype {x.dtype}. Use init='haar' or a tensor."
-            )
-        parts.append(_identity(points) if start == "identity" else _torus(points))
-        if not bool((factor.residual(parts[-1]) <= tolerance(x.dtype)).all()):
-            raise ValueError(f"init={start!r} of {who} is not a point of {factor}. Use init='haar' or a tensor.")
-    return engine(manifold).join(parts, x.shape).clone()
-
-
-def _identity(x: Tensor) -> Tensor:
-    return torch.eye(*x.shape[-2:], dtype=x.dtype, device=x.device).expand(x.shape)
-
-
-def _torus(x: Tensor) -> Tensor:
-    """The first columns (or rows) of diag(R(t_1), R(t_2), ...), t_i uniform, with a last 1 if the size is odd."""
-    n, p = max(x.shape[-2:]), min(x.shape[-2:])
-    planes = min((p + 1) // 2, n // 2)
-    angles = (2 * torch.rand(*x.shape[:-2], planes, dtype=x.dtype, device=x.device) - 1) * math.pi
-    tall = torch.eye(n, p, dtype=x.dtype, device=x.device).expand(*x.shape[:-2], n, p).clone()
-    even = 2 * torch.arange(planes, device=x.device)
-    odd = even + 1
-    tall[..., even, even] = angles.cos()
-    tall[..., odd, even] = angles.sin()
-    inside = odd < p  # an odd p cuts the last plane in two
-    tall[..., even[inside], odd[inside]] = -angles.sin()[..., inside]
-    tall[..., odd[inside], odd[inside]] = angles.cos()[..., inside]
-    return tall if x.shape[-2] >= x.shape[-1] else tall.mT

@@ -17,12 +17,15 @@ from .compositions import (
 from .correlation import Correlation
 from .euclidean import Euclidean
 from .grassmann import Grassmann
+from .hyperboloid import Hyperboloid
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
+from .poincare import PoincareBall
 from .positive import Positive
 from .positive_definite import PositiveDefinite
 from .product import ProductManifold
+from .simplex import Simplex
 from .sphere import Sphere
 from .stiefel import Stiefel
 from .symmetric import Skew, Symmetric
@@ -35,6 +38,7 @@ __all__ = [
     "GeodesicManifold",
     "Grassmann",
     "Hurwitz",
+    "Hyperboloid",
     "Invertible",
     "Isospectral",
     "Layout",
@@ -45,11 +49,13 @@ __all__ = [
     "Orthogonal",
     "Orthostochastic",
     "Pattern",
+    "PoincareBall",
     "Positive",
     "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
     "Scaled",
+    "Simplex",
     "Skew",
     "SpecialOrthogonal",
     "SpectralBall",

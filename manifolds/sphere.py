@@ -29,7 +29,7 @@ class Sphere(NearestPointManifold, GeodesicManifold):
     >>> x, y = torch.eye(2)
     >>> Sphere().distance(x, y)  # a quarter of a turn
     tensor(1.5708)
-    >>> Sphere(radius=2.0, ndim=2).random(3, 4).norm()
+    >>> Sphere(radius=2.0, ndim=2).nearest(torch.ones(2, 2)).norm()
     tensor(2.)
     """
 

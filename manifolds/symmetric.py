@@ -22,9 +22,8 @@ class Symmetric(LinearSpace):
     Raises ValueError for matrices that are not square.
     Source: Boumal, An Introduction to Optimization on Smooth Manifolds (2023), section 3.2.
 
-    >>> Symmetric().nearest(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
-    tensor([[1., 1.],
-            [1., 1.]])
+    >>> Symmetric().nearest(torch.tensor([[1.0, 2.0], [0.0, 1.0]])).tolist()
+    [[1.0, 1.0], [1.0, 1.0]]
     """
 
     ndim = 2
@@ -53,9 +52,8 @@ class Skew(LinearSpace):
     The imaginary parts of a complex diagonal are free. Raises ValueError for matrices that are not square.
     Source: as for `Symmetric`.
 
-    >>> Skew().nearest(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
-    tensor([[ 0.,  1.],
-            [-1.,  0.]])
+    >>> Skew().nearest(torch.tensor([[1.0, 2.0], [0.0, 1.0]])).tolist()
+    [[0.0, 1.0], [-1.0, 0.0]]
     """
 
     ndim = 2

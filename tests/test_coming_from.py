@@ -17,7 +17,7 @@ import constraints
 import constraints.optim
 import manifolds
 from constraints import report
-from manifolds import Manifold, Oblique, PositiveDefinite, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import Composition, Manifold, Oblique, PositiveDefinite, SpecialOrthogonal, Sphere, Stiefel
 
 PAGE = Path(__file__).parent.parent / "docs" / "coming-from.md"
 CODE = re.compile(r"`([^`]+)`")
@@ -104,11 +104,13 @@ def as_tensor(value: Any) -> Tensor:
     return torch.as_tensor(value).detach()
 
 
-def held(given: dict[str, Any]) -> list[tuple[str, str, Manifold]]:
+def held(given: dict[str, Any]) -> list[tuple[str, str, Manifold | Composition]]:
     """(module, name, manifold) of what the modules of the row hold, or its optimizer on its own."""
     if "p" in given:
         return [("layer", "weight", group["manifold"]) for group in given["optimizer"].param_groups]
-    return [(holder, record.name, record.manifold) for holder in HOLDERS for record in report(given[holder])]
+    records = [(holder, record) for holder in HOLDERS for record in report(given[holder])]
+    # the parts of a composed weight have dotted names
+    return [(holder, each.name, each.manifold) for holder, each in records if "." not in each.name]
 
 
 def weight(given: dict[str, Any], holder: str, name: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -91,7 +92,7 @@ class RiemannianAdam(RiemannianOptimizer):
             raise ValueError(f"second_moment of {name} is 'mean' or 'sum'; got {group['second_moment']!r}.")
 
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
-        return adam_move(bucket, group, self._descent(bucket, group))
+        return adam_move(bucket, group, lambda: self._descent(bucket, group))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As in torch. State from before there was a choice of `second_moment` goes on with "sum", which it was."""
@@ -119,13 +120,13 @@ def check_betas(name: str, group: Group) -> None:
             raise ValueError(f"betas[{i}] of {name} is in [0, 1); got {beta}.")
 
 
-def adam_move(bucket: Bucket, group: Group, g: Tensor) -> Tensor:
-    """Where Adam moves the points of the bucket, of which g is the Euclidean gradient."""
+def adam_move(bucket: Bucket, group: Group, gradient: Callable[[], Tensor]) -> Tensor:
+    """Where Adam moves the points of the bucket. gradient gives the Euclidean one, which nobody keeps then."""
     (beta1, beta2), lr = group["betas"], rate(group)
     many = _size(bucket) if group["second_moment"] == "mean" else 1.0
     engine, x, step = bucket.engine, bucket.x, bucket.count_step()
     stored, v = bucket.stored("exp_avg"), bucket.stored("exp_avg_sq")
-    m, square = engine.mix(x, stored, g, beta1, 1 - beta1)
+    m, square = engine.mix(x, stored, gradient(), beta1, 1 - beta1)
     v.lerp_(square, 1 - beta2)
     bucket.put("exp_avg_sq", v)
     if group["amsgrad"]:

@@ -57,6 +57,7 @@ class RiemannianMuon(RiemannianOptimizer):
 
     _numbers = frozenset({"exp_avg_sq"})
     _values = ("direction", "scale", "msign")
+    _mixed = True
     _decay = 0.1
 
     def __init__(
@@ -104,9 +105,9 @@ class RiemannianMuon(RiemannianOptimizer):
 
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         rest = _adamw(group)
-        g = self._descent(bucket, rest)
         if not is_spectral(bucket.factor):
-            return adam_move(bucket, rest, g)
+            return adam_move(bucket, rest, lambda: self._descent(bucket, rest))
+        g = self._descent(bucket, rest)
         factor, own, x, momentum = bucket.factor, bucket.engine, bucket.x, group["momentum"]
         bucket.count_step()
         square = x.shape[-2] == x.shape[-1] and isinstance(factor, ORTHONORMAL)

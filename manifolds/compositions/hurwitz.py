@@ -41,7 +41,7 @@ class Hurwitz(Composition):
             raise ValueError(f"margin of Hurwitz is a number, 0 or more; got {self.margin!r}.")
 
     def parts(self, shape: Sequence[int]) -> Parts:
-        """p, q: PositiveDefinite (n, n), s: Skew (n, n)."""
+        """p, q: PositiveDefinite (n, n), s: Skew (n, n). Raises ValueError for other shapes."""
         _, (n, m) = check_ndim(self, shape, 2)
         if n != m:
             raise ValueError(f"{self} needs square matrices; got shape {tuple(shape)}.")

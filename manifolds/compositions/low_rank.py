@@ -37,7 +37,7 @@ class LowRank(Composition):
             raise ValueError(f"rank of LowRank is a number of columns, 1 or more; got {self.rank!r}.")
 
     def parts(self, shape: Sequence[int]) -> Parts:
-        """u: Stiefel (n, r), s: Euclidean (r,), v: Stiefel (m, r)."""
+        """u: Stiefel (n, r), s: Euclidean (r,), v: Stiefel (m, r). Raises ValueError for other shapes."""
         _, (n, m) = check_ndim(self, shape, 2)
         batch, r = tuple(shape)[:-2], self.rank
         if r > min(n, m):

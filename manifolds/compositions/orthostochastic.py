@@ -33,7 +33,7 @@ class Orthostochastic(Composition):
     """
 
     def parts(self, shape: Sequence[int]) -> Parts:
-        """q: SpecialOrthogonal (n, n)."""
+        """q: SpecialOrthogonal (n, n). Raises ValueError for other shapes."""
         _, (n, m) = check_ndim(self, shape, 2)
         if n != m:
             raise ValueError(f"{self} needs square matrices; got shape {tuple(shape)}.")

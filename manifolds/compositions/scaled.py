@@ -44,7 +44,7 @@ class Scaled(Composition):
         return f"Scaled({self.manifold})"
 
     def parts(self, shape: Sequence[int]) -> Parts:
-        """point: as the tensor; gain: Positive, one number for each point or factor."""
+        """point: as the tensor; gain: Positive, one for each point or factor. Raises ValueError for others."""
         check_ndim(self, shape, self.ndim)
         self.manifold.dim(shape)
         batch = tuple(shape)[: len(shape) - self.ndim]

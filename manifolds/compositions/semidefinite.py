@@ -36,7 +36,7 @@ class PositiveSemidefinite(Composition):
             raise ValueError(f"rank of PositiveSemidefinite is a number, 1 or more, or None; got {self.rank!r}.")
 
     def parts(self, shape: Sequence[int]) -> Parts:
-        """a: Euclidean (n, r)."""
+        """a: Euclidean (n, r). Raises ValueError for other shapes."""
         _, (n, m) = check_ndim(self, shape, 2)
         r = n if self.rank is None else self.rank
         if n != m or r > n:

@@ -58,7 +58,7 @@ class SpectralBall(Composition):
         _check_radius(self)
 
     def parts(self, shape: Sequence[int]) -> Parts:
-        """q: Stiefel (n + m, m), of the transpose (n + m, n) for n < m."""
+        """q: Stiefel (n + m, m), of the transpose (n + m, n) for n < m. Raises ValueError for other shapes."""
         _, (n, m) = check_ndim(self, shape, 2)
         return {"q": (Stiefel(), (*tuple(shape)[:-2], n + m, min(n, m)) if n >= m else (*tuple(shape)[:-2], n, n + m))}
 
@@ -97,7 +97,7 @@ class SpectralSphere(Composition):
         _check_radius(self)
 
     def parts(self, shape: Sequence[int]) -> Parts:
-        """u: Stiefel (n, k), s: Euclidean (k,), v: Stiefel (m, k)."""
+        """u: Stiefel (n, k), s: Euclidean (k,), v: Stiefel (m, k). Raises ValueError for other shapes."""
         return _svd_parts(self, shape, values=True)
 
     def compose(self, *, u: Matrices, s: Tensor, v: Matrices) -> Matrices:  # type: ignore[override]
@@ -125,7 +125,7 @@ class Isospectral(Composition):
     """
 
     def parts(self, shape: Sequence[int]) -> Parts:
-        """u: Stiefel (n, k), s: a constant (k,), v: Stiefel (m, k), with k = min(n, m)."""
+        """u: Stiefel (n, k), s: a constant (k,), v: Stiefel (m, k), k = min(n, m). Raises ValueError for others."""
         return _svd_parts(self, shape, values=False)
 
     def compose(self, *, u: Matrices, s: Tensor, v: Matrices) -> Matrices:  # type: ignore[override]

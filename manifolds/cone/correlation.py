@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.linalg import cholesky, sym
+from ..kernels.hermitian import cholesky
+from ..kernels.linalg import sym
 from .flat import Flat
 from .metric import Square, diagonal, entries, inside
 

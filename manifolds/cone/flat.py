@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .._points import length
 from ..kernels import hermitian
-from ..kernels.linalg import cholesky, sym
+from ..kernels.hermitian import cholesky
+from ..kernels.linalg import sym
 from .metric import Metric, Numbers, Square, diagonal, entries, inside
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .._points import inner, length
 from ..kernels import hermitian
-from ..kernels.linalg import cholesky, lyapunov, sym
+from ..kernels.hermitian import cholesky, lyapunov
+from ..kernels.linalg import sym
 from .metric import Metric, Numbers, Square
 
 

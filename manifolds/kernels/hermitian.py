@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from . import linalg
 from .iterations import ORDER
 from .linalg import is_traced, sym, without_autocast
 from .transforms import in_forward_mode, is_recorded, is_transformed
@@ -170,3 +171,21 @@ def exp_at(x: Square, e: Square) -> Square:
         values, q = eigen(x)
         return weighted(q, 1 / log_pairs(values), e)
     return torch.func.vjp(exp, log(x))[1](e)[0]  # type: ignore[no-any-return]
+
+
+def lyapunov(x: Square, c: Square) -> Square:
+    """The Hermitian Z with X Z + Z X = C, for positive definite X and the Hermitian part of C."""
+    values, q = eigen(x)
+    pairs = 1 / (values.unsqueeze(-1) + values.unsqueeze(-2))
+    z = weighted(q, pairs, c)
+    if is_recorded(x):
+        x = sym(x)
+        for _ in range(ORDER):
+            step = weighted(q, pairs, c - x @ z - z @ x)
+            z = z + (step - step.detach())
+    return z
+
+
+def cholesky(x: Square) -> Square:
+    """L with L L^H = X, of which only the Hermitian part is seen: forward derivatives of torch's would see another."""
+    return linalg.cholesky(sym(x) if is_recorded(x) else x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, get_args
 
 import pytest
@@ -9,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 import constraints.optim
-from constraints import Riemannian, Trivialization, constrain, report, unconstrain
+from constraints import (
+    AveragedModel,
+    Riemannian,
+    Trivialization,
+    constrain,
+    export_state_dict,
+    rebase,
+    report,
+    unconstrain,
+)
 from manifolds import Correlation, Manifold, Positive, PositiveDefinite
 from manifolds.positive_definite import Name
 
@@ -159,3 +169,68 @@ def test_a_correlation_is_fitted(method: Any) -> None:
     assert report(model)[0].ok
     assert torch.equal(model.weight.detach().diagonal(), torch.ones(4, dtype=F64))
     assert float((model.weight.detach() - s).norm()) < 1e-3
+
+
+OPEN: list[Manifold] = [*SETS, Correlation()]
+
+
+def trained(manifold: Manifold, method: Any) -> tuple[Any, Any]:
+    """A model after three steps, and its optimizer."""
+    model = made(manifold, method, "identity")
+    optimizer = (
+        torch.optim.Adam(model.parameters(), lr=0.1)
+        if isinstance(method, Trivialization)
+        else constraints.optim.RiemannianAdam(model, lr=0.1)
+    )
+    train(model, optimizer, target(), 3, 0.1)
+    return model, optimizer
+
+
+@methods
+@pytest.mark.parametrize("manifold", OPEN, ids=str)
+def test_the_life_of_a_model(manifold: Manifold, method: Any) -> None:
+    """Copied, saved, loaded, rebased, averaged, assigned, converted, exported: the weight stays, and is a point."""
+    model, optimizer = trained(manifold, method)
+    weight = model.weight.detach().clone()
+    assert torch.equal(copy.deepcopy(model).weight, weight)
+
+    other = made(manifold, method, "identity")
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.weight, weight)
+
+    rebase(model, optimizer)
+    assert torch.allclose(model.weight, weight, rtol=1e-12, atol=1e-14)
+    train(model, optimizer, target(), 3, 0.1)
+    assert report(model)[0].ok
+
+    plain = Point(4, 4)
+    plain.load_state_dict(export_state_dict(model))
+    assert torch.allclose(plain.weight, model.weight, rtol=1e-12, atol=1e-14)
+    other = made(manifold, method, "identity")
+    other.load_state_dict(plain.state_dict())
+    assert torch.allclose(other.weight, model.weight, rtol=1e-12, atol=1e-14)
+
+    averaged = AveragedModel(model)
+    for _ in range(3):
+        train(model, optimizer, target(), 1, 0.1)
+        averaged.update_parameters(model)
+    assert report(averaged)[0].ok
+
+    single = copy.deepcopy(model).float()
+    assert single.weight.dtype is torch.float32
+    assert report(single)[0].ok
+
+
+@methods
+def test_an_optimum_of_condition_1e8_is_found_under_the_affine_invariant_metric(method: Any) -> None:
+    """In which it is a distance of 20 from the identity, and otherwise like any other."""
+    s = target(high=0, low=-8)
+    model = made(PositiveDefinite(), method, "identity")
+    optimizer = (
+        torch.optim.Adam(model.parameters(), lr=0.2)
+        if isinstance(method, Trivialization)
+        else constraints.optim.RiemannianAdam(model, lr=0.2)
+    )
+    train(model, optimizer, (s + s.mT) / 2, 400, 0.2)
+    assert report(model)[0].ok
+    assert float(PositiveDefinite().distance(model.weight.detach(), s)) < 1e-2

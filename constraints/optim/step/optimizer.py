@@ -50,6 +50,8 @@ class RiemannianOptimizer(Optimizer, ABC):
     """Keys of the state that hold one number per point; the others hold a tensor like the point."""
     _values: ClassVar[tuple[str, ...]] = ()
     """Options that are functions: saved by name, and not loaded."""
+    _mixed: ClassVar[bool] = False
+    """Whether factors of different kinds have state of different keys."""
     _decay: ClassVar[float] = 0.0
     """The weight decay of who was asked for none; nothing is said of it where it does nothing."""
     _takes_sparse: ClassVar[bool] = False
@@ -176,7 +178,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything and is not
         decoupled; asked for once, for the bucket keeps it no longer."""
         g = bucket.release_gradients()
-        g = -g if group["maximize"] else g
+        g = -g if group.get("maximize", False) else g
         decays = not group.get("decoupled_weight_decay", False) and decays_in(bucket, group)
         return g + group["weight_decay"] * bucket.x if decays else g
 
@@ -237,7 +239,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         def check(_: Optimizer, loaded: dict[str, Any]) -> None:
             loaded["state"] = {key: tensors_only(entry) for key, entry in loaded["state"].items()}
             saved.update(loaded)
-            check_loaded(loaded, self.param_groups, self._numbers, self._values)
+            check_loaded(loaded, self.param_groups, self._numbers, self._values, self._mixed)
 
         def restore(_: Optimizer) -> None:
             for group, old, kept in zip(self.param_groups, present, saved["param_groups"], strict=True):

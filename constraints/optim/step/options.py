@@ -15,7 +15,7 @@ from .limits import can_look
 
 def decays_in(bucket: Bucket, group: Group) -> bool:
     """Whether weight decay does anything to the points of the bucket."""
-    return group["weight_decay"] != 0 and not bucket.factor.constant_norm
+    return group.get("weight_decay", 0) != 0 and not bucket.factor.constant_norm
 
 
 def rate(group: Group) -> float | Tensor:
