@@ -132,8 +132,8 @@ for name in ("flat", "affine-invariant"):
 # What a mean looks like
 # ----------------------
 #
-# Halfway between two matrices the flat mean is larger than both: its determinant, the volume of its ellipsoid, swells.
-# Along the geodesic the logarithm of the determinant is a straight line.
+# Along the geodesic between two matrices the logarithm of the determinant, of the volume of an ellipsoid, is a straight
+# line. Along the straight line of matrices it lies above that: flat means are too large, which is called swelling.
 
 affine = PositiveDefinite()
 zero, one = class_means(affine, covariances(chosen["affine-invariant"]))[:2]
