@@ -44,7 +44,7 @@ def is_known(optimizer: Optimizer, parameter: Tensor) -> bool:
     has one history for all parameters, under the first of them."""
     if isinstance(optimizer, LBFGS):
         return False
-    step = getattr(type(optimizer).step, "__module__", "")
+    step = getattr(getattr(optimizer, "inner", optimizer).step, "__module__", "")
     return step.startswith("torch.optim.") and set(optimizer.state.get(parameter, ())) <= FIRST.keys() | ELEMENTWISE
 
 

@@ -37,6 +37,9 @@ class RiemannianAdam(RiemannianOptimizer):
     where all points have one norm, and it says so. foreach, fused: how torch moves unconstrained tensors; constrained
     ones are one batched update at any rate. Unconstrained tensors move as in torch.optim.Adam, whose options the others
     are, less differentiable, which is refused.
+    lazy: points of constrained tensors whose gradient is exactly zero in a step stay where they are, bit for bit, and
+    their moments too. Of a table with a sparse gradient, as of nn.Embedding(sparse=True), constrained or free, that is
+    so in any case: the rows that it has move, as in torch.optim.SparseAdam, and no others are read.
     Raises ValueError for options out of range.
     Source: Becigneul & Ganea, Riemannian adaptive optimization methods (2019), section 3, equation (7) and figure 1.
 
@@ -49,6 +52,7 @@ class RiemannianAdam(RiemannianOptimizer):
     """
 
     _numbers = frozenset({"exp_avg_sq", "max_exp_avg_sq"})
+    _takes_rows = True
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class RiemannianAdam(RiemannianOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        lazy: bool = False,
         decoupled_weight_decay: bool = False,
         second_moment: SecondMoment = "mean",
     ) -> None:
@@ -78,6 +83,7 @@ class RiemannianAdam(RiemannianOptimizer):
             "capturable": capturable,
             "differentiable": differentiable,
             "fused": fused,
+            "lazy": lazy,
             "decoupled_weight_decay": decoupled_weight_decay,
             "second_moment": second_moment,
         }
