@@ -84,8 +84,8 @@ def complete(values: Tensor, rank: int, solver: Solver, tol: float, steps: int) 
     low, scale = LowRank(rank), torch.linalg.matrix_norm(spread(values), ord=2)
 
     def loss(parts: dict[str, Tensor]) -> Tensor:
-        whole: Tensor = low.compose(**parts)
-        return (whole.flatten()[seen] - values / scale).square().sum() / SHARE
+        off: Tensor = low.compose(**parts).flatten()[seen] - values / scale
+        return off.square().sum() / SHARE
 
     kinds = {name: manifold for name, (manifold, _) in low.parts(shape).items()}
     start = low.decompose(spread(values) / scale)
