@@ -138,7 +138,8 @@ class PoincareBall(GeodesicManifold):
         q = (1 - self.curvature * (c * c).sum(-1, keepdim=True)).sqrt()
         y, left = self._sum(x, c / (1 + q), 2 / (1 + q))
         least = 16 * torch.finfo(y.dtype).eps
-        return torch.where(left < least, y * ((1 - least) / (1 - left)).sqrt(), y)
+        beyond = left < least
+        return y * torch.where(beyond, (1 - least) / torch.where(beyond, 1 - left, 1), 1).sqrt()
 
     def _sum(self, x: Points, z: Points, left: Numbers) -> tuple[Points, Numbers]:
         """x + z, Mobius addition, and 1 - |x + z|^2 / R^2; left is that of z. Sums of positive numbers only, else
