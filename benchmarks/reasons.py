@@ -38,4 +38,13 @@ REASONS: Mapping[str, str] = {
         "at coordinates with singular values about 1 the polynomial and its derivative take 13 products of n x n "
         "matrices, down from 22 by shorter polynomials, a sharper bound of |A|, and A^3 and A^4 from one product."
     ),
+    "step-ball": (
+        "a row of ten numbers is short for torch: a sum over it, of a product, takes four times as long as an "
+        "entrywise product, and a product with one number a row twice as long. The step has thirteen such sums, of "
+        "which six carry the momentum along the geodesic without cancellation near the boundary; Adam has none."
+    ),
+    "step-grassmann": (
+        "the matrices are small enough for calls to be most of the time: looks for writes from outside and for "
+        "gradients that are not finite, which the dozen lines of numpy do not have, cost as much as their whole step."
+    ),
 }

@@ -28,6 +28,7 @@ from manifolds import (
     Skew,
     SpecialOrthogonal,
     Sphere,
+    Stiefel,
     Symmetric,
 )
 from manifolds.positive_definite import Name
@@ -107,6 +108,8 @@ MEANS: list[tuple[GeodesicManifold, tuple[int, ...], torch.dtype]] = [
     (SpecialOrthogonal(), (3, 3), C128),
     (Sphere(), (6,), F64),
     (Sphere(2.0, 2), (3, 3), F64),
+    (Stiefel(), (5, 2), F64),
+    (Stiefel("canonical"), (4, 3), F64),
     (Symmetric(), (3, 3), C128),
 ]
 
