@@ -32,7 +32,7 @@ class Hyperboloid(GeodesicManifold):
     Source: Nickel & Kiela, Learning continuous hierarchies in the Lorentz model (2018); Ratcliffe, Foundations of
     Hyperbolic Manifolds (2019), chapter 3.
 
-    >>> x = torch.tensor([math.cosh(1.0), math.sinh(1.0)])
+    >>> x = torch.stack([torch.tensor(1.0).cosh(), torch.tensor(1.0).sinh()])
     >>> Hyperboloid().distance(x, torch.tensor([1.0, 0.0]))
     tensor(1.)
     """

@@ -159,7 +159,8 @@ def test_the_site_is_built_without_a_warning_and_whole() -> None:
 
 def test_help_shows_the_options_of_a_manifold() -> None:
     assert list(inspect.signature(manifolds.Stiefel).parameters) == ["metric", "retraction"]
-    assert list(inspect.signature(manifolds.Sphere).parameters) == []
+    assert list(inspect.signature(manifolds.Sphere).parameters) == ["radius", "ndim"]
+    assert list(inspect.signature(manifolds.Symmetric).parameters) == []
 
 
 def test_a_broken_link_is_seen(tmp_path: Path) -> None:
