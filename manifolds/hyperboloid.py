@@ -34,7 +34,7 @@ class Hyperboloid(GeodesicManifold):
 
     >>> x = torch.stack([torch.tensor(1.0).cosh(), torch.tensor(1.0).sinh()])
     >>> Hyperboloid().distance(x, torch.tensor([1.0, 0.0]))
-    tensor(1.)
+    tensor(1.0000)
     """
 
     curvature: float = -1.0
