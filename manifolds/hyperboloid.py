@@ -32,9 +32,9 @@ class Hyperboloid(GeodesicManifold):
     Source: Nickel & Kiela, Learning continuous hierarchies in the Lorentz model (2018); Ratcliffe, Foundations of
     Hyperbolic Manifolds (2019), chapter 3.
 
-    >>> x = torch.stack([torch.tensor(1.0).cosh(), torch.tensor(1.0).sinh()])
-    >>> Hyperboloid().distance(x, torch.tensor([1.0, 0.0]))
-    tensor(1.0000)
+    >>> x = torch.tensor([1.25, 0.75])
+    >>> Hyperboloid().distance(x, torch.tensor([1.0, 0.0]))  # log 2
+    tensor(0.6931)
     """
 
     curvature: float = -1.0
