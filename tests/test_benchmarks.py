@@ -21,6 +21,7 @@ from benchmarks.jobs import OURS, Row, Setting
 from benchmarks.profile import profile
 from benchmarks.results import Target
 from benchmarks.rows import DEVICE_ROWS, ROWS, TALL_MAKERS
+from benchmarks.sets import SET_ROWS
 from benchmarks.timing import Budget, Contestant, Outcome, infeasibility, interleave, why
 
 QUICK = Setting(quick=True)
@@ -257,6 +258,15 @@ def test_ours_takes_part_and_stays_feasible(name: str) -> None:
             assert outcome.cannot == "not installed"
     assert all(o.error is not None for who, o in result.outcomes.items() if who.startswith("ours"))
     assert all(verdict.met is None for verdict in result.verdicts)
+
+
+@pytest.mark.parametrize("found", SET_ROWS, ids=lambda row: row.name)
+def test_everybody_who_has_the_set_takes_part(found: Row) -> None:
+    """Small; a peer that is not installed is said to be. Those with orthonormal points keep them."""
+    outcomes = found.run(QUICK, ONCE).outcomes
+    assert {who: o.cannot for who, o in outcomes.items() if o.cannot not in (None, "not installed")} == {}
+    assert all(o.error is None or o.error <= 1e-5 for o in outcomes.values())
+    assert outcomes[OURS].cannot is None
 
 
 @pytest.mark.parametrize("found", DEVICE_ROWS, ids=lambda row: row.name)
