@@ -72,6 +72,7 @@ ONE = ("nearest", "residual", "contains")
 TWO = ("project", "gradient", "retract", "norm", "exp", "log", "distance")
 THREE = ("inner", "transport")
 GEODESIC = ("exp", "log", "distance")
+REPEATED = [(Stiefel(retraction=r), REAL) for r in RETRACTIONS[1:]]  # whose geodesics are those of the default
 REFUSED = {"contains": "has truth values, of which there are no derivatives"}
 
 
@@ -102,7 +103,8 @@ def cells(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> lis
         "log": (here, there),
         "distance": (here, there),
     }
-    names = [n for n in (*ONE, *TWO, *THREE) if n not in GEODESIC or isinstance(manifold, GeodesicManifold)]
+    geodesic = isinstance(manifold, GeodesicManifold) and (manifold, dtype) not in REPEATED
+    names = [n for n in (*ONE, *TWO, *THREE) if n not in GEODESIC or geodesic]
     return [Cell(name, getattr(manifold, name), given.get(name, (x, v))) for name in names]
 
 
