@@ -85,6 +85,7 @@ TWO = ("project", "gradient", "retract", "norm", "exp", "log", "distance")
 THREE = ("inner", "transport")
 GEODESIC = ("exp", "log", "distance")
 CLOSED = ("nearest", "residual")
+REPEATED = [(Stiefel(retraction=r), REAL) for r in RETRACTIONS[1:]]  # whose geodesics are those of the default
 REFUSED = {"contains": "has truth values, of which there are no derivatives"}
 
 
@@ -115,7 +116,8 @@ def cells(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> lis
         "log": (here, there),
         "distance": (here, there),
     }
-    names = [n for n in (*ONE, *TWO, *THREE) if n not in GEODESIC or isinstance(manifold, GeodesicManifold)]
+    geodesic = isinstance(manifold, GeodesicManifold) and (manifold, dtype) not in REPEATED
+    names = [n for n in (*ONE, *TWO, *THREE) if n not in GEODESIC or geodesic]
     if not isinstance(manifold, NearestPointManifold):  # of an open set residual is a verdict: inf outside
         names = [n for n in names if n not in CLOSED]
     return [Cell(name, getattr(manifold, name), given.get(name, (x, v))) for name in names]
