@@ -14,7 +14,7 @@ from .engine import Engine
 from .kernels import arcs, chart, steps
 from .kernels.linalg import may_look, newton_schulz
 from .kernels.steps import is_wide as is_wide
-from .kernels.stiefel_log import logarithm
+from .kernels.stiefel_log import are_finite, logarithm
 from .kernels.transforms import whole
 from .retractions import Metric, Retraction, exp, polar, qr
 
@@ -123,8 +123,7 @@ def log(name: object, x: Points, y: Points, metric: Metric) -> Points:
     if x.shape[-1] == 1 and (metric == "euclidean" or not x.is_complex()):
         return arcs.log(x, y, (-2, -1), 1.0)
     v = logarithm(x, y, 1 if metric == "canonical" else 2, partial(exp, metric=metric))
-    finite = (x.detach().isfinite() & y.detach().isfinite()).all(-1, keepdim=True).all(-2, keepdim=True)
-    if may_look(v) and bool(whole(v.detach().isnan() & finite).any()):
+    if may_look(v) and bool(whole(v.detach().isnan() & are_finite(x, y)).any()):
         raise ValueError(
             f"the logarithm on {name} is found by an iteration, which did not settle for a pair; got x of shape "
             f"{tuple(x.shape)} and y of shape {tuple(y.shape)} with such a pair, farther apart than the injectivity "

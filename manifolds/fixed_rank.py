@@ -74,13 +74,13 @@ class FixedRank(NearestPointManifold):
         return count * self.rank * (n + m - self.rank)
 
     def residual(self, x: Points) -> Float[Tensor, "*batch"]:
-        """|X - nearest(X)| / s_1, a relative error, as points are of any size; inf where s_r is 0 to rounding."""
+        """|X - nearest(X)| / |X|, a relative error, as points are of any size; inf where s_r is 0 to rounding."""
         check_axes(self, x.shape)
         self.dim(x.shape)
-        s = truncation.svd(x)[1]
-        off = length(s[..., self.rank :], 1) if s.shape[-1] > self.rank else 0 * s[..., 0]
-        off = off / torch.where(s[..., 0] == 0, 1, s[..., 0])
-        return torch.where((s[..., self.rank - 1] > self._least(s)) | s[..., 0].isnan(), off, torch.inf)
+        u, s, v = truncation.svd(x)
+        size = length(x, 2)
+        off = length(x - truncation.truncated(x, self.rank, (u, s, v)), 2) / torch.where(size == 0, 1, size)
+        return torch.where((s[..., self.rank - 1] > self._least(s)) | off.isnan(), off, torch.inf)
 
     def _least(self, s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """What a singular value is 0 below."""

@@ -19,7 +19,7 @@ from ..watch import guided, look
 from .step import Bucket, Group
 from .step.before import check_before, refuse_gradient
 from .step.checks import check_group, name_in, warn_of_decay
-from .step.following import back, carried, entries, is_ambient, momenta, second_points
+from .step.following import back, carried, entries, is_ambient, momenta, second_points, vector
 from .step.limits import is_fit
 from .step.options import moves
 from .step.plan import Member, Plan
@@ -119,12 +119,12 @@ class Retracted(Proxy):
             try:
                 with lent([member.parameter for member in plan.members], given), guided(self.inner):
                     self.inner.step()
+                displacements = [x - old for x, old in zip(points, before, strict=True)]
             finally:
-                there = [x.clone() for x in points]
                 for x, old in zip(points, before, strict=True):
                     x.copy_(old)
             with exact_products(*plan.devices):
-                self._retract(plan, [y - x for x, y in zip(points, there, strict=True)], seconds)
+                self._retract(plan, displacements, seconds)
             plan.publish(self._held)
         return loss
 
@@ -162,14 +162,12 @@ class Retracted(Proxy):
         self._plan = None
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {
-            name: value for name, value in vars(self).items() if name in ("_gradient", "_move", "_carry", "_trained")
-        }
+        own = {name: vars(self)[name] for name in ("_gradient", "_move", "_carry", "_trained", "_skipped")}
         return {**super().__getstate__(), **own, "_held": {p: dict(entry) for p, entry in self._held.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plan, self._skipped = None, {}
+        self._plan = None
 
     # How -------------------------------------------------------------------------------------------------
 
@@ -227,6 +225,8 @@ class Retracted(Proxy):
         """What the optimizer is given in place of the gradient."""
         if self._gradient is not None:
             return self._gradient(bucket.factor, bucket.x, bucket.g)
+        if is_ambient(bucket.factor):
+            return vector(bucket, bucket.x, bucket.engine.lift(bucket.x, bucket.g))
         return bucket.factor.gradient(bucket.x, bucket.g)
 
     def _retract(self, plan: Plan, displacements: list[Tensor], seconds: dict[str, list[Tensor]]) -> None:
@@ -254,8 +254,7 @@ class Retracted(Proxy):
         plan.write_points(reached)
         for bucket in plan.buckets:
             if bucket.ok is not None:
-                zero = torch.zeros((), dtype=torch.long, device=bucket.device)
-                self._skipped[bucket.device] = self._skipped.get(bucket.device, zero) + (~bucket.ok).sum()
+                self._skipped[bucket.device] = self._skipped.get(bucket.device, 0) + (~bucket.ok).sum()
 
     def _reach(self, plan: Plan, bucket: Bucket, d: Tensor, group: Group) -> Tensor:
         """The points that the displacement reaches. Raises ValueError where there is none; no point has moved then."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from .exponential import matrix_exp
@@ -47,7 +47,7 @@ def logarithm(x: Points, y: Points, m: int, exp: Exp) -> Points:
 
     The shortest one within the injectivity radius. Differentiable up to ORDER. exp: that of the manifold.
     """
-    sound = (x.detach().isfinite() & y.detach().isfinite()).all(-1, keepdim=True).all(-2, keepdim=True)
+    sound = are_finite(x, y)
     here = torch.eye(*x.shape[-2:], dtype=x.dtype, device=x.device)
     x, y = (torch.where(sound, a, here) for a in (x, y))
     x, y = (a @ inverse_sqrt(sym(a.mH @ a)) for a in (x, y))
@@ -64,6 +64,12 @@ def logarithm(x: Points, y: Points, m: int, exp: Exp) -> Points:
     settled = (error <= 256 * end.shape[-2] * torch.finfo(end.dtype).eps)[..., None, None]
     v = _differentiable(x, y, basis, torch.where(settled, w, 0), m, exp)
     return torch.where(sound & settled, v, torch.nan)
+
+
+def are_finite(x: Points, y: Points) -> Bool[Tensor, "*batch 1 1"]:
+    """Whether no number of the pair is NaN or Inf."""
+    size = x.detach().abs() + y.detach().abs()  # torch knows no isfinite of a conjugate in vmap
+    return size.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
 
 
 def _start(end: Vectors) -> Vectors:

@@ -18,6 +18,7 @@ from .transforms import is_recorded
 
 Points = Inexact[Tensor, "*batch n m"]
 Values = Float[Tensor, "*batch k"]
+Decomposition = tuple[Tensor, Tensor, Tensor]
 
 
 def svd(a: Points) -> tuple[Points, Values, Points]:
@@ -28,14 +29,22 @@ def svd(a: Points) -> tuple[Points, Values, Points]:
     return u, torch.where(sound.squeeze(-1), s, torch.nan), vh.mH
 
 
-def truncated(a: Points, rank: int, known: tuple[Points, Values, Points] | None = None) -> Points:
+def truncated(a: Points, rank: int, known: Decomposition | None = None) -> Points:
     """sum over i <= rank of s_i u_i v_i^H, differentiable up to ORDER; known: the decomposition of A."""
-    u, s, v = svd(a) if known is None else known
-    x, z, kept = u[..., :rank], v[..., :rank], s[..., :rank]
+    u, s, v = known = svd(a) if known is None else known
     if not is_recorded(a):
-        return (x * kept.unsqueeze(-2)) @ z.mH
-    left, right, dropped = u[..., rank:], v[..., rank:], s[..., rank:]
-    p, q = x, z
+        return (u[..., :rank] * s[..., None, :rank]) @ v[..., :rank].mH
+    p = sides(a, rank, known)[0]
+    return p @ (p.mH @ a)
+
+
+def sides(a: Points, rank: int, known: Decomposition | None = None) -> tuple[Points, Points]:
+    """(U, V), orthonormal bases of the leading singular subspaces of A, differentiable up to ORDER as subspaces."""
+    u, s, v = svd(a) if known is None else known
+    p, q = x, z = u[..., :rank], v[..., :rank]
+    if not is_recorded(a):
+        return p, q
+    left, right, kept, dropped = u[..., rank:], v[..., rank:], s[..., :rank], s[..., rank:]
     for _ in range(ORDER):
         # A Q = P (X^H A Q) and A^H P = Q (Z^H A^H P) for X^H P = I = Z^H Q
         aq, ap = a @ q, a.mH @ p
@@ -44,8 +53,7 @@ def truncated(a: Points, rank: int, known: tuple[Points, Values, Points] | None 
             p + _solved(off, back, left, right, kept, dropped),
             q + _solved(back, off, right, left, kept, dropped),
         )
-    p = _orthonormal(p)
-    return p @ (p.mH @ a)
+    return _orthonormal(p), _orthonormal(q)
 
 
 def _solved(off: Points, back: Points, left: Points, right: Points, kept: Values, dropped: Values) -> Points:
@@ -55,15 +63,6 @@ def _solved(off: Points, back: Points, left: Points, right: Points, kept: Values
     e, f = left.mH @ off, right.mH @ back
     rest = off - left @ e
     return rest / i + left @ ((i * e + j * f) / ((i - j) * (i + j)))
-
-
-def sides(x: Points, rank: int) -> tuple[Points, Points]:
-    """(U, V), orthonormal bases of the columns and rows of X, of rank r: X V0 / s and X^H U0 / s, for constant U0 and
-    V0, are orthonormal at X and made so beside it."""
-    u, s, v = (t[..., :rank] for t in svd(x))
-    if not is_recorded(x):
-        return u, v
-    return _orthonormal(x @ (v / s.unsqueeze(-2))), _orthonormal(x.mH @ (u / s.unsqueeze(-2)))
 
 
 def _orthonormal(a: Points) -> Points:

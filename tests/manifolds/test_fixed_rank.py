@@ -70,7 +70,7 @@ def test_truncation_has_derivatives_where_singular_values_meet(values: tuple[flo
         return truncation.truncated(a, rank)
 
     torch.autograd.gradcheck(function, a, check_forward_ad=True)
-    torch.autograd.gradgradcheck(function, a)
+    torch.autograd.gradgradcheck(function, a, fast_mode=True)
     many = torch.stack([a.detach(), 2 * a.detach()])
     assert torch.allclose(torch.vmap(function)(many), function(many), atol=1e-12)
 
@@ -125,7 +125,7 @@ def test_what_is_of_another_rank_is_told() -> None:
     assert m.residual(two) == 0
     assert m.residual(one) == torch.inf
     assert m.residual(torch.zeros(3, 3)) == torch.inf
-    assert float(m.residual(three)) == pytest.approx(1.0)
+    assert float(m.residual(three)) == pytest.approx(3**-0.5)
     with pytest.raises(ValueError, match=r"rank below 2 has no nearest point on FixedRank\(rank=2\)"):
         m.nearest(one)
     with pytest.raises(ValueError, match=r"sides of 2 or more; got shape \(1, 4\)"):

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifolds import Manifold, Stiefel
+from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds.kernels.tiny import batch_last, in_order_of, product
 
 from .bucket import Bucket
 from .plan import Member, Plan
@@ -52,8 +53,18 @@ def carried(bucket: Bucket, y: Tensor, m: Tensor) -> Tensor:
     """The tangent part of m at x, transported to y; m of points that stay."""
     if bucket.moves is False:
         return m
-    there = bucket.factor.transport(bucket.x, y, bucket.factor.project(bucket.x, m))
+    factor, engine, x = bucket.factor, bucket.engine, bucket.x
+    if is_ambient(factor):
+        there = vector(bucket, y, engine.carry(x, y, engine.lift(x, m)))
+    else:
+        there = factor.transport(x, y, factor.project(x, m))
     return there if bucket.ok is None else torch.where(bucket.per_point(bucket.ok), there, m)
+
+
+def vector(bucket: Bucket, x: Tensor, c: Tensor) -> Tensor:
+    """The tangent vector at x with coordinates c: X C on square matrices, else c."""
+    square = isinstance(bucket.factor, (Orthogonal, SpecialOrthogonal, Stiefel)) and x.shape[-1] == x.shape[-2]
+    return in_order_of(product(batch_last(x), batch_last(c)), x) if square else c
 
 
 def back(manifold: Manifold, x: Tensor, a: Tensor) -> Tensor:

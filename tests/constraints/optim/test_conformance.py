@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from constraints.optim import RiemannianAdam, RiemannianAdamW, RiemannianMuon, RiemannianSGD, spectral
+from constraints.optim import Retracted, RiemannianAdam, RiemannianAdamW, RiemannianMuon, RiemannianSGD, spectral
 from constraints.optim.step import Bucket, Group
 from constraints.optim.testing import OptimizerError, check_optimizer
 
@@ -19,6 +19,8 @@ KINDS: list[tuple[Any, Any, list[dict[str, Any]]]] = [
     (RiemannianAdam, torch.optim.Adam, [{}, {"amsgrad": True, "weight_decay": 0.1}]),
     (RiemannianAdamW, torch.optim.AdamW, [{}, {"maximize": True, "weight_decay": 0.1}]),
     (RiemannianMuon, torch.optim.AdamW, [{"weight_decay": 0.1}]),
+    (lambda params, **o: Retracted(torch.optim.AdamW(params, **o)), torch.optim.AdamW, [{"lr": 0.01}]),
+    (lambda params, **o: Retracted(torch.optim.SGD(params, **o)), torch.optim.SGD, [{"lr": 0.01, "momentum": 0.9}]),
     (RiemannianMuon, None, [{"scale": spectral.unit, "nesterov": False}]),
 ]
 

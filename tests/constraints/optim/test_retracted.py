@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from constraints import Riemannian, constrain, param_groups, report
 from constraints.optim import Retracted, RiemannianAdam, RiemannianSGD
+from constraints.optim.step import bucket
 from manifolds import (
     BlockSpec,
     Euclidean,
@@ -352,6 +353,26 @@ def test_coordinates_follow_as_under_the_optimizer_alone() -> None:
             optimizer.step()
         weights.append((net.weight.detach(), net.parametrizations.weight[0].base.clone()))
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("held", ["tall", "rows", "gates"])
+def test_where_looking_would_stall_a_bad_factor_is_left(held: str, monkeypatch: Any) -> None:
+    """As on an accelerator: it stays where it is, is counted, and moves on with the next gradient."""
+    manifold, shape = HELD[held]
+    monkeypatch.setattr(bucket, "can_look", lambda device: False)
+    p = point(manifold, shape, torch.float32)
+    optimizer = Retracted(torch.optim.AdamW(groups(manifold, p), lr=0.02))
+    steps(optimizer, [p], 0, 2)
+    before = p.detach().clone()
+    p.grad[0, 0] = float("nan")
+    optimizer.step()
+    whole = held == "tall"
+    assert torch.equal(p.detach()[:1], before[:1])
+    assert torch.equal(p.detach(), before) == whole
+    assert optimizer.skipped == copy.deepcopy(optimizer).skipped == 1
+    steps(optimizer, [p], 3, 5)
+    assert not torch.equal(p.detach()[:1], before[:1])
+    assert manifold.contains(p.detach()).all()
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

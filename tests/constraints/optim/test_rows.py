@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from constraints import Riemannian, constrain, report
 from constraints.optim import Retracted, RiemannianAdam, RiemannianAdamW, RiemannianMuon, RiemannianSGD
+from constraints.optim.step import bucket
 from manifolds import (
     BlockSpec,
     Euclidean,
@@ -244,6 +245,20 @@ def test_poses_without_a_gradient_stay(manifold: Manifold, count: int, kind: str
         assert not (p.detach()[seen] == before[seen]).all((1, 2)).any()
     assert manifold.residual(p.detach()).max() <= 16 * torch.finfo(p.dtype).eps
     assert optimizer.skipped == 0
+
+
+def test_poses_where_looking_would_stall(monkeypatch: Any) -> None:
+    """As on an accelerator: what has no gradient stays, what has a bad one stays too and alone is counted."""
+    monkeypatch.setattr(bucket, "can_look", lambda device: False)
+    p = table(Stiefel(), (6, 3, 3), torch.float32)
+    optimizer = RiemannianAdam([{"params": [p], "manifold": Stiefel()}], lr=0.1, lazy=True)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = p.detach().clone()
+    p.grad[1:3], p.grad[4] = 0, float("nan")
+    optimizer.step()
+    assert (p.detach() == before).all((1, 2)).tolist() == [False, True, True, False, True, False]
+    assert optimizer.skipped == 1
 
 
 def test_poses_move_on_without_the_option() -> None:
