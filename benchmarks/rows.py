@@ -10,6 +10,7 @@ from . import engines, peers
 from .jobs import OURS, PRODUCT, TRIVIALIZED, Row, gru_contestants, long_contestants, long_memory, map_row, step_row
 from .muon import DUAL, muon_row
 from .results import Target
+from .sets import SET_ROWS
 
 POGO, GEOOPT, ADAM = "POGO", "geoopt", "torch Adam"
 
@@ -107,6 +108,7 @@ ROWS: tuple[Row, ...] = (
         tuple(Target("cost", name, (PRODUCT,), 10, 10, hope_only=True) for name in (OURS, TRIVIALIZED)),
         long_memory,
     ),
+    *SET_ROWS,
 )
 
 

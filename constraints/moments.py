@@ -14,6 +14,8 @@ from manifolds._points import inner
 from manifolds.base import per_point
 from manifolds.engine import engine
 
+from .sharding import whole
+
 FIRST = {
     "exp_avg": ("exp_avg_sq", "exp_inf", "max_exp_avg_sq"),
     "grad_avg": ("square_avg",),
@@ -66,15 +68,16 @@ def changed(
     """
     pairs = []
     for key, divisors in FIRST.items():
-        if not isinstance(old := state.get(key), Tensor):
+        if not isinstance(kept := state.get(key), Tensor):
             continue
+        old = whole(kept)
         new = change(old)
         new = new / _growth(new, old, manifold).abs().clamp_min(1)
         if present := [divisor for divisor in divisors if divisor in state]:
             # what is kept as "momentum_buffer" beside a second moment, by RMSprop, is divided by it already
-            rms = _root(state[present[0]], present[0]) if key != "momentum_buffer" else torch.ones_like(old)
+            rms = _root(whole(state[present[0]]), present[0]) if key != "momentum_buffer" else torch.ones_like(old)
             new = _held_back(new, old, rms)
-        pairs.append((old, new))
+        pairs.append((kept, new))
     return pairs
 
 

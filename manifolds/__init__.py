@@ -15,7 +15,9 @@ from .compositions import (
     SpectralSphere,
 )
 from .correlation import Correlation
+from .doubly_stochastic import DoublyStochastic
 from .euclidean import Euclidean
+from .fixed_rank import FixedRank
 from .grassmann import Grassmann
 from .hyperboloid import Hyperboloid
 from .layout import BlockSpec, Layout, Pattern
@@ -34,7 +36,9 @@ __all__ = [
     "BlockSpec",
     "Composition",
     "Correlation",
+    "DoublyStochastic",
     "Euclidean",
+    "FixedRank",
     "GeodesicManifold",
     "Grassmann",
     "Hurwitz",

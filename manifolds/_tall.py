@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from ._group import SquareEngine
+from ._group import log as log_of_group
 from .engine import Engine
-from .kernels import chart, steps
-from .kernels.linalg import newton_schulz
+from .kernels import arcs, chart, steps
+from .kernels.linalg import may_look, newton_schulz
 from .kernels.steps import is_wide as is_wide
+from .kernels.stiefel_log import are_finite, logarithm
+from .kernels.transforms import whole
 from .retractions import Metric, Retraction, exp, polar, qr
 
 if TYPE_CHECKING:
@@ -108,6 +112,24 @@ class StiefelEngine(Engine):
 
     def renormalizes(self, x: Points) -> bool:
         return self._of(x).renormalizes(x)
+
+
+def log(name: object, x: Points, y: Points, metric: Metric) -> Points:
+    """V with exp(X, V) = Y. Raises ValueError where none is found; NaN where values cannot be looked at."""
+    if is_square(x):
+        return log_of_group(name, x, y)
+    if is_wide(x):
+        return log(name, x.mH, y.mH, metric).mH
+    if x.shape[-1] == 1 and (metric == "euclidean" or not x.is_complex()):
+        return arcs.log(x, y, (-2, -1), 1.0)
+    v = logarithm(x, y, 1 if metric == "canonical" else 2, partial(exp, metric=metric))
+    if may_look(v) and bool(whole(v.detach().isnan() & are_finite(x, y)).any()):
+        raise ValueError(
+            f"the logarithm on {name} is found by an iteration, which did not settle for a pair; got x of shape "
+            f"{tuple(x.shape)} and y of shape {tuple(y.shape)} with such a pair, farther apart than the injectivity "
+            f"radius. Go by a point between them, z = nearest(x + y): log(x, z) leads there, and log(z, y) on."
+        )
+    return v
 
 
 def is_square(x: Tensor) -> bool:

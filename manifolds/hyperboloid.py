@@ -32,9 +32,9 @@ class Hyperboloid(GeodesicManifold):
     Source: Nickel & Kiela, Learning continuous hierarchies in the Lorentz model (2018); Ratcliffe, Foundations of
     Hyperbolic Manifolds (2019), chapter 3.
 
-    >>> x = torch.tensor([math.cosh(1.0), math.sinh(1.0)])
-    >>> Hyperboloid().distance(x, torch.tensor([1.0, 0.0]))
-    tensor(1.)
+    >>> x = torch.tensor([1.25, 0.75])
+    >>> Hyperboloid().distance(x, torch.tensor([1.0, 0.0]))  # log 2
+    tensor(0.6931)
     """
 
     curvature: float = -1.0

@@ -32,7 +32,7 @@ class PoincareBall(GeodesicManifold):
     Source: Ungar, A Gyrovector Space Approach to Hyperbolic Geometry (2009), chapters 1 and 2; Nickel & Kiela, Poincare
     embeddings (2017).
 
-    >>> x = torch.tensor([math.tanh(0.5), 0.0])
+    >>> x = torch.tensor([0.5, 0.0]).tanh()
     >>> PoincareBall().distance(x, -x)
     tensor(2.)
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _group, _tall
 from ._points import broadcast, check_axes, inner, sizes
-from .base import NearestPointManifold, check_ndim
+from .base import GeodesicManifold, NearestPointManifold, check_ndim
 from .engine import Engine
 from .kernels import orthonormal
 from .kernels.linalg import orthogonality_error, sym
@@ -22,7 +22,7 @@ Points = Inexact[Tensor, "*batch n p"]
 
 
 @dataclass(frozen=True)
-class Stiefel(NearestPointManifold):
+class Stiefel(NearestPointManifold, GeodesicManifold):
     """Matrices (..., n, p) with orthonormal columns, X^H X = I; for n < p with orthonormal rows, X X^H = I.
 
     T_X = {V : X^H V + V^H X = 0} (for n < p the same of the transposes). Complex tensors give the complex Stiefel
@@ -117,6 +117,29 @@ class Stiefel(NearestPointManifold):
         """The projection of V at Y; for square matrices Y X^H V, an isometry."""
         x, y, v = broadcast(self, x, y, v)
         return _group.transport(x, y, v) if _tall.is_square(x) else self.project(y, v)
+
+    def exp(self, x: Points, v: Points) -> Points:
+        """The geodesic of the metric from X with velocity V: `retractions.exp`; X exp(X^H V) if square."""
+        return exp(*broadcast(self, x, v), metric=self.metric)
+
+    def log(self, x: Points, y: Points) -> Points:
+        """V with exp(X, V) = Y: the shortest one where |V| is below the injectivity radius.
+
+        That is pi for the Euclidean metric, 0.89 pi for the canonical one of real matrices, at most pi / sqrt(2) of
+        complex ones; beyond, V may be another geodesic to Y. By Newton's method, with a matrix of dim^2 numbers for
+        each pair, dim <= p (3p - 1) / 2. Square matrices: as `Orthogonal.log`, all angles up to pi.
+        Raises ValueError where it does not settle, or no path joins square X and Y; NaN where values cannot be looked
+        at.
+        """
+        x, y = broadcast(self, x, y)
+        return _tall.log(self, x, y, self.metric)
+
+    def distance(self, x: Points, y: Points) -> Float[Tensor, "*batch"]:
+        """|log(X, Y)|; for square matrices that of `Orthogonal`, over sqrt(2) for the canonical metric."""
+        x, y = broadcast(self, x, y)
+        if not _tall.is_square(x):
+            return self.norm(x, self.log(x, y))
+        return _group.distance(x, y) / (2**0.5 if self.metric == "canonical" else 1)
 
     def _engine(self) -> Engine:
         return _tall.StiefelEngine(self, self.metric, self.retraction)

@@ -17,7 +17,17 @@ import constraints
 import constraints.optim
 import manifolds
 from constraints import report
-from manifolds import Composition, Manifold, Oblique, PositiveDefinite, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import (
+    Composition,
+    Hyperboloid,
+    Manifold,
+    Oblique,
+    PoincareBall,
+    PositiveDefinite,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+)
 
 PAGE = Path(__file__).parent.parent / "docs" / "coming-from.md"
 CODE = re.compile(r"`([^`]+)`")
@@ -77,6 +87,8 @@ def names(peer: str) -> dict[str, Any]:
     found |= {"o": Oblique().random(20, 8, dtype=f64), "w": Oblique().random(20, 8, dtype=f64)}
     found |= {"m": torch.randn(8, 8, dtype=f64)}
     found |= dict(zip("qr", SpecialOrthogonal().random(2, 8, 8, dtype=f64), strict=True))
+    for pair, hyperbolic in (("kl", PoincareBall()), ("ef", Hyperboloid())):
+        found |= dict(zip(pair, hyperbolic.random(2, 6, dtype=f64), strict=True))
     for module in (manifolds, constraints, constraints.optim):
         found |= {name: getattr(module, name) for name in module.__all__}
     if peer == "pymanopt":
@@ -130,7 +142,7 @@ def step(given: dict[str, Any], holder: str, name: str) -> None:
 def test_a_row_does_the_same_on_both_sides(row: Row) -> None:
     theirs, ours = names(row.peer), names("torch")
     if row.peer == "pymanopt":
-        theirs |= {key: theirs[key].numpy() for key in "xyuvagstowmcdhqr"}
+        theirs |= {key: theirs[key].numpy() for key in "xyuvagstowmcdhqrklef"}
     runs = bool(row.theirs) and row.peer != "SGDG" and not row.to.startswith("use another")  # copies, and prose
     value = run(row.theirs, theirs) if runs else None
     mine = run(row.ours, ours)

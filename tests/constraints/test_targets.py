@@ -13,7 +13,7 @@ from torch import nn
 
 from constraints import Riemannian, Trivialization, constrain, report
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from manifolds import BlockSpec, Hyperboloid, Manifold, PoincareBall, ProductManifold, Simplex, Sphere
+from manifolds import BlockSpec, DoublyStochastic, Hyperboloid, Manifold, PoincareBall, ProductManifold, Simplex, Sphere
 
 # with the rate of SGD: that of the metric is another than that of the entries
 SETS: list[tuple[Manifold, tuple[int, ...], float]] = [
@@ -23,6 +23,8 @@ SETS: list[tuple[Manifold, tuple[int, ...], float]] = [
     (PoincareBall(), (3, 4), 1.0),
     (PoincareBall(-0.5) ** 2, (8,), 1.0),
     (Hyperboloid(), (3, 4), 0.2),
+    (DoublyStochastic(), (2, 3, 3), 2.0),
+    (DoublyStochastic() ** 2, (6, 3), 2.0),
     (Hyperboloid(-2.0) * Simplex(), (8,), 0.2),
 ]
 cases = pytest.mark.parametrize(("manifold", "shape", "rate"), SETS, ids=[f"{m}" for m, *_ in SETS])

@@ -113,10 +113,11 @@ class Open(Manifold):
 @pytest.mark.parametrize(
     ("manifold", "nearest", "geodesic"),
     [
-        (Stiefel**3, True, False),
+        (Stiefel**3, True, True),
+        (Oblique() * Stiefel, True, False),
         (Sphere * Euclidean, True, True),
         (Open() * Sphere, False, False),
-        (ProductManifold((Stiefel * Sphere, Sphere)), True, False),
+        (ProductManifold((Stiefel * Sphere, Sphere)), True, True),
     ],
     ids=str,
 )

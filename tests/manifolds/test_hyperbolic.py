@@ -106,8 +106,8 @@ def exact_distance(x: Tensor, y: Tensor) -> float:
     with localcontext() as context:
         context.prec = 60
         a, b = ([Decimal(float(t)) for t in z] for z in (x, y))
-        apart = sum((s - t) ** 2 for s, t in zip(a, b, strict=True))
-        rest = (1 - sum(s * s for s in a)) * (1 - sum(t * t for t in b))
+        apart = sum(((s - t) ** 2 for s, t in zip(a, b, strict=True)), Decimal(0))
+        rest = (1 - sum((s * s for s in a), Decimal(0))) * (1 - sum((t * t for t in b), Decimal(0)))
         z = 1 + 2 * apart / rest
         return float((z + (z * z - 1).sqrt()).ln())
 
