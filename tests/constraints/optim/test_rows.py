@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from constraints import Riemannian, constrain, report
+from constraints import Riemannian, constrain, report, watch
 from constraints.optim import Retracted, RiemannianAdam, RiemannianAdamW, RiemannianMuon, RiemannianSGD
 from constraints.optim.step import bucket
 from manifolds import (
@@ -121,8 +121,10 @@ class Written(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", ["momentum", "adam"])
-def test_a_step_costs_what_its_rows_cost(kind: str) -> None:
-    """No operation makes or reads through a table of 100,000 x 8: of three rows, none is of more than their entries."""
+def test_a_step_costs_what_its_rows_cost(kind: str, monkeypatch: Any) -> None:
+    """No operation makes or reads through a table of 100,000 x 8: of three rows, none is of more than their entries.
+    The watch over optimizers is no exception, in the steps in which it looks at values."""
+    monkeypatch.setattr(watch, "LOOK_EVERY", 1)
     net = constrain(nn.Embedding(100_000, 8, sparse=True), "weight", Sphere, Riemannian(), init="haar")
     optimizer = OPTIMIZERS[kind](net)
     for step in range(3):
@@ -243,6 +245,9 @@ def test_poses_without_a_gradient_stay(manifold: Manifold, count: int, kind: str
         optimizer.step()
         assert torch.equal(p.detach()[~seen], before[~seen])
         assert not (p.detach()[seen] == before[seen]).all((1, 2)).any()
+        assert optimizer.state[p].get("drift", 0) == 0  # what moves is polished, for what stays is not
+        (only,) = optimizer._plan.buckets
+        assert count == 2048 or only._written == p.detach().sum().item()  # nobody else wrote
     assert manifold.residual(p.detach()).max() <= 16 * torch.finfo(p.dtype).eps
     assert optimizer.skipped == 0
 
@@ -270,6 +275,25 @@ def test_poses_move_on_without_the_option() -> None:
     p.grad = torch.zeros_like(p)
     optimizer.step()
     assert not torch.equal(p.detach(), before)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_option_may_change(kind: str) -> None:
+    """From step to step, in the groups."""
+    p = table(Sphere(), (7, 4))
+    optimizer = OPTIMIZERS[kind]([{"params": [p], "manifold": Sphere()}])
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    optimizer.param_groups[0]["lazy"] = True
+    before, state = p.detach().clone(), {key: value.clone() for key, value in optimizer.state[p].items()}
+    p.grad[:3] = 0
+    optimizer.step()
+    assert (p.detach() == before).all(1).tolist() == [True] * 3 + [False] * 4
+    assert all(torch.equal(optimizer.state[p][key][:3], state[key][:3]) for key in state if key != "step")
+    optimizer.param_groups[0]["lazy"] = False
+    optimizer.step()
+    assert kind == "sgd" or not (p.detach() == before).all(1).any()
 
 
 def test_gates_and_entries_without_a_gradient_stay() -> None:
