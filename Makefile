@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip
 # Two test processes share two cores; more threads inside each would only contend.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo tutorials test slow matrix mutants bench bench-solve docs format release clean
+.PHONY: demo tutorials test slow recipes matrix mutants bench bench-solve docs format release clean
 
 demo: $(VENV)/.has-demo
 	$(BIN)/python tutorials/01_orthogonal_gru.py
@@ -22,8 +22,13 @@ test: $(VENV)/.has-test,demo,docs
 	$(BIN)/mypy
 	$(PYTEST) -n 2 --dist worksteal
 
+# every case of every test, of which `make test` takes up to 24, and the tests that take long
 slow: $(VENV)/.has-test,demo,docs
-	$(PYTEST) -n 2 --dist worksteal -m slow
+	$(PYTEST) -n 2 --dist worksteal --every-case -m "not recipes"
+
+# the pages of docs/recipes that need the libraries of others
+recipes: $(VENV)/.has-test,demo,docs $(VENV)/.has-recipes
+	$(PYTEST) -n 2 --dist worksteal -m recipes tests/test_docs.py
 
 # the tests under ten other seeds, each with one of the instruction sets and one or two threads; a table at its end
 matrix: $(VENV)/.has-test,demo,docs

@@ -106,7 +106,7 @@ def step_row(
         slopes = [setting.normal(*size) for _ in range(copies)]
 
         def stepping(make: MakeEngine) -> Builder:
-            return lambda: _step_only(make(start, RATE), slopes)
+            return lambda: step_only(make(start, RATE), slopes)
 
         return {
             OURS: stepping(engines.riemannian_packed if packed else engines.riemannian),
@@ -119,7 +119,7 @@ def step_row(
     return Row(name, title, prepare, targets)
 
 
-def _step_only(engine: Engine, slopes: Sequence[Tensor]) -> Contestant:
+def step_only(engine: Engine, slopes: Sequence[Tensor]) -> Contestant:
     """The gradients that one backward pass leaves, then steps with them."""
     torch.autograd.backward(engine.points(), slopes)
     return Contestant(engine.optimizer.step, engine.kept)

@@ -8,7 +8,9 @@ from manifolds import retractions
 
 from . import engines, peers
 from .jobs import OURS, PRODUCT, TRIVIALIZED, Row, gru_contestants, long_contestants, long_memory, map_row, step_row
+from .muon import DUAL, muon_row
 from .results import Target
+from .sets import SET_ROWS
 
 POGO, GEOOPT, ADAM = "POGO", "geoopt", "torch Adam"
 
@@ -70,6 +72,8 @@ ROWS: tuple[Row, ...] = (
     step_row("step-64x64x64", "Adam step, 64 of 64 x 64", (64, 64, 64), *both((3, 6), (2, 4))),
     step_row("step-100-64", "Adam step, 100 parameters 64 x 64", (64, 64), *both((4, 8), (2.5, 6)), count=100),
     step_row("step-300-16", "Adam step, 300 parameters 16 x 16", (16, 16), *both((4, 8), (2.5, 6)), count=300),
+    muon_row("muon-3x512", "Muon step, 3 x 512 x 512 packed", (3, 512, 512), faster(DUAL, 1.2, 2)),
+    muon_row("muon-2048x128", "Muon step, 2048 x 128", (2048, 128), faster(DUAL, 5, 20)),
     step_row(
         "step-20000x3",
         "Adam step, 20,000 of 3 x 3",
@@ -104,6 +108,7 @@ ROWS: tuple[Row, ...] = (
         tuple(Target("cost", name, (PRODUCT,), 10, 10, hope_only=True) for name in (OURS, TRIVIALIZED)),
         long_memory,
     ),
+    *SET_ROWS,
 )
 
 

@@ -14,6 +14,7 @@ from manifolds.engine import engine
 
 from .held import Held, held_once
 from .precision import exact_products
+from .sharding import is_sharded, like, put, whole
 from .values import NEAR, at_least_float32, check_finite, nearest
 
 
@@ -65,7 +66,7 @@ def _update(average: swa_utils.AveragedModel, model: nn.Module) -> None:
     else:
         _average(average, parameters, new_parameters)
         for x, y in zip(buffers, new_buffers, strict=True):
-            x.copy_(y)
+            x.copy_(_beside(y, x))
     for each, point in zip(mine, points, strict=True):
         _assign(each, point)
     average.n_averaged += 1
@@ -73,7 +74,7 @@ def _update(average: swa_utils.AveragedModel, model: nn.Module) -> None:
 
 def _average(average: swa_utils.AveragedModel, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
     """Take the new tensors into the old ones, in place, by the function of the average."""
-    pairs = [(x.detach(), y.detach().to(x.device)) for x, y in zip(old, new, strict=True)]
+    pairs = [(x.detach(), _beside(y.detach(), x)) for x, y in zip(old, new, strict=True)]
     n = average.n_averaged
     if not n:
         for x, y in pairs:
@@ -88,6 +89,14 @@ def _average(average: swa_utils.AveragedModel, old: Sequence[Tensor], new: Seque
         function = average.avg_fn or swa_utils.get_swa_avg_fn()
         for x, y in pairs:
             x.copy_(function(x, y, n.to(x.device)))
+
+
+def _beside(y: Tensor, x: Tensor) -> Tensor:
+    """y on the device of x, and sharded as x is or not."""
+    y = y.to(x.device)
+    if is_sharded(x) and is_sharded(y) and x.placements == y.placements:  # type: ignore[attr-defined]
+        return y
+    return like(whole(y), x)
 
 
 def _kinds(constrained: Sequence[Held]) -> list[Any]:
@@ -119,7 +128,7 @@ def _point(each: Held) -> Tensor:
         point = at_least_float32(each.weight)
     else:
         held: Any = each.coordinates[0]
-        moved = bool(each.coordinates.original.any())
+        moved = bool(whole(each.coordinates.original).any())
         held.check_base()
         point = held.exact(each.coordinates.original).detach() if moved else held.base
     check_finite(point, each.name)
@@ -150,7 +159,7 @@ def _assign(each: Held, point: Tensor) -> None:
     if each.coordinates is not None:
         each.coordinates.set_point(point)
     else:
-        each.weight.copy_(point)
+        put(each.owner.get_parameter(each.attribute), point)
 
 
 # an average may be made of a model that is constrained later, or the other way round, so each update has to look

@@ -11,6 +11,7 @@ from torch.optim import LBFGS, Optimizer
 
 from .moments import changed, drop, is_known
 from .precision import exact_products
+from .sharding import is_sharded, put, whole
 from .spoiled import is_spoiled
 from .values import may_look
 
@@ -23,13 +24,18 @@ BLIND_EVERY = 16
 def follow(coordinates: Any, optimizers: Iterable[Optimizer]) -> None:
     """Move the base after a step of an optimizer, where the coordinates are long; on accelerators every so many steps.
 
+    So it is where they are sharded, for they are gathered to be looked at: all processes see the same.
+
     Nothing is done for an optimizer whose state is not known here: the base stays, as its state may refer to it. Nor
     where the weight has no value, which the next use of it says, or while a graph of an accelerator is captured.
     """
     original, trainers = coordinates.original.detach(), _of(coordinates, optimizers)
     looks = may_look(original) or any(isinstance(each, LBFGS) for each in trainers)
-    if type(original) is not Tensor or not (looks or coordinates.steps % BLIND_EVERY == 0):
+    if not (type(original) is Tensor or is_sharded(original)):
         return
+    if not (looks or coordinates.steps % BLIND_EVERY == 0):
+        return
+    looks = looks or (is_sharded(original) and original.device.type == "cpu")
     if not all(isinstance(each, LBFGS) or is_known(each, coordinates.original) for each in trainers):
         return
     if not looks and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -47,7 +53,7 @@ def move_base(coordinates: Any, optimizers: Iterable[Optimizer]) -> Momentum:
     Raises ValueError, before anything moves, where the weight has NaN or infinite entries.
     """
     original, trainers = coordinates.original, _of(coordinates, optimizers)
-    moves = bool(original.any())
+    moves = bool(whole(original).any())
     if moves:
         coordinates.target()
     spoiled = [each for each in trainers if is_spoiled(each, original)]
@@ -65,23 +71,23 @@ def _of(coordinates: Any, optimizers: Iterable[Optimizer]) -> list[Optimizer]:
 @torch.no_grad()
 def _is_long(coordinates: Any) -> bool:
     """Whether the coordinates are long. What is in `original` besides coordinates is taken out where it is."""
-    held, original = coordinates[0], coordinates.original
+    held, original = coordinates[0], whole(coordinates.original)
     with exact_products(original.device.type):
-        if not held.engine.is_long(held.base, original):
+        if not held.engine.is_long(base := held.base, original):
             return False
-        c = held.engine.coordinates(held.base, original)
-        if held.engine.is_long(held.base, c):
+        c = held.engine.coordinates(base, original)
+        if held.engine.is_long(base, c):
             return True
-    original.copy_(c)
+    put(coordinates.original, c)
     return False
 
 
 @torch.no_grad()
 def _change(coordinates: Any, optimizers: list[Optimizer]) -> Momentum:
     """The change of chart, without waiting for values: all is computed before anything is written."""
-    held, original = coordinates[0], coordinates.original
-    base, manifold = held.base, held.manifold
-    known = all(is_known(each, original) for each in optimizers)
+    held, parameter = coordinates[0], coordinates.original
+    base, manifold, original = held.base, held.manifold, whole(parameter)
+    known = all(is_known(each, parameter) for each in optimizers)
     pairs: list[tuple[Tensor, Tensor]] = []
     with exact_products(original.device.type):
         point = held.engine.polish(held.exact(original))
@@ -93,16 +99,16 @@ def _change(coordinates: Any, optimizers: list[Optimizer]) -> Momentum:
 
         if known:
             for each in optimizers:
-                pairs += changed(each.state.get(original, {}), change, manifold)
-        if original.grad is not None:
-            pairs.append((original.grad, change(original.grad)))
+                pairs += changed(each.state.get(parameter, {}), change, manifold)
+        if parameter.grad is not None:
+            pairs.append((parameter.grad, change(whole(parameter.grad))))
     fine = point.isfinite().all()  # no base is made of what is not; NaN stays in the coordinates, to be seen
     left = torch.where(fine, 0, original)
     for old, new in pairs:
-        old.copy_(torch.where(fine, new, old))
+        put(old, new, fine)
     coordinates.set_point(torch.where(fine, point, base))
-    original.copy_(left)
+    put(parameter, left)
     if not known:
         for each in optimizers:
-            drop(each, original)
+            drop(each, parameter)
     return ("carried" if known else "reset") if optimizers else "no optimizer"

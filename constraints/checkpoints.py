@@ -14,6 +14,7 @@ from manifolds.engine import engine
 from .composing import Parts, admitted, composed
 from .coordinates import COUNT, coordinates_of
 from .held import Held, held
+from .sharding import agree, is_sharded, like, whole
 from .trivialization import Trivialization, trivialized
 from .values import admit, check_finite
 
@@ -22,7 +23,7 @@ def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state_dict of the model as if nothing were constrained: plain keys in their order, each weight as it is used.
 
     Tensors are detached; like those of `state_dict`, they share memory with the model where they can. A plain model
-    loads it with strict=True.
+    loads it with strict=True. Those of a sharded model are gathered, so that all processes call it together.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
     >>> torch.nn.Linear(4, 4).load_state_dict(export_state_dict(layer))
@@ -41,7 +42,7 @@ def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
                 plain[prefix + attribute] = getattr(owner, attribute).detach()
             elif prefix + attribute in state:
                 plain[prefix + attribute] = state.pop(prefix + attribute)
-    return {**plain, **state}
+    return {key: whole(t) if isinstance(t, Tensor) else t for key, t in {**plain, **state}.items()}
 
 
 def load_checked(model: nn.Module, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
@@ -96,6 +97,7 @@ def _order(owner: nn.Module) -> Iterator[str]:
 @torch.no_grad()
 def _prepare(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before anything is loaded: turn plain weights into what the engine keeps. ValueError for what is off."""
+    _check_alike(module, state, prefix)
     _decompose(module, state, prefix)
     found: list[tuple[Held, str]] = []
     for path, owner in module.named_modules(remove_duplicate=False):
@@ -107,6 +109,26 @@ def _prepare(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> 
         state.update(add)
 
 
+def _check_alike(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
+    """ValueError where the processes of a sharded model have different keys for what is constrained, so that some would
+    gather and others not."""
+    sharded = next((p for p in module.parameters() if is_sharded(p)), None)
+    if sharded is None:
+        return
+    there = []
+    for path, owner in module.named_modules(remove_duplicate=False):
+        where = prefix + path + "." * bool(path)
+        for attribute in [*(each.attribute for each in held_by(owner)), *dict(composed(owner))]:
+            inside = f"{where}parametrizations.{attribute}."
+            there += [key in state for key in (where + attribute, inside + "original", inside + "0.base_point")]
+    if not agree(there, sharded):
+        raise ValueError(
+            f"the processes have different keys for the constrained tensors of {type(module).__name__}, as where "
+            f"broadcast_from_rank0 meets those of a plain model. Give all of them the same state dict, with "
+            f"StateDictOptions(full_state_dict=True), or load it before fully_shard."
+        )
+
+
 def _decompose(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
     """Turn what the checkpoint has for composed tensors into their parts. ValueError where there are none."""
     add: dict[str, Any] = {}
@@ -115,8 +137,11 @@ def _decompose(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
         where = prefix + path + "." * bool(path)
         for attribute, each in composed(owner):
             if (plain := where + attribute) in state:
-                points = admitted(each.parts.composition, state[plain], each.parts, f"{plain} of the checkpoint")
-                add.update({f"{where}parametrizations.{attribute}.0.{name}": point for name, point in points.items()})
+                points = admitted(each.parts.composition, whole(state[plain]), each.parts, f"{plain} of the checkpoint")
+                kept = each.parts._parameters
+                for name, point in points.items():
+                    sharded = point if kept.get(name) is None else like(point, kept[name])  # type: ignore[arg-type]
+                    add[f"{where}parametrizations.{attribute}.0.{name}"] = sharded
                 drop.append(plain)
     for plain in drop:
         del state[plain]
@@ -132,21 +157,24 @@ def _entries(each: Held, where: str, state: dict[str, Any]) -> tuple[list[str], 
     """(keys to drop, entries to add) for one constrained tensor, after checking what the checkpoint has for it."""
     plain, inside = where + each.attribute, f"{where}parametrizations.{each.attribute}."
     original, base = inside + "original", inside + "0.base_point"
+    target: Any = each.owner._parameters[each.attribute] if each.coordinates is None else each.coordinates.original
     if plain in state:
         value = _point(each, plain, state[plain])
         if isinstance(each.method, Trivialization):
-            return [plain], {original: torch.zeros_like(value), base: value}
+            return [plain], {original: like(torch.zeros_like(value), target), base: like(value, target)}
         # a half precision weight is a point rounded; the nearest point may be rounded to another one
-        return [], {} if value.dtype != each.like.dtype else {plain: value}
+        if value.dtype != each.like.dtype:
+            return [], {plain: like(state[plain], target)} if is_sharded(target) else {}
+        return [], {plain: like(value, target)}
     if original in state and base in state:
-        at, c = _point(each, base, state[base]), state[original]
+        at, c = _point(each, base, state[base]), whole(state[original])
         check_finite(c, f"{original} of the checkpoint")
         if c.shape != at.shape:
             raise ValueError(f"{original} of the checkpoint needs shape {tuple(at.shape)}; got {tuple(c.shape)}.")
         if isinstance(each.method, Trivialization):
-            return [], {base: at}
+            return [], {base: like(at, target), **({original: like(c, target)} if is_sharded(target) else {})}
         of, count = engine(each.manifold), [key for key in (inside + COUNT,) if key in state]
-        return [original, base, *count], {plain: of.move(at, of.coordinates(at, c.to(at)))}
+        return [original, base, *count], {plain: like(of.move(at, of.coordinates(at, c.to(at))), target)}
     found = [key for key in state if key.startswith(inside)]
     if found:
         lack = [key for key in (original, base) if key not in state]
@@ -163,4 +191,4 @@ def _point(each: Held, key: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{key} of the checkpoint is a {type(value).__name__}; a weight is a tensor.")
     way = f"Load it before constrain, or project it: state[{key!r}] = {{nearest}}(state[{key!r}])."
-    return admit(each.manifold, value, each.like, f"{key} of the checkpoint", way)
+    return admit(each.manifold, whole(value), each.like, f"{key} of the checkpoint", way)

@@ -18,6 +18,7 @@ from .memo import Memo
 from .method import Site
 from .passes import unwatch, watch
 from .precision import exact_products
+from .sharding import put, whole
 from .ties import places_where
 from .values import Init, at_least_float32, check_finite, master_dtype, near
 
@@ -58,7 +59,7 @@ class Parts(nn.Module):
 
     def points(self) -> dict[str, Tensor]:
         """The present parts, as they train."""
-        return {name: getattr(self, name) for name in self.composition.parts(self.shape)}
+        return {name: whole(getattr(self, name)) for name in self.composition.parts(self.shape)}
 
     def held(self) -> list[tuple[Manifold, Tensor]]:
         """(manifold, point) of each part."""
@@ -73,7 +74,7 @@ class Parts(nn.Module):
             if lists is not None and name in lists:  # type: ignore[operator]
                 setattr(self, name, point)
             else:
-                getattr(self, name).copy_(point)
+                put(getattr(self, name), point)
         self.memo.close()
 
     def extra_repr(self) -> str:

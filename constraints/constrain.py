@@ -24,9 +24,15 @@ from .names import describe, match, tensors
 from .progress import shown
 from .records import Records, constrained
 from .riemannian import Riemannian
+from .sharding import check_not_sharded
 from .ties import places_of
 from .trivialization import Trivialization
 from .values import Init, check_whole, initial
+
+LET_GO = (
+    "What fully_shard has made of its coordinates cannot become the weight. Call unconstrain before fully_shard; or "
+    "load constraints.export_state_dict(model), which all processes call together, into a plain model, and shard that."
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -140,6 +146,12 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
         names = ", ".join(each.name for each in constrained)
         have = f"Constrained are: {names}." if names else "Nothing in this module is."
         raise ValueError(f"{name!r} matches no constrained tensor of {type(module).__name__}. {have}")
+    shards = [each for group in groups.values() if (each := group[0]).coordinates is not None]
+    for each in shards:
+        check_not_sharded(each.coordinates.original, each.name, LET_GO)  # type: ignore[union-attr]
+    for one in parts.values():
+        for t in one.parameters():
+            check_not_sharded(t, f"a part of {one.name}", LET_GO)
     for group in groups.values():
         for owner, _ in group[0].method.release([(each.owner, each.attribute) for each in group]):
             unwatch_loading(owner)

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from .decay import enlist
 from .leaving import give_way
 from .schedule import schedule
+from .sharding import is_sharded, local, put
 from .spoiled import assigned
 from .values import check_finite, initial, master_dtype
 
@@ -84,10 +85,10 @@ class Coordinates(ParametrizationList):
     def set_point(self, point: Tensor) -> None:
         """Make a point of the manifold, in the dtype of the base, the base, and zero the coordinates in place."""
         held: Any = self[0]
-        held.base.copy_(point)  # in place: other processes, graphs and optimizers have this memory
-        held.seen.take(held.manifold, held.base)
+        put(held.base_point, point)  # in place: other processes, graphs and optimizers have this memory
+        held.seen.take(held.manifold, held.base, lasts=not is_sharded(held.base_point))
         held.memo.close()
-        self.original.zero_()
+        local(self.original).zero_()
 
     @torch.no_grad()
     def right_inverse(self, value: Tensor) -> None:
@@ -116,7 +117,8 @@ class Coordinates(ParametrizationList):
         return torch.tensor(self.steps)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.steps = int(state)
+        if isinstance(state, Tensor):  # torch.distributed.checkpoint gives a mark where the checkpoint has none
+            self.steps = int(state)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -16,6 +16,7 @@ from .method import Method
 from .names import owners
 from .records import recorded
 from .riemannian import Riemannian
+from .sharding import whole
 from .trivialization import Trivialization, trivialized
 
 
@@ -35,7 +36,7 @@ class Held:
         where the coordinates are such that there is none."""
         coordinates = self.coordinates
         if coordinates is None:
-            return getattr(self.owner, self.attribute).detach()  # type: ignore[no-any-return]
+            return whole(getattr(self.owner, self.attribute).detach())
         return coordinates[0](coordinates.original).detach()  # type: ignore[no-any-return]
 
     @property
@@ -52,10 +53,9 @@ class Held:
     @property
     def like(self) -> Tensor:
         """A tensor of the shape, dtype and device of the weight, which is not computed for it."""
-        if self.coordinates is None:
-            return self.weight
-        parametrization: Any = self.coordinates[0]
-        return torch.empty_like(parametrization.base_point, dtype=parametrization.dtype)
+        held: Any = None if self.coordinates is None else self.coordinates[0]
+        p = getattr(self.owner, self.attribute) if held is None else held.base_point
+        return torch.empty(p.shape, dtype=p.dtype if held is None else held.dtype, device=p.device)
 
     @property
     def identity(self) -> int:

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from .decay import delist, living
 from .passes import unwatch
 from .schedule import unschedule
+from .sharding import check_not_sharded
 from .ties import places_in
 
 Place = tuple[nn.Module, str]
@@ -36,7 +37,9 @@ def release(places: Sequence[Place]) -> Sequence[Place]:
 def give_way(coordinates: Any) -> None:
     """Make `original` the point, under which torch may go on to remove the parametrizations of this place; at all
     others nothing is left of them."""
-    original, point = coordinates.original, coordinates.point()
+    original = coordinates.original
+    check_not_sharded(original, coordinates[0].name, "Call constraints.unconstrain before fully_shard.")
+    point = coordinates.point()
     siblings = _siblings(coordinates)
     if len(siblings) > 1:
         for place in places_in([each for each in siblings if each is not coordinates]):

@@ -14,6 +14,8 @@ from manifolds._points import inner
 from manifolds.base import per_point
 from manifolds.engine import engine
 
+from .sharding import whole
+
 FIRST = {
     "exp_avg": ("exp_avg_sq", "exp_inf", "max_exp_avg_sq"),
     "grad_avg": ("square_avg",),
@@ -44,7 +46,7 @@ def is_known(optimizer: Optimizer, parameter: Tensor) -> bool:
     has one history for all parameters, under the first of them."""
     if isinstance(optimizer, LBFGS):
         return False
-    step = getattr(type(optimizer).step, "__module__", "")
+    step = getattr(getattr(optimizer, "inner", optimizer).step, "__module__", "")
     return step.startswith("torch.optim.") and set(optimizer.state.get(parameter, ())) <= FIRST.keys() | ELEMENTWISE
 
 
@@ -66,15 +68,16 @@ def changed(
     """
     pairs = []
     for key, divisors in FIRST.items():
-        if not isinstance(old := state.get(key), Tensor):
+        if not isinstance(kept := state.get(key), Tensor):
             continue
+        old = whole(kept)
         new = change(old)
         new = new / _growth(new, old, manifold).abs().clamp_min(1)
         if present := [divisor for divisor in divisors if divisor in state]:
             # what is kept as "momentum_buffer" beside a second moment, by RMSprop, is divided by it already
-            rms = _root(state[present[0]], present[0]) if key != "momentum_buffer" else torch.ones_like(old)
+            rms = _root(whole(state[present[0]]), present[0]) if key != "momentum_buffer" else torch.ones_like(old)
             new = _held_back(new, old, rms)
-        pairs.append((old, new))
+        pairs.append((kept, new))
     return pairs
 
 

@@ -16,6 +16,7 @@ from .composing import composed
 from .held import Held, held_once
 from .method import Method
 from .names import owners
+from .sharding import whole
 from .values import at_least_float32, determinant_signs, near
 
 HEAD = ("", "name", "shape", "manifold", "layout", "method", "worst residual per factor", "det")
@@ -83,7 +84,7 @@ def _composed(model: nn.Module) -> Iterator[Record]:
             if id(parts) in seen:
                 continue
             seen.add(id(parts))
-            residual = max(_worst(manifold, point.detach()) for manifold, point in parts.held())
+            residual = max(_worst(manifold, whole(point.detach())) for manifold, point in parts.held())
             kinds = tuple(type(one).__name__.lstrip("_") for one in list(each)[1:])
             layout = parts.composition.layout if isinstance(parts.composition, ComposedProduct) else None
             yield Record(

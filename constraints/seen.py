@@ -13,7 +13,7 @@ from manifolds.engine import settled as engine_settled
 from manifolds.linear import LinearSpace
 
 from .precision import exact_products
-from .values import is_near, may_look
+from .values import at_least_float32, is_near, master_dtype, may_look
 
 
 class Seen:
@@ -25,13 +25,13 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self._place: tuple[int, int] | None = None
+        self._place: tuple[int, int, int] | None = None
         self._norm: float | None = None
         self._sums: list[Tensor] | None = None
 
-    def take(self, manifold: Manifold, base: Tensor) -> None:
-        """The base is a point as it is."""
-        self._place = _place(base)
+    def take(self, manifold: Manifold, base: Tensor, lasts: bool = True) -> None:
+        """The base is a point as it is. lasts: whether this is its memory, and not gathered for the moment."""
+        self._place = _place(base) if lasts else None
         self._norm = _norm(base) if may_look(base) else None
         self._sums = _sums(manifold, base)
 
@@ -57,6 +57,8 @@ def settled(manifold: Manifold, base: Tensor, seen: Seen | None) -> Tensor | Non
     """The point that a base is to rounding; None if it is off the manifold, or is an average of different points, told
     by the point that was seen before, if any."""
     with exact_products(base.device.type):
+        if base.dtype != master_dtype(base.dtype):  # gathered for a pass in half precision
+            return base if is_near(manifold, at_least_float32(base), base.dtype) else None
         if bool(manifold.contains(base).all()):
             return base
         if not is_near(manifold, base, base.dtype):
@@ -67,8 +69,10 @@ def settled(manifold: Manifold, base: Tensor, seen: Seen | None) -> Tensor | Non
     return point if seen.is_same_point(manifold, point) else None
 
 
-def _place(base: Tensor) -> tuple[int, int]:
-    return base.data_ptr(), 0 if base.is_inference() else base._version
+def _place(base: Tensor) -> tuple[int, int, int]:
+    # the storage, for `fully_shard` frees its memory after a pass, and takes other memory for the next
+    version = 0 if base.is_inference() else base._version
+    return int(base.untyped_storage()._cdata), int(base.storage_offset()), version
 
 
 def _norm(base: Tensor) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from .decay import optimizers
+from .sharding import whole
 from .values import is_finite
 
 _before: weakref.WeakKeyDictionary[Optimizer, dict[int, Any]] = weakref.WeakKeyDictionary()
@@ -22,7 +23,7 @@ def is_spoiled(optimizer: Optimizer, parameter: Tensor) -> bool:
     state = _state(optimizer, parameter)
     if state is not None and _before.get(optimizer, {}).pop(id(parameter), None) is state:
         return True
-    return not all(bool(is_finite(t)) for t in _tensors(state) if t.is_floating_point() or t.is_complex())
+    return not all(bool(is_finite(whole(t))) for t in _tensors(state) if t.is_floating_point() or t.is_complex())
 
 
 def assigned(parameter: Tensor) -> None:

@@ -27,8 +27,9 @@ from .passes import watch
 from .precision import exact_products
 from .schedule import schedule
 from .seen import Seen, settled
+from .sharding import is_sharded, put, whole
 from .tables import Dense
-from .values import admit, code, is_finite, may_look, point_code
+from .values import admit, code, is_finite, master_dtype, may_look, point_code
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Trivialized(nn.Module):
         """move(base, coordinates(base, original)), shape and dtype of the weight. ValueError where that has no value,
         or where the weight that was read before was changed in place, as by torch.nn.init."""
         if torch.compiler.is_compiling():
-            return self.evaluate(original).to(self.dtype)
+            return self._rounded(self.evaluate(original), original)
         if self.memo.was_changed():
             raise ValueError(
                 f"{self.name} was changed in place, which does nothing to a weight that is computed by "
@@ -142,8 +143,8 @@ class Trivialized(nn.Module):
 
     @property
     def base(self) -> Tensor:
-        """The base, as a constant."""
-        return self.base_point.detach()
+        """The base, as a constant; gathered, where it is sharded."""
+        return whole(self.base_point.detach())
 
     def check_base(self) -> None:
         """ValueError if others wrote to the base, and it is no point any more."""
@@ -167,18 +168,28 @@ class Trivialized(nn.Module):
         if own:
             if settled_at is not base:
                 base.copy_(settled_at)
-            self.seen.take(self.manifold, base)
+                if is_sharded(self.base_point):
+                    put(self.base_point, base)
+            self.seen.take(self.manifold, base, lasts=not is_sharded(self.base_point))
 
     def evaluate(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """The weight before it is rounded to its dtype; contiguous, as a Parameter."""
         with exact_products(original.device.type):
-            base = self.base
+            base, original = self.base, whole(original)
+            if (wide := master_dtype(base.dtype)) != base.dtype:
+                # gathered in half precision, as by a MixedPrecisionPolicy; what is left of that, 3/4 e^2, is less than
+                # the weight is rounded by
+                base = self.engine.polish(base.to(wide))
             c = original.to(torch.promote_types(original.dtype, base.dtype))
             return self.engine.move(base, self.engine.coordinates(base, c)).contiguous()
 
     def compute(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """`exact`, rounded to the dtype of the weight."""
-        return self.exact(original).to(self.dtype)
+        return self._rounded(self.exact(original), original)
+
+    def _rounded(self, weight: Tensor, original: Tensor) -> Tensor:
+        """The weight in its dtype, or that of coordinates in half precision, as a MixedPrecisionPolicy gives them."""
+        return weight.to(self.dtype if original.dtype == master_dtype(original.dtype) else original.dtype)
 
     def exact(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """`evaluate`. ValueError where that has no value: the base is off, a factorization fails, or, looked at on CPU
@@ -215,7 +226,7 @@ class Trivialized(nn.Module):
                 f"its derivative. Pass the coordinates to functional_call, under their name in named_parameters(), "
                 f"'...parametrizations.<name>.original'."
             )
-        like = torch.empty_like(self.base, dtype=self.dtype)
+        like = torch.empty(self.base_point.shape, dtype=self.dtype, device=self.base_point.device)
         return admit(self.manifold, value, like, self.name, "Assign {nearest}(value) to take the nearest point.")
 
     def extra_repr(self) -> str:

@@ -163,9 +163,9 @@ def check_whole(p: Tensor, who: str) -> None:
         here = tuple(p.to_local().shape)
         raise ValueError(
             f"{who}, shape {tuple(p.shape)}, is sharded over processes, as by fully_shard, with shape {here} here; a "
-            f"constraint is on the whole tensor. Constrain the model before and wrap it in DistributedDataParallel, or "
-            f"shard it without the constraint: unconstrain it before. Not by ignored_params= alone: nobody averages "
-            f"the gradients that it leaves out, and the processes drift apart."
+            f"constraint is on the whole tensor. Constrain the model first, fully_shard it then, and make the "
+            f"optimizer last. Not by ignored_params= alone: nobody averages the gradients that it leaves out, and the "
+            f"processes drift apart."
         )
 
 

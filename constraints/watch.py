@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +33,25 @@ class Looked:
 
 
 _looked: weakref.WeakKeyDictionary[Optimizer, Looked] = weakref.WeakKeyDictionary()
+_guided: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # whose steps another one takes back to the manifold
+
+
+@contextmanager
+def guided(optimizer: Optimizer) -> Iterator[None]:
+    """Let the optimizer step for this time, for what it does to held Parameters is taken back to their manifolds."""
+    _guided.add(optimizer)
+    try:
+        yield
+    finally:
+        _guided.discard(optimizer)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """ValueError if a constrained parameter is about to be moved as if it were free, or from off its manifold."""
     if torch.compiler.is_compiling():  # looking is no part of the graph
         torch.compiler.disable(_before_step)(optimizer, args, kwargs)
+        return
+    if optimizer in _guided:
         return
     looked = look(optimizer)
     for parameter, manifold, present in looked.gone:
@@ -52,7 +67,8 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 f".copy_(value) under torch.no_grad(), or make a new optimizer."
             )
         captured = p.device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # values cannot be looked at
-        again = looked.steps % LOOK_EVERY == 0 and not captured  # a write to .data leaves the version as it is
+        # a write to .data leaves the version as it is; of a table, steps look at the rows that they move
+        again = looked.steps % LOOK_EVERY == 0 and not captured and not (p.grad is not None and p.grad.is_sparse)
         if again or records.versions.get(attribute) != p._version:
             _check_point(records, attribute, p)
 
@@ -60,6 +76,8 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():
         torch.compiler.disable(_after_step)(optimizer, args, kwargs)
+        return
+    if optimizer in _guided:
         return
     looked = look(optimizer)
     looked.steps += 1
@@ -107,11 +125,13 @@ def look(optimizer: Optimizer) -> Looked:
 
 def _blind(optimizer: Optimizer, p: Tensor, records: Records, attribute: str) -> ValueError:
     kind = type(optimizer).__name__
+    wrapped = {"LBFGS": "RiemannianLBFGS(model)", "SparseAdam": "RiemannianSGD(model)"}
     return ValueError(
         f"{records.names[attribute]} of shape {tuple(p.shape)} is held on {records.manifolds[attribute]} by "
         f"Riemannian(), and a step of {kind} would leave the manifold. Use constraints.optim.RiemannianAdam(model) or "
-        f"RiemannianSGD(model), or constrain it with Trivialization(), which any optimizer can train. A class of your "
-        f'own that moves each group on its "manifold" says so by keeps_manifolds = True, and takes param_groups(model).'
+        f"{wrapped.get(kind, f'Retracted({kind}(param_groups(model)))')}, or constrain it with Trivialization(), which "
+        f'any optimizer can train. A class of your own that moves each group on its "manifold" says so by '
+        f"keeps_manifolds = True, and takes param_groups(model)."
     )
 
 

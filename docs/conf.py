@@ -36,7 +36,10 @@ extensions = [
 exclude_patterns = ["_build", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.zip", "sg_execution_times.rst"]
 nitpicky = True
 # Every name of this library must be found; those of others are links where `inventories` has them.
-nitpick_ignore_regex = [("py:.*", r"(?!manifolds|constraints).*"), ("py:class", r"constraints\.constrain\.M")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!manifolds|constraints).*"),
+    ("py:class", r"constraints\.(constrain\.M|solve\.problem\.\w+)"),
+]
 suppress_warnings = ["config.cache"]  # settings that are functions
 
 smartquotes_action = "D"  # dashes, but not quotes, which are to be copied

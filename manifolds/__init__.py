@@ -15,14 +15,19 @@ from .compositions import (
     SpectralSphere,
 )
 from .correlation import Correlation
+from .doubly_stochastic import DoublyStochastic
 from .euclidean import Euclidean
+from .fixed_rank import FixedRank
 from .grassmann import Grassmann
+from .hyperboloid import Hyperboloid
 from .layout import BlockSpec, Layout, Pattern
 from .oblique import Oblique
 from .orthogonal import Orthogonal, SpecialOrthogonal
+from .poincare import PoincareBall
 from .positive import Positive
 from .positive_definite import PositiveDefinite
 from .product import ProductManifold
+from .simplex import Simplex
 from .sphere import Sphere
 from .stiefel import Stiefel
 from .symmetric import Skew, Symmetric
@@ -31,10 +36,13 @@ __all__ = [
     "BlockSpec",
     "Composition",
     "Correlation",
+    "DoublyStochastic",
     "Euclidean",
+    "FixedRank",
     "GeodesicManifold",
     "Grassmann",
     "Hurwitz",
+    "Hyperboloid",
     "Invertible",
     "Isospectral",
     "Layout",
@@ -45,11 +53,13 @@ __all__ = [
     "Orthogonal",
     "Orthostochastic",
     "Pattern",
+    "PoincareBall",
     "Positive",
     "PositiveDefinite",
     "PositiveSemidefinite",
     "ProductManifold",
     "Scaled",
+    "Simplex",
     "Skew",
     "SpecialOrthogonal",
     "SpectralBall",

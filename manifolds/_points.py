@@ -108,3 +108,11 @@ def _broadcast(manifold: Pointed, tensors: tuple[Tensor, ...]) -> tuple[Tensor, 
             f"shapes {', '.join(map(str, shapes))}. Give them equal lengths, or length 1."
         ) from error
     return tuple(t.expand(*batch, *t.shape[t.dim() - ndim :]) for t in tensors)
+
+
+def check_real(manifold: Pointed, dtype: torch.dtype | None) -> None:
+    """ValueError where this is the dtype of complex numbers, on a set that has none."""
+    if dtype is not None and dtype.is_complex:
+        raise ValueError(
+            f"points of {manifold} are real; got dtype {dtype}. Give it the real part, or another manifold."
+        )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._runs import Run
 from .base import Manifold
-from .engine import Engine
+from .engine import Engine, engine
 from .product import ProductManifold
 
 
@@ -35,6 +35,10 @@ class ProductEngine(Engine):
 
     def recenter(self, x: Tensor, y: Tensor, c: Tensor, m: Tensor) -> Tensor:
         return self.manifold._map(lambda e, *t: e.recenter(*t), x, y, c, m, of=_engine)
+
+    def is_long(self, x: Tensor, c: Tensor) -> bool:
+        parts = zip(self.split(x), self.split(c), strict=True)
+        return any(engine(f).is_long(points, vectors) for (f, points), (_, vectors) in parts)
 
     def polish(self, x: Tensor) -> Tensor:
         return self.manifold._map(lambda e, *t: e.polish(*t), x, of=_engine)

@@ -88,6 +88,9 @@ class Manifold(ABC, metaclass=ManifoldMeta):
     constant_norm: bool = False
     """All points have the same norm, so that L2 weight decay is normal to the manifold and does nothing."""
 
+    is_quotient: bool = False
+    """Tensors are representatives: different ones may be the same point, as X and X Q of a subspace."""
+
     # What a manifold must define -------------------------------------------------------------------------
 
     @property

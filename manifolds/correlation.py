@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Inexact
@@ -17,6 +18,7 @@ from .cone.correlation import UnitCholesky
 from .cone.engine import ConeEngine
 from .engine import Engine
 from .kernels.linalg import sym
+from .oblique import Oblique
 
 Square = Inexact[Tensor, "*batch n n"]
 METRIC = UnitCholesky()
@@ -29,8 +31,9 @@ class Correlation(GeodesicManifold):
 
     The metric is that of the triangular G with unit diagonal, X = D G G^H D for a diagonal D: a straight space, where
     exp, log, distance and mean are closed forms, and singular matrices are infinitely far. It depends on the order of
-    the variables. Derivatives are finite where eigenvalues meet. Correlations of rank r at most are X = Y Y^H for Y on
-    `Oblique(axis=-1)`, n x r with rows of norm 1.
+    the variables. Derivatives are finite where eigenvalues meet.
+    rank: None for that. With a number r the points are factors Y (..., n, r) with rows of norm 1, as on
+    `Oblique(axis=-1)`: Y Y^H are the correlation matrices of rank r at most, singular ones too.
     Source: Thanwerdas & Pennec, Theoretically and computationally convenient geometries on full-rank correlation
     matrices (2022), the Euclidean-Cholesky metric.
 
@@ -39,7 +42,12 @@ class Correlation(GeodesicManifold):
     True
     """
 
+    rank: int | None = None
+
     ndim = 2
+
+    def __new__(cls, rank: int | None = None) -> Correlation:
+        return object.__new__(cls) if rank is None else CorrelationFactors(rank=rank)  # type: ignore[return-value]
 
     def project(self, x: Square, a: Square) -> Square:
         """(A + A^H) / 2 less its diagonal."""
@@ -60,7 +68,7 @@ class Correlation(GeodesicManifold):
         if n != m:
             raise ValueError(
                 f"Correlation holds square matrices; got shape {tuple(shape)}. Cut the tensor into square blocks with "
-                f"a product and a layout; rows of norm 1, with X = Y Y^T of a lower rank, are Oblique(axis=-1)."
+                f"a product and a layout; n x r factors of such matrices are points of Correlation(rank=r)."
             )
         return count * (n * (n - 1) // 2)
 
@@ -119,3 +127,25 @@ class CorrelationEngine(ConeEngine):
         x = sym(x)
         scale = x.diagonal(dim1=-2, dim2=-1).rsqrt()
         return scale.unsqueeze(-1) * x * scale.unsqueeze(-2)
+
+
+@dataclass(frozen=True)
+class CorrelationFactors(Oblique):
+    """`Correlation(rank=r)`: Y (..., n, r) with rows of norm 1. Y Q gives the same Y Y^H for each orthogonal Q."""
+
+    axis: Literal[-2, -1] = -1
+    rank: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+            raise ValueError(f"rank of Correlation is a number of columns, 1 or more, or None; got {self.rank!r}.")
+
+    def __repr__(self) -> str:
+        return f"Correlation(rank={self.rank})"
+
+    def dim(self, shape: Sequence[int]) -> int:
+        """n (r - 1). Raises ValueError where the matrices do not have r columns."""
+        _, (_, columns) = check_ndim(self, shape, 2)
+        if columns != self.rank:
+            raise ValueError(f"points of {self} have {self.rank} columns, rows of norm 1; got shape {tuple(shape)}.")
+        return super().dim(shape)

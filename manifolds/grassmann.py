@@ -40,6 +40,7 @@ class Grassmann(NearestPointManifold, GeodesicManifold):
 
     ndim = 2
     constant_norm = True
+    is_quotient = True
 
     def project(self, x: Points, a: Points) -> Points:
         """A - X X^H A."""

@@ -128,6 +128,10 @@ class ProductManifold(Manifold):
     def constant_norm(self) -> bool:  # type: ignore[override]
         return all(f.constant_norm for f in self.factors)
 
+    @property
+    def is_quotient(self) -> bool:  # type: ignore[override]
+        return any(f.is_quotient for f in self.factors)
+
     # Blocks ----------------------------------------------------------------------------------------------
 
     def unpack(self, x: Tensor) -> tuple[Tensor, ...]:

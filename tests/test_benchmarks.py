@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import engines, exactness, figure, guarded, jobs, quality, recurrent, report
+from benchmarks import engines, exactness, figure, gpt, guarded, jobs, quality, recurrent, report
 from benchmarks.__main__ import main
 from benchmarks.jobs import OURS, Row, Setting
 from benchmarks.profile import profile
 from benchmarks.results import Target
 from benchmarks.rows import DEVICE_ROWS, ROWS, TALL_MAKERS
+from benchmarks.sets import SET_ROWS
 from benchmarks.timing import Budget, Contestant, Outcome, infeasibility, interleave, why
 
 QUICK = Setting(quick=True)
@@ -241,7 +242,9 @@ def test_the_targets_of_a_row_name_its_contestants(rows: Row) -> None:
     assert {name for target in rows.targets for name in (target.ours, *target.against)} <= names
 
 
-@pytest.mark.parametrize("name", ["step-3x512", "step-1024x64", "step-100-64", "map-cayley", "map-exp", "gru"])
+@pytest.mark.parametrize(
+    "name", ["step-3x512", "step-1024x64", "step-100-64", "map-cayley", "map-exp", "gru", "muon-3x512", "muon-2048x128"]
+)
 def test_ours_takes_part_and_stays_feasible(name: str) -> None:
     """Small; the peers too, where they are installed."""
     (found,) = [row for row in ROWS if row.name == name]
@@ -255,6 +258,15 @@ def test_ours_takes_part_and_stays_feasible(name: str) -> None:
             assert outcome.cannot == "not installed"
     assert all(o.error is not None for who, o in result.outcomes.items() if who.startswith("ours"))
     assert all(verdict.met is None for verdict in result.verdicts)
+
+
+@pytest.mark.parametrize("found", SET_ROWS, ids=lambda row: row.name)
+def test_everybody_who_has_the_set_takes_part(found: Row) -> None:
+    """Small; a peer that is not installed is said to be. Those with orthonormal points keep them."""
+    outcomes = found.run(QUICK, ONCE).outcomes
+    assert {who: o.cannot for who, o in outcomes.items() if o.cannot not in (None, "not installed")} == {}
+    assert all(o.error is None or o.error <= 1e-5 for o in outcomes.values())
+    assert outcomes[OURS].cannot is None
 
 
 @pytest.mark.parametrize("found", DEVICE_ROWS, ids=lambda row: row.name)
@@ -511,3 +523,11 @@ for name in ("geoopt", "pogo", "geotorch", "pymanopt"):
 import benchmarks.__main__
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+@pytest.mark.parametrize("kind", gpt.KINDS)
+def test_the_gpt_trains_by_each_optimizer(kind: str) -> None:
+    """Small: the loss after some steps is below that of the first, which is log of the number of letters."""
+    _, _, letters = gpt.characters()
+    loss = gpt.train(kind, width=32, lr=1e-2, seed=0, steps=6, layers=1, device="cpu")
+    assert loss < math.log(letters)

@@ -17,7 +17,17 @@ import constraints
 import constraints.optim
 import manifolds
 from constraints import report
-from manifolds import Manifold, Oblique, PositiveDefinite, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import (
+    Composition,
+    Hyperboloid,
+    Manifold,
+    Oblique,
+    PoincareBall,
+    PositiveDefinite,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+)
 
 PAGE = Path(__file__).parent.parent / "docs" / "coming-from.md"
 CODE = re.compile(r"`([^`]+)`")
@@ -77,6 +87,8 @@ def names(peer: str) -> dict[str, Any]:
     found |= {"o": Oblique().random(20, 8, dtype=f64), "w": Oblique().random(20, 8, dtype=f64)}
     found |= {"m": torch.randn(8, 8, dtype=f64)}
     found |= dict(zip("qr", SpecialOrthogonal().random(2, 8, 8, dtype=f64), strict=True))
+    for pair, hyperbolic in (("kl", PoincareBall()), ("ef", Hyperboloid())):
+        found |= dict(zip(pair, hyperbolic.random(2, 6, dtype=f64), strict=True))
     for module in (manifolds, constraints, constraints.optim):
         found |= {name: getattr(module, name) for name in module.__all__}
     if peer == "pymanopt":
@@ -84,7 +96,7 @@ def names(peer: str) -> dict[str, Any]:
     elif peer == "POGO":
         pogo = pytest.importorskip("pogo", reason="needs Python 3.11")
         found |= {"POGO": pogo.POGO, "base": importlib.import_module("pogo.base")}
-    elif peer != "torch":
+    elif peer not in ("torch", "SGDG"):
         found[peer] = importlib.import_module(peer)
     return found
 
@@ -104,11 +116,13 @@ def as_tensor(value: Any) -> Tensor:
     return torch.as_tensor(value).detach()
 
 
-def held(given: dict[str, Any]) -> list[tuple[str, str, Manifold]]:
+def held(given: dict[str, Any]) -> list[tuple[str, str, Manifold | Composition]]:
     """(module, name, manifold) of what the modules of the row hold, or its optimizer on its own."""
     if "p" in given:
         return [("layer", "weight", group["manifold"]) for group in given["optimizer"].param_groups]
-    return [(holder, record.name, record.manifold) for holder in HOLDERS for record in report(given[holder])]
+    records = [(holder, record) for holder in HOLDERS for record in report(given[holder])]
+    # the parts of a composed weight have dotted names
+    return [(holder, each.name, each.manifold) for holder, each in records if "." not in each.name]
 
 
 def weight(given: dict[str, Any], holder: str, name: str) -> Tensor:
@@ -128,14 +142,15 @@ def step(given: dict[str, Any], holder: str, name: str) -> None:
 def test_a_row_does_the_same_on_both_sides(row: Row) -> None:
     theirs, ours = names(row.peer), names("torch")
     if row.peer == "pymanopt":
-        theirs |= {key: theirs[key].numpy() for key in "xyuvagstowmcdhqr"}
-    value = run(row.theirs, theirs) if row.theirs else None
+        theirs |= {key: theirs[key].numpy() for key in "xyuvagstowmcdhqrklef"}
+    runs = bool(row.theirs) and row.peer != "SGDG" and not row.to.startswith("use another")  # copies, and prose
+    value = run(row.theirs, theirs) if runs else None
     mine = run(row.ours, ours)
 
     constrained = held(ours)
     for holder, name, manifold in constrained:
         for side, allowed in ((ours, 1e-10), (theirs, 1e-4)):
-            if side is ours or row.theirs:
+            if side is ours or runs:
                 step(side, holder, name)
                 point = weight(side, holder, name).detach()
                 assert manifold.residual(point.reshape(getattr(ours[holder], name).shape)).max() < allowed
@@ -154,10 +169,51 @@ def test_a_row_does_the_same_on_both_sides(row: Row) -> None:
 
 def test_every_library_of_the_page_has_rows() -> None:
     text = PAGE.read_text()
-    assert {row.peer for row in ROWS} == {"torch", "geotorch", "geoopt", "pymanopt", "POGO"}
+    assert {row.peer for row in ROWS} == {"torch", "geotorch", "geoopt", "pymanopt", "POGO", "SGDG"}
     # nothing that looks like a row is left out: three columns, less a head and a rule for each table
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(ROWS) == len(lines) - 2 * sum(line.startswith("|---") for line in lines)
+
+
+def test_tall_iterates_are_those_of_cayley_sgd() -> None:
+    """Algorithm 1 of Li, Fuxin & Todorovic (2020), with its fixed point Y = X + lr W (X + Y) / 2 solved for."""
+    generator = torch.Generator().manual_seed(0)
+    x = Stiefel().random(9, 4, dtype=torch.float64, generator=generator)
+    ours, m, eye = nn.Parameter(x.clone()), torch.zeros_like(x), torch.eye(9, dtype=torch.float64)
+    cayley = Stiefel(retraction=manifolds.retractions.cayley)
+    optimizer = constraints.optim.RiemannianSGD([{"params": [ours], "manifold": cayley}], lr=0.05, momentum=0.9)
+    for _ in range(20):
+        g = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        ours.grad = g.clone()
+        optimizer.step()
+        m = 0.9 * m - g
+        w = m @ x.T - x @ (x.T @ m @ x.T) / 2
+        w = w - w.T
+        m = w @ x
+        x = torch.linalg.solve(eye - 0.025 * w, x + 0.025 * w @ x)
+    torch.testing.assert_close(ours.detach(), x, rtol=1e-11, atol=1e-12)
+
+
+def test_square_iterates_are_those_of_pogo_to_third_order() -> None:
+    """Halving the rate takes the distance of two steps to an eighth."""
+    pogo = pytest.importorskip("pogo", reason="needs Python 3.11")
+    base = importlib.import_module("pogo.base")
+    generator = torch.Generator().manual_seed(0)
+    x = Stiefel().random(5, 5, dtype=torch.float64, generator=generator)
+    gradients = torch.randn(2, 5, 5, dtype=torch.float64, generator=generator)
+
+    def distance(lr: float) -> float:
+        ours, theirs = nn.Parameter(x.clone()), nn.Parameter(x.clone()[None])
+        sgd = torch.optim.SGD([{"params": [ours], "manifold": Stiefel()}], lr=lr, momentum=0.9)
+        retracted = constraints.optim.Retracted(sgd, gradient=lambda manifold, x, g: g, carry=False)
+        other = pogo.POGO([theirs], base.SGD(momentum=0.9), lr, rows=False)
+        for g, first in zip(gradients, (1.9, 1.0), strict=True):  # its momentum starts as the gradient, and adds it
+            ours.grad, theirs.grad = first * g, g.clone()[None]
+            retracted.step()
+            other.step()
+        return float((ours - theirs[0]).detach().norm())
+
+    assert 0 < distance(0.01) <= 0.14 * distance(0.02)
 
 
 def test_a_learning_rate_of_geoopt_carries_over() -> None:

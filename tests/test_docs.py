@@ -25,7 +25,7 @@ import constraints
 import manifolds
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "docs" / "recipes").glob("*.md"))
 MODULES = (
     "manifolds",
     "manifolds.retractions",
@@ -61,7 +61,14 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def case(path: Path) -> Any:
+    """The page; one that says which libraries it needs is run by `make recipes`, with whatever they warn of."""
+    needs = path.read_text().startswith("% needs: ")
+    marks = [pytest.mark.recipes, pytest.mark.filterwarnings("default")] if needs else []
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+@pytest.mark.parametrize("path", [case(path) for path in PAGES])
 def test_the_code_of_a_page_runs_and_prints_what_is_shown(
     path: Path, page: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,7 +166,8 @@ def test_the_site_is_built_without_a_warning_and_whole() -> None:
 
 def test_help_shows_the_options_of_a_manifold() -> None:
     assert list(inspect.signature(manifolds.Stiefel).parameters) == ["metric", "retraction"]
-    assert list(inspect.signature(manifolds.Sphere).parameters) == []
+    assert list(inspect.signature(manifolds.Sphere).parameters) == ["radius", "ndim"]
+    assert list(inspect.signature(manifolds.Symmetric).parameters) == []
 
 
 def test_a_broken_link_is_seen(tmp_path: Path) -> None:

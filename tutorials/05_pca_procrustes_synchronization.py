@@ -2,12 +2,12 @@
 PCA, Procrustes and rotation synchronization
 ============================================
 
-Question: do the optimizers find the optimum where linear algebra says what it is?
+Question: does ``minimize`` find the optimum where linear algebra says what it is?
 
-Three problems that are not neural networks: their unknowns are plain tensors, and a parameter group says on which
-manifold they lie::
+Three problems that are not neural networks: their unknowns are plain tensors, and nothing is trained. What is to be
+made small is a function of the unknown, and its manifold says where that lies::
 
-    RiemannianSGD([{"params": [x], "manifold": Stiefel}], lr=...)
+    minimize(f, shape, Stiefel)
 
 ================  ==============================  =====================================================
 problem           unknown                         known answer
@@ -17,7 +17,7 @@ Procrustes        one rotation of R^6             from a singular value decompos
 synchronization   60 rotations of R^3, at once    certified by the eigenvalues of a matrix
 ================  ==============================  =====================================================
 
-Answer: yes, each to six digits or more.
+Answer: yes, each to ten digits or more, in 10 to 30 steps and without a learning rate.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from tqdm import tqdm
 
-from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints import LBFGS, minimize
+from constraints.solve import Point
 from manifolds import SpecialOrthogonal, Stiefel
 
 torch.manual_seed(0)
@@ -46,24 +47,24 @@ gaps: dict[str, list[float]] = {}
 #
 # The axes that hold most of the variance of the handwritten digits, tr(X'CX). To tell the axes apart, and not only the
 # space that they span, the k-th has a weight of its own: tr(X'CX N) with N = diag(4, 3, 2, 1) is largest where the
-# columns of X are the first eigenvectors, in this order (Brockett 1991). Gradient descent with momentum, from a random
-# point.
+# columns of X are the first eigenvectors, in this order (Brockett 1991). A shape in
+# place of a start asks for a random one; derivatives come from autograd.
 
 weights = torch.tensor([4, 3, 2, 1], dtype=F64)
 covariance = data.T @ data / len(data)
 best = float((variances.flip(0)[:4] * weights).sum())
 
-axes = Stiefel().random(64, 4, dtype=F64).requires_grad_()
-sgd = RiemannianSGD([{"params": [axes], "manifold": Stiefel}], lr=1e-3, momentum=0.9, maximize=True)
-gaps["PCA"] = []
-for _ in tqdm(range(300), desc="PCA", unit="step"):
-    sgd.zero_grad()
-    weighted = ((axes.T @ covariance @ axes).diagonal() * weights).sum()
-    weighted.backward()
-    sgd.step()
-    gaps["PCA"].append(1 - weighted.item() / best)
 
-cosines = (axes.detach() * vectors.flip(1)[:, :4]).sum(0).abs()
+def missing(x: Tensor) -> Tensor:
+    return 1 - ((x.T @ covariance @ x).diagonal() * weights).sum() / best
+
+
+found = minimize(missing, (64, 4), Stiefel, dtype=F64, tol=1e-8)
+axes = found.x
+gaps["PCA"] = found.history.value
+print(f"PCA: {found.reason} {found.steps} steps")
+
+cosines = (axes * vectors.flip(1)[:, :4]).sum(0).abs()
 print(f"PCA: 1 - |cosine| to the eigenvectors at most {float((1 - cosines).max()):.0e}")
 
 # %%
@@ -81,18 +82,13 @@ w[:, -1] *= torch.linalg.det(w @ vh).sign()
 closed = w @ vh
 least = float((a @ closed - b).square().mean())
 
-rotation = torch.eye(6, dtype=F64).requires_grad_()
-sgd = RiemannianSGD([{"params": [rotation], "manifold": SpecialOrthogonal}], lr=1e-2, momentum=0.9)
-gaps["Procrustes"] = []
-for _ in tqdm(range(350), desc="Procrustes", unit="step"):
-    sgd.zero_grad()
-    error = (a @ rotation - b).square().mean()
-    error.backward()
-    sgd.step()
-    gaps["Procrustes"].append(error.item() / least - 1)
+found = minimize(lambda x: (a @ x - b).square().mean(), (6, 6), SpecialOrthogonal, dtype=F64, tol=1e-8)
+rotation = found.x
+gaps["Procrustes"] = [value / least - 1 for value in found.history.value]
+print(f"Procrustes: {found.reason} {found.steps} steps")
 
-apart = float((rotation.detach() - closed).norm())
-print(f"Procrustes: {apart:.0e} from the closed form, determinant {float(torch.linalg.det(rotation.detach())):.12f}")
+apart = float((rotation - closed).norm())
+print(f"Procrustes: {apart:.0e} from the closed form, determinant {float(torch.linalg.det(rotation)):.12f}")
 
 # %%
 # Synchronization
@@ -100,7 +96,7 @@ print(f"Procrustes: {apart:.0e} from the closed form, determinant {float(torch.l
 #
 # 60 cameras, of which some pairs know how they are turned against each other, R_ij = R_i R_j' up to noise. Which
 # rotations agree with most of it? All of them are one tensor, (60, 3, 3): the first axis is a batch axis, and each
-# rotation is a point with a step size of its own.
+# rotation is a point; all of them move as one, by L-BFGS, with gradients only.
 
 CAMERAS = 60
 truth = SpecialOrthogonal().random(CAMERAS, 3, 3, dtype=F64)
@@ -117,17 +113,14 @@ def disagreement(r: Tensor) -> Tensor:
     return residual.square().sum((1, 2)).mean()
 
 
-cameras = torch.eye(3, dtype=F64).repeat(CAMERAS, 1, 1).requires_grad_()
-adam = RiemannianAdam([{"params": [cameras], "manifold": SpecialOrthogonal}], lr=0.2)
-decay = torch.optim.lr_scheduler.ExponentialLR(adam, 0.98)
-costs: list[float] = []
-for _ in tqdm(range(600), desc="synchronization", unit="step"):
-    adam.zero_grad()
-    cost = disagreement(cameras)
-    cost.backward()
-    adam.step()
-    decay.step()
-    costs.append(cost.item())
+with tqdm(desc="synchronization", unit="step") as bar:
+
+    def show(point: Point) -> None:
+        bar.update(point.step - bar.n)
+
+    shape = (CAMERAS, 3, 3)
+    found = minimize(disagreement, shape, SpecialOrthogonal, solver=LBFGS(), dtype=F64, tol=1e-8, callback=show)
+print(f"synchronization: {found.reason} {found.steps} steps")
 
 # %%
 # There is no formula for the best rotations, but a certificate that no others are better. Let G hold the measured R_ij
@@ -135,13 +128,13 @@ for _ in tqdm(range(600), desc="synchronization", unit="step"):
 # the disagreement is the smallest possible, over all rotations and beyond (Rosen et al. 2019). Its three smallest
 # eigenvalues are zero, as turning all cameras together changes nothing.
 
-found = cameras.detach()
+cameras, costs = found.x, found.history.value
 blocks = torch.zeros(CAMERAS, CAMERAS, 3, 3, dtype=F64)
 blocks[i, j], blocks[j, i] = measured, measured.mT
-seen = torch.einsum("ijab,jbc->iac", blocks, found) @ found.mT
+seen = torch.einsum("ijab,jbc->iac", blocks, cameras) @ cameras.mT
 certificate = torch.block_diag(*((seen + seen.mT) / 2)) - blocks.permute(0, 2, 1, 3).reshape(3 * CAMERAS, 3 * CAMERAS)
 smallest = torch.linalg.eigvalsh(certificate)[:4]
-gaps["synchronization"] = [cost / costs[-1] - 1 for cost in costs[:-100]]
+gaps["synchronization"] = [cost / costs[-1] - 1 for cost in costs[:-1]]
 print(f"synchronization: disagreement {costs[-1]:.6f}, of the true rotations {float(disagreement(truth)):.6f}")
 print(f"certificate: eigenvalues {', '.join(f'{s:.0e}' for s in smallest.tolist())}, ...")
 
@@ -156,7 +149,7 @@ for name, color in zip(gaps, ("#0072b2", "#009e73", "#d55e00"), strict=True):
     left.plot(gaps[name], color=color, label=name)
 left.set(xlabel="step", ylabel="excess over the optimum", yscale="log", ylim=(1e-15, None), title="Three known answers")
 left.legend(frameon=False)
-plane = data @ axes.detach()[:, :2]
+plane = data @ axes[:, :2]
 points = right.scatter(*plane.T, c=digits.target, cmap="tab10", s=8)
 right.set(xlabel="first axis", ylabel="second axis", title="The digits in the plane that was found")
 figure.colorbar(points, ticks=range(10), label="digit")

@@ -13,8 +13,8 @@ spins up into another state. Which gates give the state of lowest energy? This i
 computing (Peruzzo et al. 2014), here with the gates themselves as weights: a tensor of shape (gates, 4, 4), complex, in
 which each gate is a point of U(4).
 
-Answer: both engines find it. The energy agrees to eight digits with the smallest eigenvalue of H, and with the formula
-that is known for this chain, 1 - 1 / sin(pi / 18) (Pfeuty 1970).
+Answer: both engines find it, and ``minimize`` does in a fraction of the steps. The energy agrees to eight digits with
+the smallest eigenvalue of H, and with the formula that is known for this chain, 1 - 1 / sin(pi / 18) (Pfeuty 1970).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from constraints import Riemannian, constrain, report
+from constraints import LBFGS, Riemannian, constrain, minimize, report
 from constraints.optim import RiemannianAdam
 from manifolds import Orthogonal
 
@@ -105,17 +105,27 @@ for _ in tqdm(range(STEPS), desc="training", unit="step"):
         schedule.step()
 
 # %%
+# The gates of a small circuit are also a problem with an answer: ``minimize`` moves the model as one point, by L-BFGS,
+# until the gradient vanishes, from the same start and without a rate.
+
+solved = constrain(Circuit(), "gates", Orthogonal, Riemannian(), init=start)
+found = minimize(solved, solved, solver=LBFGS(), tol=1e-6)
+energies["solved"] = found.history.value
+print(f"minimize: {found.reason} {found.steps} steps")
+
+# %%
 # The energy never falls below the exact one, as it is an expectation in a state of norm 1: unitary gates keep the norm.
 
 figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-for name, color in (("trivialized", "#0072b2"), ("Riemannian", "#009e73")):
+for name, color in (("trivialized", "#0072b2"), ("Riemannian", "#009e73"), ("solved", "#d55e00")):
     axis.plot([energy - exact for energy in energies[name]], color=color, label=name)
 axis.set(xlabel="step", ylabel="energy above the ground state", yscale="log", title="A circuit learns the ground state")
 axis.legend(frameon=False)
 plt.show()
 
 assert abs(exact - formula) < 1e-12
-for name, (circuit, _) in runs.items():
+assert found.converged, found.reason
+for name, circuit in (*((name, circuit) for name, (circuit, _) in runs.items()), ("solved", solved)):
     gates = circuit.gates.detach()
     drift = float((gates.mH @ gates - torch.eye(4)).abs().max())
     print(f"{name:12} energy {energies[name][-1]:.10f}, {energies[name][-1] - exact:.0e} above; |U*U - I| {drift:.0e}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,11 +36,34 @@ class Problem:
         return [m.random(shape, generator=generator, dtype=self.dtype) for m, shape in pairs]
 
 
+@dataclass
+class Problems:
+    """Problems that are added one by one."""
+
+    found: list[Problem] = field(default_factory=list)
+
+    def one(
+        self,
+        name: str,
+        title: str,
+        f: Callable[..., Tensor],
+        manifold: Manifold,
+        shape: tuple[int, ...],
+        peer: str,
+        *sizes: int,
+        near: Callable[[torch.Generator], list[Tensor]] | None = None,
+        dtype: torch.dtype = F64,
+        **options: Any,
+    ) -> None:
+        """A problem with one unknown."""
+        self.found.append(Problem(name, title, f, [manifold], [shape], [(peer, sizes, options)], dtype, near))
+
+
 def digits() -> Tensor:
     """The covariance of the handwritten digits, of trace 1."""
-    from sklearn.datasets import loaddigits
+    from sklearn.datasets import load_digits
 
-    c = torch.cov(torch.tensor(loaddigits().data, dtype=F64).T)
+    c = torch.cov(torch.tensor(load_digits().data, dtype=F64).T)
     return c / c.trace()
 
 

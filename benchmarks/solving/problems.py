@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from manifolds import Euclidean, Manifold, Oblique, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import (
+    Euclidean,
+    Grassmann,
+    Oblique,
+    Orthogonal,
+    PositiveDefinite,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+)
 
-from .problem import F64, Problem, circuit, digits, overlap
+from .problem import F64, Problem, Problems, circuit, digits, overlap
 
 
 def problems() -> list[Problem]:
@@ -20,24 +26,33 @@ def problems() -> list[Problem]:
     def normal(*shape: int, dtype: torch.dtype = F64) -> Tensor:
         return torch.randn(*shape, dtype=dtype, generator=generator)
 
-    found: list[Problem] = []
-
-    def one(
-        name: str,
-        title: str,
-        f: Callable[..., Tensor],
-        manifold: Manifold,
-        shape: tuple[int, ...],
-        peer: str,
-        *sizes: int,
-        near: Callable[[torch.Generator], list[Tensor]] | None = None,
-        dtype: torch.dtype = F64,
-        **options: Any,
-    ) -> None:
-        found.append(Problem(name, title, f, [manifold], [shape], [(peer, sizes, options)], dtype, near))
+    problems = Problems()
+    one, found = problems.one, problems.found
 
     c = digits()
     one("pca", "PCA of digits, 64 x 5", lambda x: -(x * (c @ x)).sum(), Stiefel(), (64, 5), "Stiefel", 64, 5)
+    one(
+        "subspace",
+        "the same as a point of the Grassmann manifold",
+        lambda x: -(x * (c @ x)).sum(),
+        Grassmann(),
+        (64, 5),
+        "Grassmann",
+        64,
+        5,
+    )
+    covariances = normal(50, 6, 12)
+    covariances = covariances @ covariances.mT / 12
+    roots = torch.linalg.inv(torch.linalg.cholesky(covariances))
+    one(
+        "spd-mean",
+        "Karcher mean of 50 covariances, 6 x 6",
+        lambda x: torch.linalg.eigvalsh(roots @ x @ roots.mT).log().square().sum(1).mean(),
+        PositiveDefinite(),
+        (6, 6),
+        "SymmetricPositiveDefinite",
+        6,
+    )
     weights = torch.arange(5.0, 0, -1, dtype=F64)
     one(
         "brockett",

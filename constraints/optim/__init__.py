@@ -6,9 +6,11 @@ from .adamw import RiemannianAdamW
 from .clipping import clip_riemannian_grad_norm_
 from .lbfgs import RiemannianLBFGS
 from .muon import RiemannianMuon
+from .retracted import Retracted
 from .sgd import RiemannianSGD
 
 __all__ = [
+    "Retracted",
     "RiemannianAdam",
     "RiemannianAdamW",
     "RiemannianLBFGS",

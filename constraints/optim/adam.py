@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -36,6 +37,9 @@ class RiemannianAdam(RiemannianOptimizer):
     where all points have one norm, and it says so. foreach, fused: how torch moves unconstrained tensors; constrained
     ones are one batched update at any rate. Unconstrained tensors move as in torch.optim.Adam, whose options the others
     are, less differentiable, which is refused.
+    lazy: points of constrained tensors whose gradient is exactly zero in a step stay where they are, bit for bit, and
+    their moments too. Of a table with a sparse gradient, as of nn.Embedding(sparse=True), constrained or free, that is
+    so in any case: the rows that it has move, as in torch.optim.SparseAdam, and no others are read.
     Raises ValueError for options out of range.
     Source: Becigneul & Ganea, Riemannian adaptive optimization methods (2019), section 3, equation (7) and figure 1.
 
@@ -48,6 +52,7 @@ class RiemannianAdam(RiemannianOptimizer):
     """
 
     _numbers = frozenset({"exp_avg_sq", "max_exp_avg_sq"})
+    _takes_rows = True
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class RiemannianAdam(RiemannianOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        lazy: bool = False,
         decoupled_weight_decay: bool = False,
         second_moment: SecondMoment = "mean",
     ) -> None:
@@ -77,6 +83,7 @@ class RiemannianAdam(RiemannianOptimizer):
             "capturable": capturable,
             "differentiable": differentiable,
             "fused": fused,
+            "lazy": lazy,
             "decoupled_weight_decay": decoupled_weight_decay,
             "second_moment": second_moment,
         }
@@ -91,7 +98,7 @@ class RiemannianAdam(RiemannianOptimizer):
             raise ValueError(f"second_moment of {name} is 'mean' or 'sum'; got {group['second_moment']!r}.")
 
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
-        return adam_move(bucket, group, self._descent(bucket, group))
+        return adam_move(bucket, group, lambda: self._descent(bucket, group))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As in torch. State from before there was a choice of `second_moment` goes on with "sum", which it was."""
@@ -119,13 +126,13 @@ def check_betas(name: str, group: Group) -> None:
             raise ValueError(f"betas[{i}] of {name} is in [0, 1); got {beta}.")
 
 
-def adam_move(bucket: Bucket, group: Group, g: Tensor) -> Tensor:
-    """Where Adam moves the points of the bucket, of which g is the Euclidean gradient."""
+def adam_move(bucket: Bucket, group: Group, gradient: Callable[[], Tensor]) -> Tensor:
+    """Where Adam moves the points of the bucket. gradient gives the Euclidean one, which nobody keeps then."""
     (beta1, beta2), lr = group["betas"], rate(group)
     many = _size(bucket) if group["second_moment"] == "mean" else 1.0
     engine, x, step = bucket.engine, bucket.x, bucket.count_step()
     stored, v = bucket.stored("exp_avg"), bucket.stored("exp_avg_sq")
-    m, square = engine.mix(x, stored, g, beta1, 1 - beta1)
+    m, square = engine.mix(x, stored, gradient(), beta1, 1 - beta1)
     v.lerp_(square, 1 - beta2)
     bucket.put("exp_avg_sq", v)
     if group["amsgrad"]:

@@ -46,6 +46,7 @@ class RiemannianAdamW(RiemannianAdam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        lazy: bool = False,
         second_moment: SecondMoment = "mean",
     ) -> None:
         super().__init__(
@@ -60,6 +61,7 @@ class RiemannianAdamW(RiemannianAdam):
             capturable=capturable,
             differentiable=differentiable,
             fused=fused,
+            lazy=lazy,
             decoupled_weight_decay=True,
             second_moment=second_moment,
         )

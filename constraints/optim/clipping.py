@@ -34,7 +34,7 @@ def clip_riemannian_grad_norm_(
     was, without waiting for an accelerator. Raises RuntimeError, if error_if_nonfinite, where N is not finite, and
     changes nothing then; ValueError for a max_norm below 0, TypeError for tensors without groups, which carry no
     manifold.
-    Source: Pascanu, Mikolov & Bengio, On the difficulty of training recurrent neural networks (2013).
+    Source: Pascanu, Mikolov & Bengio, On the difficulty of training recurrent neural networks (2013), algorithm 1.
 
     >>> linear = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
     >>> linear(torch.ones(1, 4)).square().sum().backward()

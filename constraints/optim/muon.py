@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds import Euclidean, Grassmann, Manifold, Orthogonal, SpecialOrthogonal, Stiefel
 from manifolds.engine import engine
 from manifolds.kernels.msign import msign, msign_of_skew
 from manifolds.retractions import polar
@@ -30,8 +30,8 @@ class RiemannianMuon(RiemannianOptimizer):
 
     - square points of Stiefel, Orthogonal, SpecialOrthogonal: M = skew(X^H G), kept in the Lie algebra, and
       X <- X move(-eta msign(M)), by the retraction of the manifold;
-    - tall ones, and wide ones by their transposes: X <- msign(X - eta A), A = direction(X, M) with M the momentum of
-      projected gradients. `spectral.spel` is A = msign(M), `spectral.dual` the steepest tangent vector;
+    - tall ones, of Grassmann too, and wide ones by their transposes: X <- msign(X - eta A), A = direction(X, M) with M
+      the momentum of projected gradients. `spectral.spel` is A = msign(M), `spectral.dual` the steepest tangent vector;
     - matrices held as Euclidean(ndim=2): Muon, X <- X - lr weight_decay X - eta msign(M);
     - all else, unconstrained tensors included: `RiemannianAdamW` at the rate lr, with `betas` and `eps`.
 
@@ -57,6 +57,7 @@ class RiemannianMuon(RiemannianOptimizer):
 
     _numbers = frozenset({"exp_avg_sq"})
     _values = ("direction", "scale", "msign")
+    _mixed = True
     _decay = 0.1
 
     def __init__(
@@ -104,9 +105,9 @@ class RiemannianMuon(RiemannianOptimizer):
 
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         rest = _adamw(group)
-        g = self._descent(bucket, rest)
         if not is_spectral(bucket.factor):
-            return adam_move(bucket, rest, g)
+            return adam_move(bucket, rest, lambda: self._descent(bucket, rest))
+        g = self._descent(bucket, rest)
         factor, own, x, momentum = bucket.factor, bucket.engine, bucket.x, group["momentum"]
         bucket.count_step()
         square = x.shape[-2] == x.shape[-1] and isinstance(factor, ORTHONORMAL)
@@ -130,7 +131,8 @@ class RiemannianMuon(RiemannianOptimizer):
             return bucket.advance(a, size)
         if square:
             return bucket.advance(msign_of_skew(m, traceless=isinstance(factor, SpecialOrthogonal)), size)
-        direction = group["direction"]
+        # of horizontal vectors none is steeper than msign, which is one
+        direction = spel if isinstance(factor, Grassmann) else group["direction"]
         a = direction(x, m) if n > p else direction(x.mH, m.mH).mH
         if getattr(factor, "retraction", None) is polar:
             return bucket.advance(a, size)
@@ -142,7 +144,7 @@ class RiemannianMuon(RiemannianOptimizer):
 
 def is_spectral(factor: Manifold) -> bool:
     """Whether the points are matrices that go along singular directions."""
-    return isinstance(factor, ORTHONORMAL) or (isinstance(factor, Euclidean) and factor.ndim == 2)
+    return isinstance(factor, (*ORTHONORMAL, Grassmann)) or (isinstance(factor, Euclidean) and factor.ndim == 2)
 
 
 def _adamw(group: Group) -> Group:

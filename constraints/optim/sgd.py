@@ -18,7 +18,8 @@ class RiemannianSGD(RiemannianOptimizer):
 
     params: see `RiemannianOptimizer`. lr: a float or a tensor of one element. Unconstrained tensors move as in
     torch.optim.SGD, whose options these are, less differentiable, which is refused; foreach and fused are theirs alone.
-    L2 decay does nothing where all points have one norm, and says so.
+    L2 decay does nothing where all points have one norm, and says so. lazy: see `RiemannianAdam`; of a constrained
+    table with a sparse gradient the rows that it has move, with momentum from zero, so dampening acts from the start.
     Raises ValueError for options out of range.
     Source: Bonnabel, Stochastic gradient descent on Riemannian manifolds (2013); Absil, Mahony & Sepulchre (2008),
     section 4.1.
@@ -31,7 +32,7 @@ class RiemannianSGD(RiemannianOptimizer):
     True
     """
 
-    _takes_sparse = True
+    _takes_sparse = _takes_rows = True
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class RiemannianSGD(RiemannianOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        lazy: bool = False,
     ) -> None:
         options = {
             "lr": lr,
@@ -57,6 +59,7 @@ class RiemannianSGD(RiemannianOptimizer):
             "foreach": foreach,
             "differentiable": differentiable,
             "fused": fused,
+            "lazy": lazy,
         }
         super().__init__(params, options)
 

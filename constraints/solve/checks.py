@@ -105,14 +105,23 @@ def _check(
             value = problem.at(space.retract(row, t * v)).value
             errors.append(abs(value - at.value - t * first - t * t * second / 2))
             rounding.append(FLOOR * eps * (abs(value) + t * abs(first) + t * t * abs(second)))
-    kept = [(t, e) for t, e, r in zip(sizes, errors, rounding, strict=True) if e > r and t < 2.0**-4]
-    return Check(what, sizes, errors, _slope(kept[-8:]), 2 if hessian is None else 3)
+    kept = [(t, e) for t, e, r in zip(sizes, errors, rounding, strict=True) if e > r and t < 2.0**-3]
+    return Check(what, sizes, errors, _slope(kept), 2 if hessian is None else 3)
+
+
+WINDOW = 6
+"""So many lengths make the slope: those whose errors are nearest to a line; others have higher orders, or rounding."""
 
 
 def _slope(points: list[tuple[float, float]]) -> float:
-    """That of the line through the logarithms, by least squares; NaN for less than three points."""
-    if len(points) < 3:
-        return math.nan
-    t, e = torch.tensor(points, dtype=torch.float64).log().T
-    t, e = t - t.mean(), e - e.mean()
-    return float((t @ e) / (t @ t))
+    """That of the line through the logarithms, by least squares; NaN for fewer than three points."""
+    best, slope = math.inf, math.nan
+    for start in range(max(1, len(points) - WINDOW + 1)):
+        t, e = torch.tensor(points[start : start + WINDOW], dtype=torch.float64).reshape(-1, 2).log().T
+        if len(t) < 3:
+            break
+        t, e = t - t.mean(), e - e.mean()
+        found = float((t @ e) / (t @ t))
+        if (misfit := float((e - found * t).norm())) < best:
+            best, slope = misfit, found
+    return slope

@@ -17,7 +17,14 @@ from sphinx.util import inspect as sphinx_inspect
 
 from manifolds.base import ManifoldMeta
 
-MODULES = ("manifolds", "manifolds.retractions", "manifolds.testing", "constraints", "constraints.optim")
+MODULES = (
+    "manifolds",
+    "manifolds.retractions",
+    "manifolds.testing",
+    "constraints.solve",
+    "constraints",
+    "constraints.optim",
+)  # a name means what the first of them has by it
 OPTION = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): (.*)")
 
 

@@ -57,13 +57,17 @@ def logarithm(x: Points, y: Points, m: int, exp: Exp) -> Points:
     basis = torch.cat([base, torch.linalg.qr(torch.cat([base, away], -1)).Q[..., p:]], -1)
     end = basis.mH @ y.detach()
     w = _start(end)
-    far = not may_look(w) or bool(whole(torch.linalg.vector_norm(w, dim=(-2, -1)) > 1).any())
-    for between in LADDER if far and m == 2 else ():
+    for between in LADDER if m == 2 and _are_far(w) else ():
         w, _ = _search(end, w, between, 1e-3)
     w, error = _search(end, w, m, 4 * _few(w))
     settled = (error <= 256 * _few(w))[..., None, None]
     v = _differentiable(x, y, basis, torch.where(settled, w, 0), m, exp)
     return torch.where(sound & settled, v, torch.nan)
+
+
+def _are_far(w: Vectors) -> bool:
+    """Whether some may be farther apart than where Newton's method alone finds the way."""
+    return not may_look(w) or bool(whole(torch.linalg.vector_norm(w, dim=(-2, -1)) > 1).any())
 
 
 def _few(w: Vectors) -> float:
@@ -92,7 +96,7 @@ def _start(end: Vectors) -> Vectors:
         u = u * torch.where(last, det.unsqueeze(-1), 1).unsqueeze(-2)
     z = z @ (vh.mH @ u.mH)
     w = group_logarithm(torch.cat([end, z], -1))
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if _are_far(w[..., :p]) else 0):
         b, c = w[..., p:, :p], w[..., p:, p:]
         t, q = torch.linalg.eigh(sym(b @ b.mH) / 12 - eye_like(c) / 2)
         sums = (t.unsqueeze(-1) + t.unsqueeze(-2)).clamp(max=-0.25)  # the terms left out count where they are above

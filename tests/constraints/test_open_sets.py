@@ -219,3 +219,18 @@ def test_the_life_of_a_model(manifold: Manifold, method: Any) -> None:
     single = copy.deepcopy(model).float()
     assert single.weight.dtype is torch.float32
     assert report(single)[0].ok
+
+
+@methods
+def test_an_optimum_of_condition_1e8_is_found_under_the_affine_invariant_metric(method: Any) -> None:
+    """In which it is a distance of 20 from the identity, and otherwise like any other."""
+    s = target(high=0, low=-8)
+    model = made(PositiveDefinite(), method, "identity")
+    optimizer = (
+        torch.optim.Adam(model.parameters(), lr=0.2)
+        if isinstance(method, Trivialization)
+        else constraints.optim.RiemannianAdam(model, lr=0.2)
+    )
+    train(model, optimizer, (s + s.mT) / 2, 400, 0.2)
+    assert report(model)[0].ok
+    assert float(PositiveDefinite().distance(model.weight.detach(), s)) < 1e-2

@@ -16,6 +16,7 @@ from constraints.optim import RiemannianAdam, RiemannianSGD
 from manifolds import (
     BlockSpec,
     Euclidean,
+    FixedRank,
     Manifold,
     NearestPointManifold,
     Oblique,
@@ -30,6 +31,7 @@ SETS: list[tuple[Manifold, tuple[int, ...]]] = [
     (Euclidean(2), (3, 4)),
     (Sphere(2.0), (3, 4)),
     (Sphere(0.5, 2), (3, 4)),
+    (FixedRank(2), (3, 4)),
     (Oblique(), (3, 4)),
     (Oblique(-1), (3, 4)),
     (Symmetric(), (4, 4)),

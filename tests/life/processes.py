@@ -19,10 +19,10 @@ Work = Callable[..., Any]
 
 def two_processes(work: Work, root: Path, note: Note, *args: Any) -> list[Any]:
     """What work(rank, *args) returned, of rank 0 and of rank 1. A second try is noted: gloo waits for ever at times."""
-    folder = root / "first"
+    folder = root / f"{work.__name__} first"
     if not _ended(work, folder, args):
         note("again", "two gloo processes waited for each other for ever, once")
-        folder = root / "second"
+        folder = root / f"{work.__name__} second"
         assert _ended(work, folder, args), "two processes waited for each other for ever, twice"
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 

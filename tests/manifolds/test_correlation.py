@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
@@ -46,7 +48,7 @@ def test_what_is_a_point() -> None:
     assert m.residual(one) == 0
     assert m.residual(2 * one) == 1
     assert m.residual(torch.ones(2, 2)) == torch.inf
-    with pytest.raises(ValueError, match=r"Oblique\(axis=-1\)"):
+    with pytest.raises(ValueError, match=r"Correlation\(rank=r\)"):
         m.random(4, 2)
 
 
@@ -70,3 +72,20 @@ def test_the_nearest_correlation_matrix_is_that_of_higham() -> None:
         dtype=F64,
     )
     assert torch.allclose(y @ y.mT, expected, rtol=0, atol=5e-5)
+
+
+def test_factors_of_low_rank_give_correlation_matrices() -> None:
+    m = Correlation(rank=2)
+    assert repr(m) == "Correlation(rank=2)"
+    assert m == Correlation(rank=2) != Correlation(rank=3)
+    assert pickle.loads(pickle.dumps(m)) == m
+    y = m.random(5, 2, dtype=torch.float64)
+    x = y @ y.mT
+    torch.testing.assert_close(x.diagonal(), torch.ones(5, dtype=torch.float64))
+    assert int(torch.linalg.matrix_rank(x)) == 2
+    assert m.dim((5, 2)) == 5
+    check_manifold(m, (3, 2), dtype=torch.float64)
+    with pytest.raises(ValueError, match="2 columns"):
+        m.dim((5, 3))
+    with pytest.raises(ValueError, match="rank of Correlation"):
+        Correlation(rank=0)

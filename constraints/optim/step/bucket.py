@@ -12,11 +12,11 @@ from torch import Tensor
 
 from manifolds import Euclidean, tolerance
 from manifolds.engine import engine, settled
-from manifolds.kernels.tiny import batch_last, total_norm
+from manifolds.kernels.tiny import batch_last
 
 from ...values import is_near, master_dtype
 from .counting import count, counter
-from .limits import being_captured, can_look, is_fit, length, limit, real_dtype, too_long
+from .limits import being_captured, can_look, is_fit, length, real_dtype, seen_and_fit, too_long, where
 from .rows import Held, Kind, Leaf, Rows, Tiles, held, is_batch_last
 from .short import short_steps
 
@@ -38,7 +38,8 @@ class Bucket:
         bfloat16 or float16.
     g: their gradients, of the shape and dtype of x. May be memory of the gradient itself: not to be written to.
     steps, drift: what the state holds as "step" and "drift", each None where it is not kept.
-    ok: None on CPU, where a gradient that is not finite is an error; elsewhere which points have a finite one, (B,).
+    ok: which points move, (B,), None for all: on accelerators those with a finite gradient, elsewhere it is an error.
+    seen: None, or which of them have a gradient that is not zero, where the others stay.
     moves: False where lr is 0, and not a bit of x may change; on an accelerator a tensor of it, if lr is one.
     state: one tensor a key, (B, *point), or (B,) where the optimizer keeps one number per point; what is called with
         it has the batch axes of x.
@@ -55,6 +56,7 @@ class Bucket:
         self.shape = (leaves[-1].stop, *kind.point)
         self.dtype, self.device = master_dtype(kind.dtype), kind.device
         self.ok: Bool[Tensor, " B"] | None = None
+        self.seen: Bool[Tensor, " B"] | None = None
         self.moves: bool | Bool[Tensor, ""] = True
         self._stays = False  # whether nothing is to be written in this step
         self._start: Tensor | None = None  # the values of which a master was made in this step
@@ -85,9 +87,14 @@ class Bucket:
         else:
             self.g = self._order(cut[self.leaves[0].source].reshape(self.shape))
         self.g = self.g.to(self.dtype)
-        if not self.looks:
-            self.ok = is_fit(self.g)
-            self.g = self._keep(self.g, 0)
+        self.seen, self.ok = None, None if self.looks else is_fit(self.g)
+        self.g = self._keep(self.g, 0)
+
+    def keep_unseen(self) -> None:
+        """In this step keep points whose gradient is zero. What moves is polished: drift is one number for all."""
+        self.seen, self.ok = seen_and_fit(self.g.reshape(self.shape), self.ok)
+        self._drift = math.inf
+        self._ready.clear()
 
     def release_gradients(self) -> Points:
         """g, which the bucket keeps no longer: its memory is there for what is computed of it."""
@@ -114,6 +121,7 @@ class Bucket:
             old = self.x if start is None else start.to(self.dtype)
             y = self._keep(y, old)
             y = torch.where(self.moves, y, old) if isinstance(self.moves, Tensor) else y
+            self._written = None
         if not self._stays:
             if "master" in self.state:
                 self.state["master"].copy_(y)
@@ -138,14 +146,6 @@ class Bucket:
         rows = self.x.reshape(self.shape)
         leaves = ((leaf, rows[leaf.start : leaf.stop]) for leaf in self.leaves)
         return next((leaf for leaf, x in leaves if not is_near(self.factor, x, self.kind.dtype)), None)
-
-    def not_finite(self) -> Leaf | None:
-        """A leaf with a gradient whose norm is NaN or Inf, or overflows as the optimizer squares it; on CPU."""
-        # the norm of all of them may overflow where none of theirs does, so it can only acquit
-        if self.ok is not None or total_norm(self.g) <= limit(self.dtype):
-            return None
-        rows = self.g.reshape(self.shape)
-        return next((leaf for leaf in self.leaves if not bool(is_fit(rows[leaf.start : leaf.stop]).all())), None)
 
     # What an optimizer calls -----------------------------------------------------------------------------
 
@@ -220,10 +220,10 @@ class Bucket:
             shape, dtype = self._layout(key)
             self.state[key] = self._order(torch.zeros(shape, dtype=dtype, device=self.device))
         rows = self.state[key]
+        rows = rows.view(*self.x.shape[: self.x.dim() - len(self.kind.point)], *rows.shape[1:])
         if self.ok is not None:
             return rows.clone()
-        ready = self._ready[key] = rows.view(*self.x.shape[: self.x.dim() - len(self.kind.point)], *rows.shape[1:])
-        return ready
+        return self._ready.setdefault(key, rows)
 
     def put(self, key: str, value: Tensor) -> None:
         """Make value, which is nobody else's, the state, except of points whose gradient is not finite."""
@@ -294,7 +294,7 @@ class Bucket:
         return (self.shape[:1], real_dtype(self.dtype)) if key in self._numbers else (self.shape, self.dtype)
 
     def _keep(self, new: Tensor, old: Tensor | float) -> Tensor:
-        return new if self.ok is None else torch.where(self.ok.view(-1, *(1,) * (new.dim() - 1)), new, old)
+        return new if self.ok is None else where(self.ok, new, old)
 
     def _order(self, rows: Tensor) -> Tensor:
         return batch_last(rows) if self._batch_last else rows

@@ -68,7 +68,7 @@ def check_ways(optimizer: str, group: Group) -> None:
 
 def warn_of_decay(group: Group, unasked: float) -> bool:
     """Warn if decay that was asked for does nothing on factors of this group, and say whether it was said."""
-    if group["manifold"] is None or group["weight_decay"] in (0, unasked):
+    if group["manifold"] is None or group.get("weight_decay", 0) in (0, unasked):
         return False
     factors = {
         str(f) for p in group["params"] for f, _ in engine(group["manifold"]).split(p.detach()) if f.constant_norm
@@ -88,7 +88,11 @@ def name_of_value(value: Any) -> str:
 
 
 def check_loaded(
-    loaded: dict[str, Any], groups: Sequence[Group], numbers: frozenset[str], values: Sequence[str] = ()
+    loaded: dict[str, Any],
+    groups: Sequence[Group],
+    numbers: frozenset[str],
+    values: Sequence[str] = (),
+    mixed: bool = False,
 ) -> None:
     """ValueError where saved state is of other manifolds, or has tensors that do not fit the factors."""
     if [len(g["params"]) for g in loaded["param_groups"]] != [len(g["params"]) for g in groups]:
@@ -108,7 +112,7 @@ def check_loaded(
                 )
         for key, p in zip(saved["params"], group["params"], strict=True):
             if manifold is not None:
-                _check_state(name_in(groups, p), p, manifold, loaded["state"].get(key, {}), numbers)
+                _check_state(name_in(groups, p), p, manifold, loaded["state"].get(key, {}), numbers, mixed)
 
 
 def name_in(groups: Sequence[Group], p: Tensor) -> str:
@@ -143,7 +147,9 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
         )
 
 
-def _check_state(name: str, p: Tensor, manifold: Manifold, entry: dict[str, Any], numbers: frozenset[str]) -> None:
+def _check_state(
+    name: str, p: Tensor, manifold: Manifold, entry: dict[str, Any], numbers: frozenset[str], mixed: bool
+) -> None:
     stacks = engine(manifold).split(p.detach())
     parts = [part_of(entry, i, len(stacks)) for i in range(len(stacks))]
     keys = sorted(set().union(*parts))
@@ -153,6 +159,8 @@ def _check_state(name: str, p: Tensor, manifold: Manifold, entry: dict[str, Any]
         shapes = [tuple(part[key].shape) for part in parts if key in part] or [tuple(entry[key].shape)]
         if key == "drift":  # some factors need none
             sizes = [1 for _ in shapes]
+        elif mixed:
+            sizes = [size for size, part in zip(sizes, parts, strict=True) if key in part]
         if [math.prod(shape) for shape in shapes] != sizes:
             raise ValueError(
                 f"the saved state {key!r} of {name} has shapes {shapes}, but {manifold} needs tensors of {sizes} "

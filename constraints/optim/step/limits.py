@@ -17,6 +17,18 @@ def is_fit(gradients: Tensor) -> Bool[Tensor, " B"]:
     return norms <= limit(gradients.dtype)
 
 
+def seen_and_fit(gradients: Tensor, fit: Bool[Tensor, " B"] | None) -> tuple[Bool[Tensor, " B"], Bool[Tensor, " B"]]:
+    """Which gradients are not exactly zero, and which of those are fit; zero is there for those that are not."""
+    seen = (flat(gradients) != 0).any(1)
+    return (seen, seen) if fit is None else (seen | ~fit, seen & fit)
+
+
+def where(these: Bool[Tensor, " B"], new: Tensor, old: Tensor | float) -> Tensor:
+    """New for these points, old for the others; in tiles too."""
+    batch = 1 if len(new) == len(these) else 2
+    return torch.where(these.view(*new.shape[:batch], *(1,) * (new.dim() - batch)), new, old)
+
+
 def too_long() -> Exception:
     error: Exception = torch.linalg.LinAlgError("the step is too long to be computed")  # type: ignore[attr-defined]
     return error

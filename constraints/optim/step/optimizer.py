@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from manifolds import Euclidean
+
 from ...precision import exact_products
 from ...riemannian import param_groups
-from ...watch import look, off
+from ...watch import look
+from .before import check_before, refuse_gradient
 from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, name_of_value, warn_of_decay
 from .options import by_value, decays_in, moves
 from .parts import tensors_only
 from .plan import Member, Plan
-
-FIND = "Look for the cause in the loss, or skip this step"
+from .tables import Rows, Table, check_rows
 
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Group]
 
@@ -50,10 +52,14 @@ class RiemannianOptimizer(Optimizer, ABC):
     """Keys of the state that hold one number per point; the others hold a tensor like the point."""
     _values: ClassVar[tuple[str, ...]] = ()
     """Options that are functions: saved by name, and not loaded."""
+    _mixed: ClassVar[bool] = False
+    """Whether factors of different kinds have state of different keys."""
     _decay: ClassVar[float] = 0.0
     """The weight decay of who was asked for none; nothing is said of it where it does nothing."""
     _takes_sparse: ClassVar[bool] = False
-    """Whether free parameters may have sparse gradients."""
+    """Whether `_step_free` takes sparse gradients."""
+    _takes_rows: ClassVar[bool] = False
+    """Whether of a table with a sparse gradient the rows that it touches are moved."""
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self._plan: Plan | None = None
@@ -79,7 +85,7 @@ class RiemannianOptimizer(Optimizer, ABC):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient, once; the loss of closure, which is called with gradients enabled.
 
-        Raises ValueError for a gradient of a constrained parameter that is sparse and, looked at on CPU only, for one
+        Raises ValueError for a sparse gradient whose rows are no points and, looked at on CPU only, for a gradient
         that is not finite or overflows when squared and for a value that was changed to one off its manifold: nothing
         is changed. Also for a step too long to be computed: no parameter moves, but moments hold the gradient then.
         Within torch.compile it runs as it is: what a step does depends on values, at each of which a graph would end.
@@ -91,40 +97,37 @@ class RiemannianOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(False):  # fewer calls than no_grad
-            free, plan = self._plan_step()
-            with exact_products(*plan.devices):
-                plan.read_points()
-                self._check_before(plan)
-                reached = [self._reach(bucket, plan) for bucket in plan.buckets]
+            free, plan, tables = self._plan_step()
+            rows = Rows(tables, self.state, self._numbers) if tables else None
+            plans = [plan] if rows is None else [plan, rows.plan]
+            with exact_products(*(plan.devices if rows is None else plan.devices | rows.plan.devices)):
+                for each in plans:
+                    each.read_points()
+                    check_before(self.param_groups, each)
+                reached = [[self._reach(bucket, each) for bucket in each.buckets] for each in plans]
                 for group, params in free:
                     self._step_free(group, params, [p.grad for p in params if p.grad is not None])
-                plan.write_points(reached)
-            self._count_skipped(plan)
+                for each, points in zip(plans, reached, strict=True):
+                    each.write_points(points)
+                    self._count_skipped(each)
+            if rows is not None:
+                rows.write(self.state)
             plan.publish(self.state)
         return loss
-
-    def _check_before(self, plan: Plan) -> None:
-        """Refuse points that were moved off their manifold, and gradients that are not finite."""
-        for bucket in plan.buckets:
-            if (leaf := bucket.off()) is not None:
-                member = plan.members[leaf.member]
-                raise off(name_in(self.param_groups, member.parameter), member.parameter, member.manifold)
-        for bucket in plan.buckets:
-            if (leaf := bucket.not_finite()) is not None:
-                what = f"NaN or Inf, or a norm whose square overflows in {bucket.dtype}"
-                self._refuse_gradient(plan.members[leaf.member].parameter, what, FIND)
 
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
         """`_move`. Raises ValueError where the step is too long to be computed; no parameter has moved then."""
         group = self.param_groups[bucket.kind.group]
         bucket.moves = moves(group, bucket.device)
+        if group.get("lazy"):
+            bucket.keep_unseen()
         try:
             return self._move(bucket, group)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             pass
         member = plan.members[bucket.leaves[0].member]
         raise ValueError(
-            f"the step of {name_in(self.param_groups, member.parameter)}, shape {tuple(member.parameter.shape)}, is so "
+            f"the step of {name_in(self.param_groups, member.named)}, shape {tuple(member.named.shape)}, is so "
             f"long that {member.manifold} has no point there in {bucket.dtype}. No parameter was moved, but "
             f"the moments hold this gradient; lower lr, or clip the gradient."
         )
@@ -134,16 +137,16 @@ class RiemannianOptimizer(Optimizer, ABC):
         """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them."""
         return sum(int(count) for count in self._skipped.values())
 
-    def _plan_step(self) -> tuple[list[tuple[Group, list[Tensor]]], Plan]:
-        """The free parameters that have a gradient, group by group; the plan for the others, with theirs gathered."""
-        free, groups, params, grads = [], [], [], []
+    def _plan_step(self) -> tuple[list[tuple[Group, list[Tensor]]], Plan, list[Table]]:
+        """The free parameters that have a gradient, group by group; the plan for the others, with theirs gathered; and
+        those whose rows move."""
+        free, groups, params, grads, tables = [], [], [], [], []
         for i, group in enumerate(self.param_groups):
             given = [p for p in group["params"] if p.grad is not None]
             is_free = group["manifold"] is None
-            if not (is_free and self._takes_sparse):
-                for p in given:
-                    if p.grad.is_sparse:
-                        self._refuse_gradient(p, "a sparse layout", "Make its layer with sparse=False")
+            if not (is_free and self._takes_sparse) and any(p.grad.is_sparse for p in given):
+                tables += self._tables(i, given)
+                given = [p for p in given if not p.grad.is_sparse]
             if is_free:
                 free.append((group, given))
             else:
@@ -158,11 +161,23 @@ class RiemannianOptimizer(Optimizer, ABC):
                 Member(p, group["manifold"], first[i], group.get("capturable", False))
                 for i, group in groups
                 for p in group["params"]
-                if p.grad is not None
+                if p.grad is not None and not p.grad.is_sparse
             ]
             plan = self._plan = Plan(members, options, self.state, self._numbers)
         plan.read_gradients(grads)
-        return [(group, given) for group, given in free if given], plan
+        return [(group, given) for group, given in free if given], plan, tables
+
+    def _tables(self, i: int, given: Sequence[Tensor]) -> list[Table]:
+        """Those parameters of group i whose gradient is sparse."""
+        group, tables = self.param_groups[i], []
+        for p in given:
+            if p.grad is not None and p.grad.is_sparse:
+                manifold = group["manifold"] or Euclidean()
+                if not self._takes_rows:
+                    refuse_gradient(self.param_groups, p, "a sparse layout", "Make its layer with sparse=False")
+                check_rows(self.param_groups, p, manifold)
+                tables.append(Table(p, manifold, i, group.get("capturable", False)))
+        return tables
 
     def _same_options(self, groups: Sequence[tuple[int, Group]]) -> tuple[int, ...]:
         """For each of these groups, the first one with the same options."""
@@ -176,21 +191,15 @@ class RiemannianOptimizer(Optimizer, ABC):
         """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything and is not
         decoupled; asked for once, for the bucket keeps it no longer."""
         g = bucket.release_gradients()
-        g = -g if group["maximize"] else g
+        g = -g if group.get("maximize", False) else g
         decays = not group.get("decoupled_weight_decay", False) and decays_in(bucket, group)
         return g + group["weight_decay"] * bucket.x if decays else g
 
     def _count_skipped(self, plan: Plan) -> None:
         for bucket in plan.buckets:
-            if bucket.ok is not None:
+            if bucket.ok is not None and not bucket.looks:
                 count = self._skipped.setdefault(bucket.device, torch.zeros((), dtype=torch.long, device=bucket.device))
-                count += (~bucket.ok).sum()
-
-    def _refuse_gradient(self, p: Tensor, what: str, way: str) -> NoReturn:
-        raise ValueError(
-            f"the gradient of {name_in(self.param_groups, p)}, shape {tuple(p.shape)}, has {what}. Nothing was "
-            f"changed. {way}."
-        )
+                count += (~bucket.ok if bucket.seen is None else ~bucket.ok & bucket.seen).sum()
 
     # Parameters ------------------------------------------------------------------------------------------
 
@@ -237,7 +246,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         def check(_: Optimizer, loaded: dict[str, Any]) -> None:
             loaded["state"] = {key: tensors_only(entry) for key, entry in loaded["state"].items()}
             saved.update(loaded)
-            check_loaded(loaded, self.param_groups, self._numbers, self._values)
+            check_loaded(loaded, self.param_groups, self._numbers, self._values, self._mixed)
 
         def restore(_: Optimizer) -> None:
             for group, old, kept in zip(self.param_groups, present, saved["param_groups"], strict=True):

@@ -15,7 +15,7 @@ from .limits import can_look
 
 def decays_in(bucket: Bucket, group: Group) -> bool:
     """Whether weight decay does anything to the points of the bucket."""
-    return group["weight_decay"] != 0 and not bucket.factor.constant_norm
+    return group.get("weight_decay", 0) != 0 and not bucket.factor.constant_norm
 
 
 def rate(group: Group) -> float | Tensor:
@@ -26,7 +26,7 @@ def rate(group: Group) -> float | Tensor:
 
 def moves(group: Group, device: torch.device) -> bool | Tensor:
     """Whether lr is not 0; a tensor on the device where looking at lr would stall."""
-    lr: float | Tensor = group["lr"]
+    lr: float | Tensor = group.get("lr", 1.0)
     if not isinstance(lr, Tensor):
         return lr != 0
     return lr.item() != 0 if can_look(lr.device) else (lr.reshape(()) != 0).to(device)

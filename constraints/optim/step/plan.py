@@ -8,6 +8,7 @@ from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from manifolds import Manifold
@@ -27,6 +28,12 @@ class Member(NamedTuple):
     manifold: Manifold
     group: int  # the first parameter group with the options of its own
     capturable: bool
+    table: Tensor | None = None  # of which the parameter is some rows
+
+    @property
+    def named(self) -> Tensor:
+        """The tensor that messages are about."""
+        return self.parameter if self.table is None else self.table
 
 
 class Plan:
@@ -93,6 +100,27 @@ class Plan:
         for i in self._copied:
             parts = [self._places[leaf.source] for _, leaf in self._in_order(i)]
             self._homes[i].copy_(engine(self.members[i].manifold).join(parts, self._homes[i].shape))
+
+    def gather(self, tensors: list[Tensor]) -> list[Points]:
+        """Tensors of the shapes of the parameters, bucket by bucket in the shape of its points. May be views."""
+        cut, gathered = self.cut(tensors), []
+        for bucket in self.buckets:
+            rows = [cut[leaf.source].reshape(-1, *bucket.kind.point) for leaf in bucket.leaves]
+            gathered.append((rows[0] if len(rows) == 1 else torch.cat(rows)).to(bucket.dtype).view(bucket.x.shape))
+        return gathered
+
+    def spread(self, points: Iterable[Points]) -> list[Tensor]:
+        """The inverse of `gather`, in memory of its own."""
+        whole = [torch.empty_like(home) for home in self._homes]
+        cut = self.cut(whole)
+        for bucket, values in zip(self.buckets, points, strict=True):
+            rows = values.reshape(bucket.shape)
+            for leaf in bucket.leaves:
+                cut[leaf.source].copy_(rows[leaf.start : leaf.stop].reshape(leaf.shape))
+        for i in self._copied:
+            parts = [cut[leaf.source] for _, leaf in self._in_order(i)]
+            whole[i].copy_(engine(self.members[i].manifold).join(parts, whole[i].shape))
+        return whole
 
     def publish(self, state: State) -> None:
         """Make the state of each parameter views of the buckets: a tensor for each key and stack, see `parts`."""

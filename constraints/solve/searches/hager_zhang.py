@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..numbers import Number, any_, full, no, over, smaller, where
 from ..options import check_between, check_count
-from .line import Found, Line, LineSearch
+from .line import NARROW, Found, Line, LineSearch
 
 
 @dataclass(frozen=True, repr=False)
@@ -16,7 +16,7 @@ class HagerZhang(LineSearch):
 
     t is taken with phi(t) <= phi(0) + delta t phi'(0) and phi'(t) >= sigma phi'(0); or, where rounding hides the
     decrease, with phi(t) <= phi(0) + slack eps |phi(0)| and sigma phi'(0) <= phi'(t) <= (2 delta - 1) phi'(0).
-    Where neither is met within `limit` trials, the best point with a decrease is taken.
+    Where neither is met within `limit` trials, or until the interval is short, the best point with a decrease is taken.
     Raises ValueError for options out of range.
     Source: Hager & Zhang, Algorithm 851: CG_DESCENT (2006), section 3; Sato (2022) on manifolds.
 
@@ -66,6 +66,12 @@ class HagerZhang(LineSearch):
             b = where(falls, b, c)
             slope_b = where(up, slope, where(high, math.nan, slope_b))
             gap = b - a
+            ends = active & best.done & (gap <= NARROW * b) & (b < math.inf)
+            if any_(ends):
+                found.take(best, ends)
+                active = active & no(ends)
+                if not any_(active):
+                    return found
             secant = over(a * slope_b - b * slope_a, slope_b - slope_a)
             parabola = a - over(slope_a * gap * gap, 2 * (value - value_a - slope_a * gap))
             inside = where(high, smaller(parabola, (a + b) / 2), secant)

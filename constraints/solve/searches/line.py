@@ -13,6 +13,10 @@ from ..problem import Evaluation, Problem
 from ..solver import State, reach, repr_of
 from ..space import Rows
 
+NARROW = 0.05
+"""An interval so short, as part of its upper end, is searched no more: slopes are those of the transport, which are off
+by O(t |d|), so that on long steps no point may have the slope that is asked for."""
+
 
 class Trial:
     """What is known at R_x(t d). Where that could not be computed, or f is not finite, value and slope are NaN."""

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from ..numbers import Number, any_, full, larger, no, over, smaller, sqrt, where
 from ..options import check_between, check_count
-from .line import Found, Line, LineSearch
+from .line import NARROW, Found, Line, LineSearch
 
 
 @dataclass(frozen=True, repr=False)
 class StrongWolfe(LineSearch):
     """phi(t) <= phi(0) + decrease t phi'(0) and |phi'(t)| <= curvature |phi'(0)|, by cubics on a shrinking interval.
 
-    Where these are not met within `limit` trials, the best point with a decrease is taken; slack eps |phi(0)| is
+    Where these are not met within `limit` trials, or until the interval is short, the best point with a decrease is
+    taken; slack eps |phi(0)| is
     allowed for rounding. Raises ValueError for options out of range.
     Source: Nocedal & Wright, Numerical Optimization (2006), algorithms 3.5 and 3.6, and (3.59).
 
@@ -64,6 +65,12 @@ class StrongWolfe(LineSearch):
             )
             low, value_low = where(worse, low, t), where(worse, value_low, value)
             slope_low = where(worse, slope_low, slope)
+            ends = active & best.done & (high < math.inf) & (abs(high - low) <= NARROW * larger(low, high))
+            if any_(ends):
+                found.take(best, ends)
+                active = active & no(ends)
+                if not any_(active):
+                    return found
             cubic = _cubic(low, value_low, slope_low, high, value_high, slope_high)
             margin = 0.1 * abs(high - low)
             fits = (cubic > smaller(low, high) + margin) & (cubic < larger(low, high) - margin)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from constraints.optim import RiemannianAdam, RiemannianAdamW, RiemannianSGD
+from constraints.optim import RiemannianAdam, RiemannianAdamW, RiemannianMuon, RiemannianSGD
 from manifolds import Euclidean
 
 ADAM: list[dict[str, Any]] = [
@@ -132,15 +132,15 @@ def test_sgd_on_euclidean_equals_torch(options: dict[str, Any]) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-def test_sgd_takes_sparse_gradients_of_free_tensors() -> None:
-    """As torch.optim.SGD does; Adam refuses them before anything is changed."""
+def test_sparse_gradients_of_free_tensors() -> None:
+    """As torch.optim.SGD and SparseAdam do; another optimizer refuses them before anything is changed."""
     embedding = nn.Embedding(5, 3, sparse=True)
     other = nn.Parameter(torch.ones(2))
     before = embedding.weight.detach().clone()
     embedding(torch.tensor([1, 1])).sum().backward()
     other.grad = torch.ones(2)
     with pytest.raises(ValueError, match="sparse"):
-        RiemannianAdam([other, *embedding.parameters()]).step()
+        RiemannianMuon([other, *embedding.parameters()]).step()
     torch.testing.assert_close(other.detach(), torch.ones(2))
     RiemannianSGD(embedding.parameters(), lr=0.5).step()
     expected = before.clone()

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from constraints import Riemannian, constrain, report
 from constraints.optim import RiemannianAdamW, RiemannianMuon, spectral
-from manifolds import BlockSpec, Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
+from manifolds import (
+    BlockSpec,
+    Euclidean,
+    Grassmann,
+    Manifold,
+    Orthogonal,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+    retractions,
+)
 from manifolds.kernels import dual as kernel
 from manifolds.kernels.msign import QUINTICS, msign, msign_by_products, msign_of_skew
 
@@ -225,6 +235,17 @@ def test_a_square_step_is_the_closed_form(manifold: Manifold, dtype: torch.dtype
     one = torch.eye(6, dtype=dtype)
     expected = x @ torch.linalg.solve(one + 0.05 * a, one - 0.05 * a)
     torch.testing.assert_close(stepped(x, manifold, g, lr=0.1), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
+def test_a_step_on_grassmann_is_that_of_its_horizontal_gradient(dtype: torch.dtype) -> None:
+    """X+ = msign(X - eta msign(G - X X^H G)), whatever the direction: msign of a horizontal vector is horizontal."""
+    x, g = Grassmann().random(7, 3, dtype=dtype), drawn(7, 3, dtype=dtype)
+    a = scipy.linalg.polar((g - x @ (x.mH @ g)).numpy())[0]
+    expected = torch.from_numpy(scipy.linalg.polar(x.numpy() - 0.2 * a)[0])
+    for direction in (spectral.spel, spectral.dual):
+        y = stepped(x, Grassmann(), g, lr=0.2, direction=direction)
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-13)
 
 
 def test_dual_is_a_value_passed_in() -> None:

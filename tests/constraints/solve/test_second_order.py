@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+import manifolds
 from constraints.solve import TrustRegion, check_gradient, check_hessian, hessians, minimize
 from constraints.solve.points import points_of
 from constraints.solve.starts import Starts
-from manifolds import BlockSpec, Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import (
+    BlockSpec,
+    Correlation,
+    Euclidean,
+    Grassmann,
+    Manifold,
+    Oblique,
+    Orthogonal,
+    Positive,
+    PositiveDefinite,
+    ProductManifold,
+    Skew,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+    Symmetric,
+)
 from manifolds import retractions as r
+from manifolds.positive_definite import Metric
 
 F64, C128 = torch.float64, torch.complex128
 
@@ -34,6 +55,14 @@ SECOND_ORDER: list[tuple[Manifold, tuple[int, ...]]] = [
     (Stiefel**2, (8, 4)),
     (Stiefel("canonical", r.exp) * Sphere(), (8, 4)),
     (ProductManifold((Stiefel,) * 2, BlockSpec(rows=2, axis=1)), (5, 6)),
+    (Grassmann(), (6, 2)),
+    (Oblique(), (4, 5)),
+    (Oblique(axis=-1), (4, 5)),
+    (Symmetric(), (4, 4)),
+    (Skew(), (4, 4)),
+    (Correlation(), (4, 4)),
+    (Positive(), (4,)),
+    *[(PositiveDefinite(metric), (4, 4)) for metric in get_args(Metric)],
 ]  # fmt: skip
 FIRST_ORDER: list[tuple[Manifold, tuple[int, ...]]] = [
     (Stiefel(retraction=r.qr), (6, 3)),
@@ -42,11 +71,13 @@ FIRST_ORDER: list[tuple[Manifold, tuple[int, ...]]] = [
 ]  # fmt: skip
 
 
-def smooth(shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def smooth(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """A function with no symmetry that would make a coefficient vanish."""
     linear, weight = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype.to_real())
 
     def f(x: Tensor) -> Tensor:
+        if isinstance(manifold, Grassmann):  # a function of the subspace
+            x = (x @ x.mH)[..., : shape[-1]]
         return (
             (linear * x).real.sum().sin() + (weight * x.abs().square().square()).sum() + (linear * x).real.exp().sum()
         )
@@ -70,14 +101,14 @@ def product(
 def test_slopes_are_2_and_3_for_retractions_of_second_order(
     manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    f, x = smooth(shape, dtype), manifold.random(shape, dtype=dtype)
+    f, x = smooth(manifold, shape, dtype), manifold.random(shape, dtype=dtype)
     assert abs(check_gradient(f, x, manifold).slope - 2) < 0.1
     assert abs(check_hessian(f, x, manifold).slope - 3) < 0.1
 
 
 @pytest.mark.parametrize(("manifold", "shape"), FIRST_ORDER, ids=str)
 def test_the_model_of_a_first_order_retraction_is_its_pullback(manifold: Manifold, shape: tuple[int, ...]) -> None:
-    f, x = smooth(shape, F64), manifold.random(shape, dtype=F64)
+    f, x = smooth(manifold, shape, F64), manifold.random(shape, dtype=F64)
     assert abs(check_gradient(f, x, manifold).slope - 2) < 0.1
     assert abs(check_hessian(f, x, manifold, hessian=hessians.pullback).slope - 3) < 0.1
 
@@ -87,7 +118,7 @@ def test_the_model_of_a_first_order_retraction_is_its_pullback(manifold: Manifol
 def test_the_hessian_without_a_retraction_is_that_of_the_pullback(
     manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    f, x = smooth(shape, dtype), manifold.random(shape, dtype=dtype)
+    f, x = smooth(manifold, shape, dtype), manifold.random(shape, dtype=dtype)
     start, exact, _ = product(hessians.exact, f, x, manifold)
     _, through, _ = product(hessians.pullback, f, x, manifold)
     space, row = start.space, start.rows
@@ -100,6 +131,33 @@ def test_the_hessian_without_a_retraction_is_that_of_the_pullback(
         assert space.norm(row, hv - space.project(row, hv)) < size
         # symmetric in the metric
         assert abs(space.inner(row, u, hv) - space.inner(row, hu, v)) < size * space.norm(row, u)
+
+
+def every_set() -> list[tuple[Manifold, tuple[int, ...]]]:
+    """Each manifold that is exported and needs no options, with the first shape of these that it has."""
+    found = []
+    for name in manifolds.__all__:
+        kind = getattr(manifolds, name)
+        if not (inspect.isclass(kind) and issubclass(kind, Manifold)) or inspect.isabstract(kind):
+            continue
+        try:
+            manifold = kind()
+        except TypeError:
+            continue
+        for shape in ((5, 3), (4, 4), (5,)):
+            with contextlib.suppress(ValueError):
+                if len(shape) == max(1, manifold.ndim) and manifold.dim(shape) > 0:
+                    found.append((manifold, shape))
+                    break
+    return found
+
+
+@pytest.mark.parametrize(("manifold", "shape"), every_set(), ids=str)
+def test_every_set_has_right_derivatives(manifold: Manifold, shape: tuple[int, ...]) -> None:
+    """Also those that are new here: the model of f along the retraction that a set has is right to second order."""
+    f, x = smooth(manifold, shape, F64), manifold.random(shape, dtype=F64)
+    assert abs(check_gradient(f, x, manifold).slope - 2) < 0.1
+    assert abs(check_hessian(f, x, manifold, hessian=hessians.pullback).slope - 3) < 0.1
 
 
 def test_a_wrong_gradient_is_seen() -> None:
@@ -143,7 +201,7 @@ def test_a_product_costs_one_pass_backward_and_no_value() -> None:
 def test_trust_regions_converge_quadratically(manifold: Manifold, shape: tuple[int, ...]) -> None:
     """At the end |g+| <= C |g|^2: the number of digits doubles, down to 1e-10 and below."""
     torch.manual_seed(1)
-    f, x0 = smooth(shape, F64), manifold.random(shape, dtype=F64)
+    f, x0 = smooth(manifold, shape, F64), manifold.random(shape, dtype=F64)
     found = minimize(f, x0, manifold, tol=1e-10)
     assert found.converged
     assert found.gradient_norm < 1e-10
@@ -155,7 +213,7 @@ def test_trust_regions_converge_quadratically(manifold: Manifold, shape: tuple[i
 
 def test_first_order_hessians_find_the_same_point() -> None:
     torch.manual_seed(1)
-    f, x0 = smooth((8, 3), F64), Stiefel().random(8, 3, dtype=F64)
+    f, x0 = smooth(Stiefel(), (8, 3), F64), Stiefel().random(8, 3, dtype=F64)
     values = [
         minimize(f, x0, Stiefel(retraction=retraction), solver=TrustRegion(hessian=hessian), tol=1e-8)
         for retraction in (r.polar, r.qr)

@@ -1,0 +1,298 @@
+"""Any optimizer of torch's kind, on manifolds."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from manifolds import Manifold
+
+from ..precision import exact_products
+from ..records import constrained
+from ..values import master_dtype
+from ..watch import guided, look
+from .step import Bucket, Group
+from .step.before import check_before, refuse_gradient
+from .step.checks import check_group, name_in, warn_of_decay
+from .step.following import back, carried, entries, is_ambient, momenta, second_points, vector
+from .step.limits import is_fit
+from .step.options import moves
+from .step.plan import Member, Plan
+from .step.proxy import Proxy, check_wrapped, lent
+
+Gradient = Callable[[Manifold, Tensor, Tensor], Tensor]
+Move = Callable[[Manifold, Tensor, Tensor, Any], Tensor]
+
+
+class Retracted(Proxy):
+    """x <- R_x(P_x(x' - x)), where the optimizer would move x to x', given the Riemannian gradient in place of .grad.
+
+    P is the projection on the tangent space, R the retraction. Free tensors move as the optimizer moves them, bit for
+    bit. torch.optim.SGD becomes `RiemannianSGD`, momentum included. AdamW, NAdam or Lion divide or take signs entry by
+    entry, which leaves the tangent space; what P leaves of the step is a bit shorter. `RiemannianAdam` divides a point
+    by one number.
+
+    State: what is called "exp_avg" or "momentum_buffer" is made tangent and transported to the new point; "z" or "ax",
+    a second point, is projected and retracted as x is; everything else, second moments among it, stays as it is, entry
+    by entry. `.grad` is what it was after a step. A closure is called once, before the step.
+
+    optimizer: one of param_groups(model), or with a "manifold" in groups of your own. Its groups and state are those of
+        this one, so that schedulers and GradScaler work; step this one, not that.
+    gradient: (manifold, x, g) -> the tensor that the optimizer is given; the Riemannian gradient by default.
+    move: (manifold, x, x' - x, lr) -> the point that is reached; as in the formula by default. Points are on leading
+        axes; manifold is a factor where the weight is packed.
+    carry: whether state follows the point; without it state is the optimizer's own.
+
+    Raises TypeError for what is no optimizer, ValueError for those that move by values of the loss (LBFGS), for half
+    precision, and as `RiemannianOptimizer` does. A gradient that is not finite is an error on CPU, before anything
+    changes; on an accelerator the factor is left where it was, counted in `skipped`.
+    Source: Li et al., StelLA (2025), arXiv 2510.01938, algorithm 1, which is gradient, step, projection, retraction.
+
+    >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
+    >>> optimizer = Retracted(torch.optim.NAdam(param_groups(layer), lr=1e-2))
+    >>> layer(torch.randn(3, 4)).sum().backward()
+    >>> optimizer.step()
+    >>> report(layer)[0].ok
+    True
+    """
+
+    keeps_manifolds: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        gradient: Gradient | None = None,
+        move: Move | None = None,
+        carry: bool = True,
+    ) -> None:
+        check_wrapped(optimizer)
+        super().__init__(optimizer)
+        self._gradient, self._move, self._carry = gradient, move, carry
+        self._plan: Plan | None = None
+        self._held: Any = {}  # what is kept of rounding, by parameter
+        self._skipped: dict[torch.device, Tensor] = {}
+        self._trained: dict[Tensor, Tensor] = {}  # the points, while others are in their place
+        for group in self.param_groups:
+            self._check(group)
+        look(self)
+
+    # Parameters ------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters; checked as those given at the start, and not added if there is anything wrong with them."""
+        self.inner.add_param_group(param_group)
+        try:
+            self._check(self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        look(self)
+
+    # A step ----------------------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient, once; the loss of closure, which is called once.
+
+        Raises ValueError as `RiemannianOptimizer.step` does.
+        """
+        if torch.compiler.is_compiling():
+            return _step_outside_of_graphs(self, closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            plan = self._plan_step()
+            points = [member.parameter.detach() for member in plan.members]
+            with exact_products(*plan.devices):
+                plan.read_points()
+                check_before(self.param_groups, plan)
+                given = plan.spread([self._given(bucket) for bucket in plan.buckets])
+            before = [x.clone() for x in points]
+            seconds = second_points(self.state, plan, before) if self._carry else {}
+            try:
+                with lent([member.parameter for member in plan.members], given), guided(self.inner):
+                    self.inner.step()
+                displacements = [x - old for x, old in zip(points, before, strict=True)]
+            finally:
+                for x, old in zip(points, before, strict=True):
+                    x.copy_(old)
+            with exact_products(*plan.devices):
+                self._retract(plan, displacements, seconds)
+            plan.publish(self._held)
+        return loss
+
+    @property
+    def skipped(self) -> int:
+        """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them."""
+        return sum(int(count) for count in self._skipped.values())
+
+    def eval(self) -> None:
+        """As that of the optimizer, for those that have two sets of weights, as Schedule-Free: points both."""
+        self._turn(self.inner.eval)  # type: ignore[attr-defined]
+
+    def train(self) -> None:
+        """As that of the optimizer: back to the weights that are trained."""
+        known = dict(self._trained)
+        self._turn(self.inner.train, known)  # type: ignore[attr-defined]
+        self._trained.clear()
+
+    # State -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the optimizer, with the repr of each group's manifold; under "retracted" what is kept of rounding."""
+        saved = super().state_dict()
+        keys = [key for group in saved["param_groups"] for key in group["params"]]
+        kept = {key: self._held.get(p) for key, p in zip(keys, self._parameters(), strict=True)}
+        saved["retracted"] = {key: dict(entry) for key, entry in kept.items() if entry is not None}
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As that of the optimizer; manifolds stay those of this one. Raises ValueError where their reprs differ."""
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "retracted"})
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        kept = state_dict.get("retracted", {})
+        self._held = {p: _copied(kept[key]) for key, p in zip(keys, self._parameters(), strict=True) if key in kept}
+        self._plan = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: vars(self)[name] for name in ("_gradient", "_move", "_carry", "_trained", "_skipped")}
+        return {**super().__getstate__(), **own, "_held": {p: dict(entry) for p, entry in self._held.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = None
+
+    # How -------------------------------------------------------------------------------------------------
+
+    def _check(self, group: Group) -> None:
+        kind = type(self.inner).__name__
+        group.setdefault("manifold", None)
+        known = constrained()
+        for p in group["params"]:
+            if group["manifold"] is None and id(p) in known:
+                records, attribute = known[id(p)]
+                raise ValueError(
+                    f"{name_in(self.param_groups, p)} of shape {tuple(p.shape)} is constrained to "
+                    f"{records.manifolds[attribute]}, but came without a manifold. Write Retracted({kind}("
+                    f"param_groups(model))), whose groups carry their manifold."
+                )
+        check_group("Retracted", group, self.param_groups)
+        if group["manifold"] is None:
+            return
+        for p in group["params"]:
+            self._check_precision(p)
+        if group.get("differentiable"):
+            raise ValueError(f"Retracted takes no {kind} with differentiable=True: a step on a manifold has no graph.")
+        if "weight_decay" in group:
+            warn_of_decay(group, inspect.signature(type(self.inner).__init__).parameters["weight_decay"].default)
+
+    def _check_precision(self, p: Tensor) -> None:
+        if p.dtype != master_dtype(p.dtype):
+            raise ValueError(
+                f"{name_in(self.param_groups, p)} has dtype {p.dtype}, in which {type(self.inner).__name__} loses most "
+                f"of its step. Keep the model in float32, and compute under torch.autocast; or take RiemannianAdam, "
+                f"which keeps a float32 master."
+            )
+
+    def _plan_step(self) -> Plan:
+        """The plan for the held parameters that have a gradient, with theirs gathered."""
+        members, grads = [], []
+        for i, group in enumerate(self.param_groups):
+            for p in group["params"] if group["manifold"] is not None else ():
+                if p.grad is None:
+                    continue
+                if p.grad.is_sparse:
+                    way = "Make its layer with sparse=False, or take RiemannianAdam, which moves the rows it touches"
+                    refuse_gradient(self.param_groups, p, "a sparse layout", way)
+                self._check_precision(p)
+                members.append(Member(p, group["manifold"], i, False))
+                grads.append(p.grad)
+        params = [member.parameter for member in members]
+        options = tuple((member.group, member.manifold) for member in members)
+        if self._plan is None or not self._plan.fits(params, options, self._held):
+            self._plan = Plan(members, options, self._held, frozenset())
+        self._plan.read_gradients(grads)
+        return self._plan
+
+    def _given(self, bucket: Bucket) -> Tensor:
+        """What the optimizer is given in place of the gradient."""
+        if self._gradient is not None:
+            return self._gradient(bucket.factor, bucket.x, bucket.g)
+        if is_ambient(bucket.factor):
+            return vector(bucket, bucket.x, bucket.engine.lift(bucket.x, bucket.g))
+        return bucket.factor.gradient(bucket.x, bucket.g)
+
+    def _retract(self, plan: Plan, displacements: list[Tensor], seconds: dict[str, list[Tensor]]) -> None:
+        """Move the points along what the optimizer did to them, and its state with them."""
+        reached, state = [], momenta(self.state, plan) if self._carry else {}
+        for i, (bucket, d) in enumerate(zip(plan.buckets, plan.gather(displacements), strict=True)):
+            if not bucket.looks:
+                fit = is_fit(d.reshape(bucket.shape))
+                bucket.ok = fit if bucket.ok is None else bucket.ok & fit
+                d = torch.where(bucket.per_point(fit), d, 0)
+            group = self.param_groups[bucket.kind.group]
+            bucket.moves = moves(group, bucket.device)
+            y = self._reach(plan, bucket, d, group)
+            for rows in state.values():
+                rows[i] = carried(bucket, y, rows[i])
+            reached.append(y)
+        for key, rows in state.items():
+            for (p, _), m in zip(entries(self.state, plan, key), plan.spread(rows), strict=True):
+                if p is not None:
+                    p.copy_(m)
+        for key, olds in seconds.items():
+            for (z, member), old in zip(entries(self.state, plan, key), olds, strict=True):
+                if z is not None:
+                    z.copy_(back(member.manifold, old, z))
+        plan.write_points(reached)
+        for bucket in plan.buckets:
+            if bucket.ok is not None:
+                self._skipped[bucket.device] = self._skipped.get(bucket.device, 0) + (~bucket.ok).sum()
+
+    def _reach(self, plan: Plan, bucket: Bucket, d: Tensor, group: Group) -> Tensor:
+        """The points that the displacement reaches. Raises ValueError where there is none; no point has moved then."""
+        factor, x = bucket.factor, bucket.x
+        try:
+            if self._move is not None:
+                return bucket.settle(bucket.engine.polish(self._move(factor, x, d, group.get("lr"))))
+            if is_ambient(factor):
+                return bucket.advance(bucket.engine.lift(x, d), 1.0)
+            return bucket.settle(bucket.engine.polish(factor.retract(x, factor.project(x, d))))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            pass
+        p = plan.members[bucket.leaves[0].member].parameter
+        raise ValueError(
+            f"the step of {name_in(self.param_groups, p)}, shape {tuple(p.shape)}, is so long, or not finite, that "
+            f"{factor} has no point there in {bucket.dtype}. No constrained parameter was moved, but the state of "
+            f"{type(self.inner).__name__} holds this gradient; lower lr, or clip the gradient."
+        )
+
+    @torch.no_grad()
+    def _turn(self, turn: Callable[[], Any], trained: dict[Tensor, Tensor] | None = None) -> None:
+        """Let the optimizer exchange the weights for others, and bring those to their manifolds, if not known."""
+        held = [(p, group["manifold"]) for group in self.param_groups if group["manifold"] for p in group["params"]]
+        before = [p.detach().clone() for p, _ in held]
+        turn()
+        for (p, manifold), old in zip(held, before, strict=True):
+            known = None if trained is None else trained.get(p)
+            if trained is None and p not in self._trained:
+                self._trained[p] = old
+            if known is None and torch.equal(p, old):
+                continue
+            p.copy_(back(manifold, old, p.detach()) if known is None else known)
+
+
+def _copied(entry: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in entry.items()}
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _step_outside_of_graphs(optimizer: Retracted, closure: Callable[[], Any] | None) -> Any:
+    return optimizer.step(closure)

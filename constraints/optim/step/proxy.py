@@ -1,0 +1,102 @@
+"""An optimizer that stands in front of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from .checks import Group
+
+
+class Proxy(Optimizer):
+    """Its groups, state and defaults are those of `inner`, so that whatever reads or sets them means both."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+        Optimizer.__setstate__(self, {})  # the hooks of torch, without parameters of its own
+
+    @property
+    def param_groups(self) -> list[Group]:  # type: ignore[override]
+        """Those of the optimizer."""
+        return self.inner.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """That of the optimizer."""
+        return self.inner.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """Those of the optimizer."""
+        return self.inner.defaults
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As that of the optimizer."""
+        self.inner.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the optimizer, with the repr of each group's manifold."""
+        saved: dict[str, Any] = self.inner.state_dict()
+        for group in saved["param_groups"]:
+            group["manifold"] = None if group.get("manifold") is None else repr(group["manifold"])
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As that of the optimizer; manifolds stay those of this one. Raises ValueError where their reprs differ."""
+        mine = [group["manifold"] for group in self.param_groups]
+        theirs = [group.get("manifold") for group in state_dict["param_groups"]]
+        if len(mine) == len(theirs) and [None if m is None else repr(m) for m in mine] != theirs:
+            raise ValueError(
+                f"this optimizer holds its groups on {mine}, but the saved state is of groups on {theirs}. Constrain "
+                f"the model as it was when the state was saved."
+            )
+        self.inner.load_state_dict(state_dict)
+        for group, manifold in zip(self.param_groups, mine, strict=True):
+            group["manifold"] = manifold
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.inner!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"inner": self.inner}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.inner = state["inner"]
+        super().__setstate__(state)
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+
+def check_wrapped(optimizer: Any) -> None:
+    """TypeError for what is no optimizer, ValueError for those that Retracted has nothing to do with."""
+    if not isinstance(optimizer, Optimizer):
+        what = f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {type(optimizer).__name__}"
+        raise TypeError(
+            f"Retracted takes an optimizer, as in Retracted(torch.optim.AdamW(param_groups(model))); got {what}."
+        )
+    kind = type(optimizer).__name__
+    if isinstance(optimizer, LBFGS):
+        raise ValueError(
+            f"{kind} looks for a step by values of the loss along it, which Retracted would bend. Write "
+            f"RiemannianLBFGS(model)."
+        )
+    if getattr(optimizer, "keeps_manifolds", False):
+        raise ValueError(f"{kind} keeps manifolds by itself; use it without Retracted.")
+
+
+@contextmanager
+def lent(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Iterator[None]:
+    """These gradients in place of the parameters' own for a time."""
+    own = [p.grad for p in parameters]
+    try:
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g
+        yield
+    finally:
+        for p, kept in zip(parameters, own, strict=True):
+            p.grad = kept

@@ -1,0 +1,79 @@
+"""Tensors that are sharded over processes: a DTensor of torch, as `fully_shard` makes of every Parameter.
+
+A point is whole or it is none, so whoever needs one gathers it, and all processes have to ask for it together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_sharded(t: Any) -> bool:
+    """Whether t is a DTensor, which takes a second to import."""
+    return hasattr(t, "placements") and hasattr(t, "to_local")
+
+
+def whole(t: Tensor) -> Tensor:
+    """The tensor itself, or all of a sharded one, equal on all processes: a collective.
+
+    A gradient that comes back through it is averaged over the processes, as `fully_shard` does it in a forward pass.
+    """
+    if not is_sharded(t):
+        return t
+    sharded: Any = t
+    if not (t.requires_grad and torch.is_grad_enabled()):
+        return sharded.detach().full_tensor()  # type: ignore[no-any-return]
+    from torch.distributed.tensor import Partial
+
+    mesh = sharded.device_mesh
+    gathered: Tensor = sharded.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    gathered.register_hook(lambda g: g / mesh.size())
+    return gathered
+
+
+def local(t: Tensor) -> Tensor:
+    """The memory of t on this process, which is all of it where nothing is sharded."""
+    sharded: Any = t.detach()
+    return sharded.to_local() if is_sharded(t) else sharded  # type: ignore[no-any-return]
+
+
+def like(value: Tensor, t: Tensor) -> Tensor:
+    """A whole value, equal on all processes, sharded as t is; no communication."""
+    if not is_sharded(t) or is_sharded(value):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    sharded: Any = t
+    mesh = sharded.device_mesh
+    everywhere = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(mesh, sharded.placements)
+
+
+@torch.no_grad()
+def put(t: Tensor, value: Tensor, where: Tensor | None = None) -> None:
+    """Write a whole value into t in place, each process its part; only if `where`, one truth value, says so."""
+    mine, new = local(t), local(like(value.to(t.dtype), t))
+    mine.copy_(new if where is None else torch.where(where, new, mine))
+
+
+def agree(numbers: Sequence[int], t: Tensor) -> bool:
+    """Whether all processes that share the sharded tensor t have the same numbers: a small collective."""
+    from torch import distributed
+
+    sharded: Any = t
+    low = torch.tensor(numbers, dtype=torch.int64, device=local(t).device)
+    high = low.clone()
+    for group in sharded.device_mesh.get_all_groups():
+        distributed.all_reduce(low, distributed.ReduceOp.MIN, group=group)
+        distributed.all_reduce(high, distributed.ReduceOp.MAX, group=group)
+    return bool((low == high).all())
+
+
+def check_not_sharded(t: Tensor, who: str, way: str) -> None:
+    """ValueError where t is sharded, which cannot be undone from here; with the way out."""
+    if is_sharded(t):
+        raise ValueError(f"{who}, shape {tuple(t.shape)}, is sharded over processes, as by fully_shard. {way}")

@@ -1,0 +1,87 @@
+"""Matrices of one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from ._points import broadcast, check_axes, length
+from .base import NearestPointManifold, check_ndim, tolerance
+from .kernels import truncation
+from .kernels.linalg import may_look
+from .kernels.transforms import whole
+
+Points = Inexact[Tensor, "*batch n m"]
+
+
+@dataclass(frozen=True)
+class FixedRank(NearestPointManifold):
+    """{X in R^(n x m) : rank X = r}, complex for complex tensors, with the metric Re tr(U^H V).
+
+    Points and tangent vectors are (..., n, m), dense; for X = U diag(s) V^H, T_X = {U A + B V^H}. `retract` is the
+    matrix of rank r nearest to X + V, second order. The set is not closed: matrices of rank r come as near as one likes
+    to lower rank, and what has a lower one to rounding is refused, as a start too. `LowRank` stores the factors, and
+    has rank at most r.
+    rank: r, a positive integer.
+    Raises ValueError for another rank, for shapes with a side shorter than r, and for matrices of lower rank, where
+    their values may be looked at. Derivatives divide by no differences of singular values but those of a kept and a
+    dropped one, which are 0 on the set.
+    Source: Vandereycken, Low-rank matrix completion by Riemannian optimization (2013).
+
+    >>> x = FixedRank(2).random(5, 4)
+    >>> torch.linalg.matrix_rank(x), FixedRank(2).dim((5, 4))
+    (tensor(2), 14)
+    """
+
+    rank: int
+
+    ndim = 2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+            raise ValueError(f"the rank of FixedRank is a positive integer; got {self.rank!r}.")
+
+    def project(self, x: Points, a: Points) -> Points:
+        """U U^H A + A V V^H - U U^H A V V^H."""
+        x, a = broadcast(self, x, a)
+        u, v = truncation.sides(x, self.rank)
+        left = u @ (u.mH @ a)
+        return left + ((a - left) @ v) @ v.mH
+
+    def nearest(self, x: Points) -> Points:
+        """sum over i <= r of s_i u_i v_i^H. Raises ValueError where s_r is 0 to rounding."""
+        self.dim(x.shape)
+        u, s, v = truncation.svd(x)
+        if may_look(x) and bool(whole(s[..., self.rank - 1] <= self._least(s)).any()):
+            raise ValueError(
+                f"a matrix of rank below {self.rank} has no nearest point on {self}; got shape {tuple(x.shape)} with "
+                f"one. Give a start of that rank, init='haar', or a smaller rank."
+            )
+        return truncation.truncated(x, self.rank, (u, s, v))
+
+    def dim(self, shape: Sequence[int]) -> int:
+        """r (n + m - r) for each matrix. Raises ValueError where a side is shorter than r."""
+        count, (n, m) = check_ndim(self, shape, 2)
+        if min(n, m) < self.rank:
+            raise ValueError(
+                f"{self} holds matrices with sides of {self.rank} or more; got shape {tuple(shape)}. Give a smaller "
+                f"rank."
+            )
+        return count * self.rank * (n + m - self.rank)
+
+    def residual(self, x: Points) -> Float[Tensor, "*batch"]:
+        """|X - nearest(X)| / |X|, a relative error, as points are of any size; inf where s_r is 0 to rounding."""
+        check_axes(self, x.shape)
+        self.dim(x.shape)
+        u, s, v = truncation.svd(x)
+        size = length(x, 2)
+        off = length(x - truncation.truncated(x, self.rank, (u, s, v)), 2) / torch.where(size == 0, 1, size)
+        return torch.where((s[..., self.rank - 1] > self._least(s)) | off.isnan(), off, torch.inf)
+
+    def _least(self, s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        """What a singular value is 0 below."""
+        return tolerance(s.dtype) / 16 * s[..., 0]

@@ -1,0 +1,135 @@
+"""Matrices of one rank: numpy's singular values, pymanopt's projection, completion, and derivatives where they meet."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from manifolds import BlockSpec, Euclidean, FixedRank, Manifold, ProductManifold, Stiefel
+from manifolds.kernels import truncation
+from manifolds.testing import check_manifold
+
+F64 = torch.float64
+EPS = torch.finfo(F64).eps
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def of_rank(rank: int, *shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
+    return FixedRank(rank).random(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("manifold", "shape"),
+    [
+        (FixedRank(2), (4, 3)),
+        (FixedRank(1), (2, 2, 4)),
+        (FixedRank(2), (2, 3)),
+        (FixedRank(1), (1, 1)),
+    ],
+    ids=str,
+)
+def test_the_contract(manifold: Manifold, shape: tuple[int, ...]) -> None:
+    check_manifold(manifold, shape)
+
+
+@pytest.mark.parametrize(
+    ("manifold", "shape"),
+    [
+        (FixedRank(1) * Stiefel(), (6, 3)),
+        (ProductManifold((FixedRank(1), Euclidean(2)), BlockSpec(rows=2, axis=1)), (3, 4)),
+    ],
+    ids=str,
+)
+def test_products(manifold: Manifold, shape: tuple[int, ...]) -> None:
+    check_manifold(manifold, shape, dtype=(torch.float32, torch.complex128))
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+def test_the_nearest_point_is_that_of_numpy(dtype: torch.dtype) -> None:
+    a = noise(2, 6, 4, dtype=dtype)
+    u, s, vh = np.linalg.svd(a.numpy(), full_matrices=False)
+    expected = (u[..., :2] * s[..., None, :2]) @ vh[..., :2, :]
+    assert np.allclose(FixedRank(2).nearest(a).numpy(), expected, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore")  # of forward mode, as it compiles its own rules
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+@pytest.mark.parametrize("values", [(3.0, 2.0, 1.0), (2.0, 2.0, 0.5), (2.0, 2.0, 0.0), (2.0, 1.0, 1.0 - 1e-6)], ids=str)
+def test_truncation_has_derivatives_where_singular_values_meet(values: tuple[float, ...], dtype: torch.dtype) -> None:
+    """Once and twice, forward and in vmap: kept ones that are equal, and dropped ones that are 0."""
+    q, p = Stiefel().random(4, 3, dtype=dtype), Stiefel().random(3, 3, dtype=dtype)
+    rank = 1 if values[1] == 1 else 2
+    a = ((q * torch.tensor(values, dtype=F64)) @ p.mH).requires_grad_()
+
+    def function(a: Tensor) -> Tensor:
+        return truncation.truncated(a, rank)
+
+    torch.autograd.gradcheck(function, a, check_forward_ad=True)
+    torch.autograd.gradgradcheck(function, a, fast_mode=True)
+    many = torch.stack([a.detach(), 2 * a.detach()])
+    assert torch.allclose(torch.vmap(function)(many), function(many), atol=1e-12)
+
+
+def test_the_derivative_of_the_nearest_point_on_the_set_is_the_projection() -> None:
+    """P(X + tV) for any V; and the projection itself has a derivative by X, along the set."""
+    m, x, a = FixedRank(2), of_rank(2, 5, 4), noise(5, 4, seed=1)
+    _, pushed = torch.autograd.functional.jvp(m.nearest, x, a)
+    assert torch.allclose(pushed, m.project(x, a), atol=1e-12)
+    v, b = m.project(x, noise(5, 4, seed=2)), noise(5, 4, seed=3)
+    _, slope = torch.autograd.functional.jvp(lambda z: m.project(z, b), x, v)
+    t = 1e-4
+    differences = (m.project(m.retract(x, t * v), b) - m.project(m.retract(x, -t * v), b)) / (2 * t)
+    assert torch.allclose(slope, differences, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other library
+def test_projection_is_that_of_pymanopt() -> None:
+    """Its vectors are triples (Up, M, Vp) with V = U M V^H + Up V^H + U Vp^H."""
+    pymanopt = pytest.importorskip("pymanopt")
+    x, a = of_rank(2, 5, 4), noise(5, 4, seed=1)
+    theirs = pymanopt.manifolds.FixedRankEmbedded(5, 4, 2)
+    point = tuple(np.linalg.svd(x.numpy(), full_matrices=False))
+    point = (point[0][:, :2], point[1][:2], point[2][:2])
+    up, m, vp = theirs.projection(point, a.numpy())
+    u, vt = point[0], point[2]
+    assert np.allclose(u @ m @ vt + up @ vt + u @ vp.T, FixedRank(2).project(x, a).numpy(), atol=1e-12)
+
+
+def test_retract_is_second_order() -> None:
+    """The acceleration of R(tv) at 0 is normal to the set."""
+    m, x = FixedRank(2), of_rank(2, 5, 4)
+    v = m.project(x, noise(5, 4, seed=1))
+    t = 1e-3
+    bent = (m.retract(x, t * v) - 2 * x + m.retract(x, -t * v)) / t**2
+    assert float(m.project(x, bent).norm()) < 1e-4 * float(bent.norm())
+
+
+def test_completion_finds_what_was_hidden() -> None:
+    """A matrix 24 x 20 of rank 2 from 60 % of its entries."""
+    m, truth = FixedRank(2), of_rank(2, 24, 20)
+    seen = torch.rand(24, 20, dtype=F64, generator=torch.Generator().manual_seed(1)) < 0.6
+    x = m.nearest(torch.where(seen, truth, 0) / 0.6)
+    for _ in range(150):
+        x = m.retract(x, -1.4 * m.gradient(x, torch.where(seen, x - truth, 0)))
+    assert float((x - truth).norm() / truth.norm()) < 1e-8
+
+
+def test_what_is_of_another_rank_is_told() -> None:
+    m = FixedRank(2)
+    one, two, three = (torch.diag(torch.tensor([3.0] * k + [0.0] * (3 - k))) for k in (1, 2, 3))
+    assert m.residual(two) == 0
+    assert m.residual(one) == torch.inf
+    assert m.residual(torch.zeros(3, 3)) == torch.inf
+    assert float(m.residual(three)) == pytest.approx(3**-0.5)
+    with pytest.raises(ValueError, match=r"rank below 2 has no nearest point on FixedRank\(rank=2\)"):
+        m.nearest(one)
+    with pytest.raises(ValueError, match=r"sides of 2 or more; got shape \(1, 4\)"):
+        m.random(1, 4)
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="rank of FixedRank is a positive integer"):
+            FixedRank(wrong)  # type: ignore[arg-type]
