@@ -12,7 +12,7 @@ import scipy.integrate
 import scipy.linalg
 import torch
 from torch import Tensor
-from torch.func import vmap
+from torch.func import jvp, vmap
 
 from manifolds import Orthogonal, SpecialOrthogonal, Sphere, Stiefel
 from manifolds.kernels import stiefel_log
@@ -38,7 +38,7 @@ def generator() -> torch.Generator:
 def pair(metric: Metric, shape: tuple[int, ...], dtype: torch.dtype, length: float) -> tuple[Tensor, Tensor]:
     """Points, and vectors of this length."""
     m, g = Stiefel(metric), generator()
-    x = m.random(*shape, dtype=dtype, generator=g)
+    x = m.random(*shape, dtype=dtype, generator=g).resolve_conj()  # of whose views torch takes no forward derivatives
     v = m.random_tangent(x, g)
     return x, v * (length / m.norm(x, v))[..., None, None]
 
@@ -152,6 +152,27 @@ def test_a_squared_distance_has_the_log_for_its_gradient(
         z = y.clone().requires_grad_()
         (g,) = torch.autograd.grad(m.distance(x, z) ** 2, z)
         torch.testing.assert_close(m.gradient(y, g), -2 * m.log(y, x), rtol=0, atol=256 * EPS)
+
+
+@metrics
+@dtypes
+@pytest.mark.parametrize("shape", [(7, 2), (2, 5), (5, 3)], ids=str)
+@pytest.mark.parametrize("length", [0.0, 1.5])
+def test_the_derivative_of_log_undoes_that_of_exp(
+    metric: Metric, dtype: torch.dtype, shape: tuple[int, int], length: float
+) -> None:
+    """log(x, exp(x, v + t u)) = v + t u; and both ends may move with an isometry, which moves v along."""
+    m = Stiefel(metric)
+    x, v = pair(metric, shape, dtype, length)
+    u = m.random_tangent(x, torch.Generator().manual_seed(1))
+    found = jvp(lambda v: m.log(x, m.exp(x, v)), (v,), (u,))[1]
+    torch.testing.assert_close(found, u, rtol=0, atol=256 * EPS)
+    side = shape[0] if shape[0] > shape[1] else shape[1]
+    omega = Orthogonal().project(torch.eye(side, dtype=dtype), torch.randn(side, side, dtype=dtype))
+    y = m.exp(x, v).resolve_conj()
+    turned = [omega @ a if shape[0] > shape[1] else a @ omega for a in (x, y, v)]
+    found = jvp(m.log, (x, y), (turned[0], turned[1]))[1]
+    torch.testing.assert_close(found, turned[2], rtol=0, atol=1024 * EPS)
 
 
 @metrics
