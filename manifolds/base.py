@@ -239,7 +239,7 @@ class NearestPointManifold(Manifold):
 
 
 class GeodesicManifold(Manifold):
-    """A manifold whose geodesics are known in closed form: exp, log and distance.
+    """A manifold whose geodesics are known: exp, log and distance.
 
     >>> isinstance(Sphere(), GeodesicManifold)
     True

@@ -57,13 +57,22 @@ def logarithm(x: Points, y: Points, m: int, exp: Exp) -> Points:
     basis = torch.cat([base, torch.linalg.qr(torch.cat([base, away], -1)).Q[..., p:]], -1)
     end = basis.mH @ y.detach()
     w = _start(end)
-    far = not may_look(w) or bool(whole(torch.linalg.vector_norm(w, dim=(-2, -1)) > 1).any())
-    for between in LADDER if far and m == 2 else ():
+    for between in LADDER if m == 2 and _are_far(w) else ():
         w, _ = _search(end, w, between, 1e-3)
-    w, error = _search(end, w, m, 4 * end.shape[-2] * torch.finfo(end.dtype).eps)
-    settled = (error <= 256 * end.shape[-2] * torch.finfo(end.dtype).eps)[..., None, None]
+    w, error = _search(end, w, m, 4 * _few(w))
+    settled = (error <= 256 * _few(w))[..., None, None]
     v = _differentiable(x, y, basis, torch.where(settled, w, 0), m, exp)
     return torch.where(sound & settled, v, torch.nan)
+
+
+def _are_far(w: Vectors) -> bool:
+    """Whether some may be farther apart than where Newton's method alone finds the way."""
+    return not may_look(w) or bool(whole(torch.linalg.vector_norm(w, dim=(-2, -1)) > 1).any())
+
+
+def _few(w: Vectors) -> float:
+    """Of a sum of r roundings."""
+    return w.shape[-2] * torch.finfo(w.dtype).eps
 
 
 def are_finite(x: Points, y: Points) -> Bool[Tensor, "*batch 1 1"]:
@@ -87,10 +96,10 @@ def _start(end: Vectors) -> Vectors:
         u = u * torch.where(last, det.unsqueeze(-1), 1).unsqueeze(-2)
     z = z @ (vh.mH @ u.mH)
     w = group_logarithm(torch.cat([end, z], -1))
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if _are_far(w[..., :p]) else 0):
         b, c = w[..., p:, :p], w[..., p:, p:]
         t, q = torch.linalg.eigh(sym(b @ b.mH) / 12 - eye_like(c) / 2)
-        sums = t.unsqueeze(-1) + t.unsqueeze(-2)
+        sums = (t.unsqueeze(-1) + t.unsqueeze(-2)).clamp(max=-0.25)  # the terms left out count where they are above
         z = z @ matrix_exp(skew(q @ ((q.mH @ c @ q) / sums) @ q.mH))
         w = group_logarithm(torch.cat([end, z], -1))
     return w[..., :p]
@@ -103,7 +112,8 @@ def _search(end: Vectors, w: Vectors, m: float, enough: float) -> tuple[Vectors,
     def look(w: Vectors) -> tuple[Tensor, Vectors]:
         fields = _fields(w, m)
         seen = fields.basis.mH @ end @ fields.turn
-        step = _solve(fields.jacobian, _tangent(seen))
+        q, r = torch.linalg.qr(fields.jacobian)
+        step = _through(lambda c: torch.linalg.solve_triangular(r, q.mT @ c, upper=True), seen)
         length = torch.linalg.vector_norm(step, dim=(-2, -1), keepdim=True)
         return torch.linalg.vector_norm(seen - target, dim=(-2, -1)), step * (LONGEST / length).clamp(max=1)
 
@@ -123,18 +133,20 @@ def _search(end: Vectors, w: Vectors, m: float, enough: float) -> tuple[Vectors,
 
 
 def _differentiable(x: Points, y: Points, basis: Basis, w: Vectors, m: int, exp: Exp) -> Points:
-    """V as a function of X and Y: Newton steps with J kept, each right to one order more."""
+    """V as a function of X and Y: Newton steps with J kept, each right to one order more.
+
+    Directions in which J is 0, so that V jumps, are left out.
+    """
     fields = _fields(w, m)
     moved, v = basis @ fields.basis, basis @ w
+    inverse, outer = (torch.linalg.pinv(a, rtol=_few(w) ** 0.5) for a in (fields.jacobian, fields.outside))
     for _ in range(ORDER if is_recorded(x) or is_recorded(y) else 1):
         v = v - x @ sym(x.mH @ v)
         z = exp(x, v)
         rest = y - z
         rest = (rest - z @ sym(z.mH @ rest)) @ fields.turn
         inside = moved.mH @ rest
-        q, r = torch.linalg.qr(fields.outside)
-        outside = torch.linalg.solve_triangular(r, rest - moved @ inside, upper=True, left=False) @ q.mH
-        v = v + basis @ _solve(fields.jacobian, _tangent(inside)) + outside
+        v = v + basis @ _through(lambda c: inverse @ c, inside) + (rest - moved @ inside) @ outer
     return v - x @ sym(x.mH @ v)
 
 
@@ -215,15 +227,8 @@ def _coordinates(w: Vectors, vectors: Inexact[Tensor, "d r p"]) -> Float[Tensor,
     return product.real if product.is_complex() else product
 
 
-def _solve(jacobian: Float[Tensor, "*batch d d"], w: Vectors) -> Vectors:
-    """J^-1 W."""
+def _through(solve: Callable[[Tensor], Tensor], w: Vectors) -> Vectors:
+    """A linear map of coordinates, of that part of [A; B] whose A is skew."""
     vectors = _vectors(w.shape[-2], w.shape[-1], w)
-    q, r = torch.linalg.qr(jacobian)
-    c = torch.linalg.solve_triangular(r, q.mT @ _coordinates(w, vectors).unsqueeze(-1), upper=True).squeeze(-1)
+    c = solve(_coordinates(w, vectors).unsqueeze(-1)).squeeze(-1)
     return (c.to(w) @ vectors.flatten(-2)).unflatten(-1, w.shape[-2:])  # type: ignore[no-any-return]
-
-
-def _tangent(w: Vectors) -> Vectors:
-    """The part of [A; B] with skew A."""
-    p = w.shape[-1]
-    return torch.cat([skew(w[..., :p, :]), w[..., p:, :]], -2)
