@@ -25,7 +25,8 @@ import constraints
 import manifolds
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "docs" / "recipes").glob("*.md"))
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
 MODULES = (
     "manifolds",
     "manifolds.retractions",
@@ -61,6 +62,14 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_code_of_a_page_runs_and_prints_what_is_shown(
+    path: Path, page: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = path.read_text()
+    assert run(path.name, text, page, capsys) == text.count("```python")
+
+
 def case(path: Path) -> Any:
     """The page; one that says which libraries it needs is run by `make recipes`, with whatever they warn of."""
     needs = path.read_text().startswith("% needs: ")
@@ -68,12 +77,11 @@ def case(path: Path) -> Any:
     return pytest.param(path, id=path.stem, marks=marks)
 
 
-@pytest.mark.parametrize("path", [case(path) for path in PAGES])
-def test_the_code_of_a_page_runs_and_prints_what_is_shown(
-    path: Path, page: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("path", [case(path) for path in RECIPES])
+def test_a_recipe_runs_and_asserts_its_claim(path: Path, page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     text = path.read_text()
     assert run(path.name, text, page, capsys) == text.count("```python")
+    assert path.stem == "index" or "assert " in text
 
 
 @pytest.mark.parametrize("text", ["```python\nassert False\n```\n", "```python\nprint(1)\n```\n\n```text\n2\n```\n"])
