@@ -47,12 +47,12 @@ def _(case: Case) -> Iterator[Finding]:
 
 
 def _walked(case: Case, x: Tensor) -> Tensor:
-    """Four steps of length 1 from x, each in a random direction."""
+    """Four steps from x, each in a random direction, of a length that comes to no antipode."""
     generator, m = case.generator(9), case.manifold
     for _ in range(4):
         v = m.random_tangent(x, generator)
         size = m.norm(x, v) if case.is_open else case.size(v)
-        x = m.retract(x, case.times(1 / size.clamp_min(1e-3), v))
+        x = m.retract(x, case.times(0.8 / size.clamp_min(1e-3), v))
     return x
 
 
