@@ -235,7 +235,7 @@ def test_two_optimizers_of_one_weight_are_both_carried() -> None:
     point = module.parametrizations.w[0].base_point.clone()
     idle = pair[(step + 1) % 2].state[original]["momentum_buffer"]
     c = _cayley_of(base.mT @ point)
-    carried = SpecialOrthogonal().recenter(base, point, c, kept[(step + 1) % 2])
+    carried = engine(SpecialOrthogonal()).recenter(base, point, c, kept[(step + 1) % 2])
     lengths = [t.flatten(1).norm(dim=1)[:, None, None] for t in (carried, kept[(step + 1) % 2])]
     torch.testing.assert_close(idle, carried * (lengths[1] / lengths[0]).clamp_max(1), rtol=1e-9, atol=1e-12)
 
