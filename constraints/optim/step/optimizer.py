@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 
 from ...precision import exact_products
 from ...riemannian import param_groups
+from ...sharding import is_sharded
 from ...watch import look, off
 from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, name_of_value, warn_of_decay
 from .options import by_value, decays_in, moves
 from .parts import tensors_only
 from .plan import Member, Plan
+from .shards import Shards
 
 FIND = "Look for the cause in the loss, or skip this step"
 
@@ -57,6 +59,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self._plan: Plan | None = None
+        self._shards: Shards | None = None  # None where nothing on a manifold is sharded
         self._skipped: dict[torch.device, Tensor] = {}
         self._warned = False
         groups = param_groups(params) if isinstance(params, nn.Module) else params
@@ -91,16 +94,21 @@ class RiemannianOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(False):  # fewer calls than no_grad
-            free, plan = self._plan_step()
-            with exact_products(*plan.devices):
-                plan.read_points()
-                self._check_before(plan)
-                reached = [self._reach(bucket, plan) for bucket in plan.buckets]
+            free, plans = self._plan_step()
+            together = self._shards.together if self._shards is not None else list
+            with exact_products(*(device for plan in plans for device in plan.devices)):
+                for plan in plans:
+                    plan.read_points()
+                together(map(self._check_before, plans))
+                reached = together([self._reach(bucket, plan) for bucket in plan.buckets] for plan in plans)
                 for group, params in free:
                     self._step_free(group, params, [p.grad for p in params if p.grad is not None])
-                plan.write_points(reached)
-            self._count_skipped(plan)
-            plan.publish(self.state)
+                for plan, points in zip(plans, reached, strict=True):
+                    plan.write_points(points)
+            self._count_skipped(plans)
+            plans[0].publish(self.state)
+            if self._shards is not None:
+                self._shards.finish(self.state)
         return loss
 
     def _check_before(self, plan: Plan) -> None:
@@ -108,11 +116,12 @@ class RiemannianOptimizer(Optimizer, ABC):
         for bucket in plan.buckets:
             if (leaf := bucket.off()) is not None:
                 member = plan.members[leaf.member]
-                raise off(name_in(self.param_groups, member.parameter), member.parameter, member.manifold)
+                p = self._of(member.parameter)
+                raise off(name_in(self.param_groups, p), p, member.manifold)
         for bucket in plan.buckets:
             if (leaf := bucket.not_finite()) is not None:
                 what = f"NaN or Inf, or a norm whose square overflows in {bucket.dtype}"
-                self._refuse_gradient(plan.members[leaf.member].parameter, what, FIND)
+                self._refuse_gradient(self._of(plan.members[leaf.member].parameter), what, FIND)
 
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
         """`_move`. Raises ValueError where the step is too long to be computed; no parameter has moved then."""
@@ -124,7 +133,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             pass
         member = plan.members[bucket.leaves[0].member]
         raise ValueError(
-            f"the step of {name_in(self.param_groups, member.parameter)}, shape {tuple(member.parameter.shape)}, is so "
+            f"the step of {name_in(self.param_groups, self._of(member.parameter))}, shape "
+            f"{tuple(member.parameter.shape)}, is so "
             f"long that {member.manifold} has no point there in {bucket.dtype}. No parameter was moved, but "
             f"the moments hold this gradient; lower lr, or clip the gradient."
         )
@@ -134,9 +144,15 @@ class RiemannianOptimizer(Optimizer, ABC):
         """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them."""
         return sum(int(count) for count in self._skipped.values())
 
-    def _plan_step(self) -> tuple[list[tuple[Group, list[Tensor]]], Plan]:
-        """The free parameters that have a gradient, group by group; the plan for the others, with theirs gathered."""
+    def _of(self, p: Tensor) -> Tensor:
+        """The parameter that a member of a plan is, or stands for."""
+        return p if self._shards is None else self._shards.given(p)
+
+    def _plan_step(self) -> tuple[list[tuple[Group, list[Tensor]]], list[Plan]]:
+        """The free parameters that have a gradient, group by group; the plan for the others, with theirs gathered, and
+        that for the shards."""
         free, groups, params, grads = [], [], [], []
+        sharded: list[tuple[int, Group, Tensor]] = []
         for i, group in enumerate(self.param_groups):
             given = [p for p in group["params"] if p.grad is not None]
             is_free = group["manifold"] is None
@@ -148,6 +164,9 @@ class RiemannianOptimizer(Optimizer, ABC):
                 free.append((group, given))
             else:
                 groups.append((i, group))
+                if self._shards is not None:
+                    sharded += [(i, group, p) for p in given if is_sharded(p)]
+                    given = [p for p in given if not is_sharded(p)]
                 params += given
                 grads += [p.grad for p in given]
         options = self._same_options(groups), tuple([group["manifold"] for _, group in groups])
@@ -158,11 +177,16 @@ class RiemannianOptimizer(Optimizer, ABC):
                 Member(p, group["manifold"], first[i], group.get("capturable", False))
                 for i, group in groups
                 for p in group["params"]
-                if p.grad is not None
+                if p.grad is not None and (self._shards is None or not is_sharded(p))
             ]
             plan = self._plan = Plan(members, options, self.state, self._numbers)
         plan.read_gradients(grads)
-        return [(group, given) for group, given in free if given], plan
+        free = [(group, given) for group, given in free if given]
+        if self._shards is None:
+            return free, [plan]
+        first = dict(zip((i for i, _ in groups), options[0], strict=True))
+        given = [(p, group["manifold"], first[i], group.get("capturable", False)) for i, group, p in sharded]
+        return free, [plan, *self._shards.plans([Member(*each) for each in given], options, self.state, self._numbers)]
 
     def _same_options(self, groups: Sequence[tuple[int, Group]]) -> tuple[int, ...]:
         """For each of these groups, the first one with the same options."""
@@ -180,8 +204,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         decays = not group.get("decoupled_weight_decay", False) and decays_in(bucket, group)
         return g + group["weight_decay"] * bucket.x if decays else g
 
-    def _count_skipped(self, plan: Plan) -> None:
-        for bucket in plan.buckets:
+    def _count_skipped(self, plans: list[Plan]) -> None:
+        for bucket in [bucket for plan in plans for bucket in plan.buckets]:
             if bucket.ok is not None:
                 count = self._skipped.setdefault(bucket.device, torch.zeros((), dtype=torch.long, device=bucket.device))
                 count += (~bucket.ok).sum()
@@ -200,10 +224,12 @@ class RiemannianOptimizer(Optimizer, ABC):
         group = self.param_groups[-1]
         try:
             self._check_options(group)
-            check_group(type(self).__name__, group, self.param_groups)
+            check_group(type(self).__name__, group, self.param_groups, takes_shards=True)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        if self._shards is None and any(is_sharded(p) for p in group["params"]) and group["manifold"] is not None:
+            self._shards = Shards()
         look(self)  # what is held now and is not at a later step is an error then
         if not self._warned:
             self._warned = warn_of_decay(group, self._decay)
@@ -266,6 +292,8 @@ class RiemannianOptimizer(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
+        sharded = any(is_sharded(p) for g in self.param_groups if g.get("manifold") for p in g["params"])
+        self._shards = Shards() if sharded else None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
