@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from constraints import Riemannian, constrain
 from constraints.coordinates import coordinates_of
 from constraints.method import Method
-from constraints.optim import RiemannianAdam
 from constraints.trivialization import trivialized
 from manifolds import Stiefel
 

@@ -185,8 +185,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         if self._shards is None:
             return free, [plan]
         first = dict(zip((i for i, _ in groups), options[0], strict=True))
-        given = [(p, group["manifold"], first[i], group.get("capturable", False)) for i, group, p in sharded]
-        return free, [plan, *self._shards.plans([Member(*each) for each in given], options, self.state, self._numbers)]
+        cut = [Member(p, group["manifold"], first[i], group.get("capturable", False)) for i, group, p in sharded]
+        return free, [plan, *self._shards.plans(cut, options, self.state, self._numbers)]
 
     def _same_options(self, groups: Sequence[tuple[int, Group]]) -> tuple[int, ...]:
         """For each of these groups, the first one with the same options."""
