@@ -125,6 +125,7 @@ def _work(rank: int, folder: str) -> Any:
         _steps(again, loaded, range(3, STEPS), mesh)
         for name in ps:
             found[kind, name] = whole(ps[name].detach()).clone()
+            found[kind, name, "keys"] = list(optimizer.state[ps[name]])
             found[kind, name, "resumed"] = whole(again[name].detach()).clone()
     for name, case in CASES.items():
         one = {name: nn.Parameter(_distributed(case, _point(case), mesh))}
@@ -216,6 +217,13 @@ def test_a_sharded_step_is_that_of_one_process_to_the_bit(kind: str, name: str, 
         torch.testing.assert_close(rank[kind, name], ps[name].detach(), rtol=0, atol=eps)
         torch.testing.assert_close(rank[kind, name, "resumed"], ps[name].detach(), rtol=0, atol=eps)
         assert torch.equal(rank[kind, name], ranks[0][kind, name])
+
+
+def test_state_has_one_order_on_all_processes(ranks: list[Any]) -> None:
+    """Torch gathers it key by key: in two orders, a process would wait for another tensor than it is sent."""
+    keys = [key for key in ranks[0] if key[-1] == "keys"]
+    assert len(keys) > len(CASES)
+    assert all(ranks[0][key] == ranks[1][key] for key in keys)
 
 
 @pytest.mark.parametrize("name", CASES)
