@@ -2,6 +2,7 @@
 
 from manifolds import BlockSpec
 
+from .agreement import check_agreement
 from .averaging import AveragedModel
 from .checkpoints import export_state_dict, load_checked
 from .constrain import constrain, unconstrain
@@ -30,6 +31,7 @@ __all__ = [
     "Riemannian",
     "Trivialization",
     "TrustRegion",
+    "check_agreement",
     "check_gradient",
     "check_hessian",
     "constrain",

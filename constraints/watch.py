@@ -17,6 +17,7 @@ from manifolds import Manifold
 
 from .precision import exact_products
 from .records import Records, constrained, generation, hidden, lost, when_first
+from .sharding import whole
 from .values import at_least_float32, is_near, point_code
 
 LOOK_EVERY = 100  # steps: what a Gram matrix costs then is nothing
@@ -147,7 +148,7 @@ def _outdated(optimizer: Optimizer, p: Tensor, manifold: Manifold, present: Mani
 @torch.no_grad()
 def _check_point(records: Records, attribute: str, p: nn.Parameter) -> None:
     manifold = records.manifolds[attribute]
-    x = at_least_float32(p)
+    x = at_least_float32(whole(p))
     with exact_products(p.device.type):
         on = is_near(manifold, x, p.dtype)
     if not on:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from constraints import constrain, unconstrain
+from constraints import check_agreement, constrain, unconstrain
 from constraints.method import Method
 from manifolds import Stiefel
 
 from .processes import Note, two_processes
 from .subjects import ENGINES, adam
+from .test_fully_shard import refusal
 
 STEPS, HELD = 3, "0.weight"
 
@@ -48,7 +50,7 @@ def _work(rank: int) -> Any:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import init_device_mesh
 
-    mesh, mine, found = init_device_mesh("cpu", (2,)), slice(4 * rank, 4 * rank + 4), {}
+    mesh, mine, found = init_device_mesh("cpu", (2,)), slice(4 * rank, 4 * rank + 4), dict[Any, Any]()
     for method in ENGINES:
         kind = type(method).__name__
         net = constrain(_net(seed=rank), HELD, Stiefel, method)
@@ -63,7 +65,9 @@ def _work(rank: int) -> Any:
             whole = list(net[0].parameters())
             fully_shard(net, mesh=mesh, ignored_params=set(whole))
             _train(net, adam(net), mine, whole if averages else ())
-            found[kind, "averaged by hand" if averages else "ignored"] = net[0].weight.detach()
+            way = "averaged by hand" if averages else "ignored"
+            found[kind, way] = net[0].weight.detach()
+            found[kind, way, "agreement"] = refusal(partial(check_agreement, net))
     return found
 
 
@@ -99,6 +103,12 @@ def test_a_weight_that_is_let_go_is_sharded_as_any_other(method: Method, ranks: 
 
 @pytest.mark.parametrize("method", ENGINES, ids=repr)
 def test_processes_drift_apart_where_nobody_averages(method: Method, ranks: list[Any]) -> None:
-    """Why the refusal warns of ignored_params: should this fail, torch averages them, and the warning can go."""
+    """Why the refusal warns of ignored_params: should this fail, torch averages them, and the warning can go. It is
+    seen by `check_agreement`, on all processes."""
     first, second = (rank[type(method).__name__, "ignored"] for rank in ranks)
     assert (first - second).abs().max() > 1e-4
+    for rank in ranks:
+        assert (
+            "0.weight of FSDPSequential differ between processes" in rank[type(method).__name__, "ignored", "agreement"]
+        )
+        assert rank[type(method).__name__, "averaged by hand", "agreement"] == ""

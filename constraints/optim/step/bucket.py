@@ -244,7 +244,7 @@ class Bucket:
         """Take the state from one dict a leaf."""
         if self._polishes and all("drift" in part for part in parts):
             self._set_drift(max(float(part["drift"]) for part in parts))
-        for key in self.kind.keys:
+        for key in sorted(self.kind.keys):  # one order on all processes, which gather state key by key
             shape, dtype = self._layout(key)
             rows = torch.cat([p[key].to(self.device, dtype).reshape(-1, *shape[1:]) for p in parts])
             self.state[key] = self._order(rows)

@@ -15,7 +15,8 @@ from manifolds.engine import engine
 
 from ...precision import exact_products
 from ...records import constrained, name_of
-from ...values import check_whole, master_dtype, point_code
+from ...sharding import is_sharded, whole
+from ...values import master_dtype, point_code
 from .parts import key_of, part_of
 
 Group = dict[str, Any]
@@ -31,7 +32,7 @@ def check_at_least_zero(group: Group, *names: str) -> None:
             raise ValueError(f"{name} is at least 0; got {value}.")
 
 
-def check_group(optimizer: str, group: Group, groups: Sequence[Group]) -> None:
+def check_group(optimizer: str, group: Group, groups: Sequence[Group], takes_shards: bool = False) -> None:
     """ValueError for a parameter that is held on another manifold than its group's, or is off it; TypeError for a
     "manifold" that is none. A manifold given as a class becomes an instance."""
     manifold = group["manifold"]
@@ -44,7 +45,7 @@ def check_group(optimizer: str, group: Group, groups: Sequence[Group]) -> None:
         records, attribute = known.get(id(p), (None, ""))
         held = None if records is None else records.manifolds[attribute]
         if held is not None or manifold is not None:
-            check_whole(p, name_in(groups, p))
+            _check_shards(optimizer, p, name_in(groups, p), takes_shards)
         if held is not None and held != manifold:
             raise ValueError(
                 f"{name_in(groups, p)} of shape {tuple(p.shape)} is constrained to {held}, but came "
@@ -70,9 +71,7 @@ def warn_of_decay(group: Group, unasked: float) -> bool:
     """Warn if decay that was asked for does nothing on factors of this group, and say whether it was said."""
     if group["manifold"] is None or group.get("weight_decay", 0) in (0, unasked):
         return False
-    factors = {
-        str(f) for p in group["params"] for f, _ in engine(group["manifold"]).split(p.detach()) if f.constant_norm
-    }
+    factors = {str(f) for p in group["params"] for f, _ in _stacks(p, group["manifold"]) if f.constant_norm}
     if factors:
         warnings.warn(
             f"weight_decay does nothing on {' and '.join(sorted(factors))}, where all points have one norm, and is "
@@ -125,6 +124,28 @@ def name_in(groups: Sequence[Group], p: Tensor) -> str:
     raise AssertionError("the tensor is in no group")
 
 
+def _stacks(p: Tensor, manifold: Manifold) -> list[tuple[Manifold, Tensor]]:
+    """The stacks of factors of p, of which only the shapes are asked."""
+    return engine(manifold).split(torch.empty(p.shape, device="meta") if is_sharded(p) else p.detach())
+
+
+def _check_shards(optimizer: str, p: Any, who: str, takes_shards: bool) -> None:
+    """ValueError where p is sharded, and this optimizer takes none, or not in this way."""
+    if not is_sharded(p):
+        return
+    kinds = {type(placement).__name__ for placement in p.placements}
+    if not takes_shards:
+        raise ValueError(
+            f"{who}, shape {tuple(p.shape)}, is sharded over processes, as by fully_shard, and {optimizer} takes whole "
+            f"parameters. RiemannianAdam, RiemannianAdamW, RiemannianSGD and RiemannianMuon take sharded ones."
+        )
+    if kinds - {"Shard", "Replicate"}:
+        raise ValueError(
+            f"{who}, shape {tuple(p.shape)}, is sharded as {tuple(p.placements)}; {optimizer} takes Shard and "
+            f"Replicate. Shard it once: by fully_shard or by tensor parallelism, not by both on one axis."
+        )
+
+
 def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None:
     """ValueError where p is not on the manifold, TypeError where its dtype cannot be."""
     if not (p.is_floating_point() or p.is_complex()):
@@ -133,7 +154,7 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
         manifold.dim(p.shape)
     except ValueError as error:
         raise ValueError(f"{name_in(groups, p)} does not hold points of {manifold}: {error}") from error
-    x = p.detach().to(master_dtype(p.dtype))
+    x = whole(p.detach()).to(master_dtype(p.dtype))
     # a float64 weight may come from a float32 model; rounding of a half-precision weight moves X^H X by at most 2 eps
     coarse = max(tolerance(p.dtype), tolerance(torch.float32))
     limit = coarse if x.dtype == p.dtype else 4 * torch.finfo(p.dtype).eps
@@ -150,7 +171,7 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
 def _check_state(
     name: str, p: Tensor, manifold: Manifold, entry: dict[str, Any], numbers: frozenset[str], mixed: bool
 ) -> None:
-    stacks = engine(manifold).split(p.detach())
+    stacks = _stacks(p, manifold)
     parts = [part_of(entry, i, len(stacks)) for i in range(len(stacks))]
     keys = sorted(set().union(*parts))
     known = {"step"} | {key_of(key, i, len(stacks)) for key in keys for i in range(len(stacks))}

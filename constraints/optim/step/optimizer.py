@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,13 +15,15 @@ from manifolds import Euclidean
 
 from ...precision import exact_products
 from ...riemannian import param_groups
+from ...sharding import is_sharded
 from ...watch import look
 from .before import check_before, refuse_gradient
 from .bucket import Bucket
 from .checks import Group, check_group, check_loaded, name_in, name_of_value, warn_of_decay
-from .options import by_value, decays_in, moves
+from .options import decays_in, moves, same_options
 from .parts import tensors_only
 from .plan import Member, Plan
+from .shards import Shards
 from .tables import Rows, Table, check_rows
 
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Group]
@@ -63,6 +66,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self._plan: Plan | None = None
+        self._shards: Shards | None = None  # None where nothing on a manifold is sharded
         self._skipped: dict[torch.device, Tensor] = {}
         self._warned = False
         groups = param_groups(params) if isinstance(params, nn.Module) else params
@@ -97,22 +101,25 @@ class RiemannianOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(False):  # fewer calls than no_grad
-            free, plan, tables = self._plan_step()
+            free, plans, tables = self._plan_step()
             rows = Rows(tables, self.state, self._numbers) if tables else None
-            plans = [plan] if rows is None else [plan, rows.plan]
-            with exact_products(*(plan.devices if rows is None else plan.devices | rows.plan.devices)):
-                for each in plans:
-                    each.read_points()
-                    check_before(self.param_groups, each)
-                reached = [[self._reach(bucket, each) for bucket in each.buckets] for each in plans]
+            every = plans if rows is None else [*plans, rows.plan]
+            together = list if self._shards is None else self._shards.together
+            with exact_products(*{device for plan in every for device in plan.devices}):
+                for plan in every:
+                    plan.read_points()
+                together(map(partial(check_before, self.param_groups), every))
+                reached = together([self._reach(bucket, plan) for bucket in plan.buckets] for plan in every)
                 for group, params in free:
                     self._step_free(group, params, [p.grad for p in params if p.grad is not None])
-                for each, points in zip(plans, reached, strict=True):
-                    each.write_points(points)
-                    self._count_skipped(each)
+                for plan, points in zip(every, reached, strict=True):
+                    plan.write_points(points)
+                    self._count_skipped(plan)
             if rows is not None:
                 rows.write(self.state)
-            plan.publish(self.state)
+            if self._shards is not None:
+                self._shards.finish(self.state)
+            plans[0].publish(self.state)
         return loss
 
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
@@ -137,10 +144,11 @@ class RiemannianOptimizer(Optimizer, ABC):
         """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them."""
         return sum(int(count) for count in self._skipped.values())
 
-    def _plan_step(self) -> tuple[list[tuple[Group, list[Tensor]]], Plan, list[Table]]:
-        """The free parameters that have a gradient, group by group; the plan for the others, with theirs gathered; and
-        those whose rows move."""
+    def _plan_step(self) -> tuple[list[tuple[Group, list[Tensor]]], list[Plan], list[Table]]:
+        """The free parameters that have a gradient, group by group; the plan for the others, with theirs gathered, and
+        that for the shards; and those whose rows move."""
         free, groups, params, grads, tables = [], [], [], [], []
+        sharded: list[tuple[int, Group, Tensor]] = []
         for i, group in enumerate(self.param_groups):
             given = [p for p in group["params"] if p.grad is not None]
             is_free = group["manifold"] is None
@@ -151,9 +159,12 @@ class RiemannianOptimizer(Optimizer, ABC):
                 free.append((group, given))
             else:
                 groups.append((i, group))
+                if self._shards is not None:
+                    sharded += [(i, group, p) for p in given if is_sharded(p)]
+                    given = [p for p in given if not is_sharded(p)]
                 params += given
                 grads += [p.grad for p in given]
-        options = self._same_options(groups), tuple([group["manifold"] for _, group in groups])
+        options = same_options(self.defaults, groups), tuple([group["manifold"] for _, group in groups])
         plan = self._plan
         if plan is None or not plan.fits(params, options, self.state):
             first = dict(zip((i for i, _ in groups), options[0], strict=True))
@@ -161,11 +172,16 @@ class RiemannianOptimizer(Optimizer, ABC):
                 Member(p, group["manifold"], first[i], group.get("capturable", False))
                 for i, group in groups
                 for p in group["params"]
-                if p.grad is not None and not p.grad.is_sparse
+                if p.grad is not None and not p.grad.is_sparse and (self._shards is None or not is_sharded(p))
             ]
             plan = self._plan = Plan(members, options, self.state, self._numbers)
         plan.read_gradients(grads)
-        return [(group, given) for group, given in free if given], plan, tables
+        plans = [plan]
+        if self._shards is not None:
+            first = dict(zip((i for i, _ in groups), options[0], strict=True))
+            cut = [Member(p, group["manifold"], first[i], group.get("capturable", False)) for i, group, p in sharded]
+            plans += self._shards.plans(cut, options, self.state, self._numbers)
+        return [(group, given) for group, given in free if given], plans, tables
 
     def _tables(self, i: int, given: Sequence[Tensor]) -> list[Table]:
         """Those parameters of group i whose gradient is sparse."""
@@ -178,14 +194,6 @@ class RiemannianOptimizer(Optimizer, ABC):
                 check_rows(self.param_groups, p, manifold)
                 tables.append(Table(p, manifold, i, group.get("capturable", False)))
         return tables
-
-    def _same_options(self, groups: Sequence[tuple[int, Group]]) -> tuple[int, ...]:
-        """For each of these groups, the first one with the same options."""
-        if len(groups) == 1:
-            return (groups[0][0],)
-        first: dict[Hashable, int] = {}
-        names = [name for name in self.defaults if name != "manifold"]
-        return tuple(first.setdefault(tuple(by_value(g.get(name)) for name in names), i) for i, g in groups)
 
     def _descent(self, bucket: Bucket, group: Group) -> Tensor:
         """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything and is not
@@ -209,10 +217,12 @@ class RiemannianOptimizer(Optimizer, ABC):
         group = self.param_groups[-1]
         try:
             self._check_options(group)
-            check_group(type(self).__name__, group, self.param_groups)
+            check_group(type(self).__name__, group, self.param_groups, takes_shards=True)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        if self._shards is None and any(is_sharded(p) for p in group["params"]) and group["manifold"] is not None:
+            self._shards = Shards()
         look(self)  # what is held now and is not at a later step is an error then
         if not self._warned:
             self._warned = warn_of_decay(group, self._decay)
@@ -275,6 +285,8 @@ class RiemannianOptimizer(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
+        sharded = any(is_sharded(p) for g in self.param_groups if g.get("manifold") for p in g["params"])
+        self._shards = Shards() if sharded else None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

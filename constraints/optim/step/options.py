@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -37,3 +37,12 @@ def by_value(option: Any) -> Hashable:
     if isinstance(option, Tensor):
         return id(option)
     return tuple(option) if isinstance(option, list) else option
+
+
+def same_options(defaults: Iterable[str], groups: Sequence[tuple[int, dict[str, Any]]]) -> tuple[int, ...]:
+    """For each of these (place, group), the first place of a group with the same options."""
+    if len(groups) == 1:
+        return (groups[0][0],)
+    first: dict[Hashable, int] = {}
+    names = [name for name in defaults if name != "manifold"]
+    return tuple(first.setdefault(tuple(by_value(g.get(name)) for name in names), i) for i, g in groups)
