@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constraints import Riemannian, constrain
+from constraints import Riemannian, Trivialization, constrain
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
 
@@ -168,7 +169,8 @@ def captured(place: Place) -> Numbers:
 
 
 def captured_trivialized(place: Place) -> Numbers:
-    model = constrain(Model(), ["square.weight", "tall.weight"], Stiefel)
+    # a graph that is replayed moves no base
+    model = constrain(Model(), ["square.weight", "tall.weight"], Stiefel, Trivialization(rebase_every=math.inf))
     return _replays(model, lambda m: torch.optim.Adam(m.parameters(), lr=1e-3, capturable=not place.pretended), place)
 
 

@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor, nn
 
-from constraints import Riemannian, constrain, export_state_dict, load_checked, rebase, report, unconstrain
+from constraints import constrain, export_state_dict, load_checked, rebase, report, unconstrain
 from constraints.held import held
 from constraints.method import Method
 
@@ -149,8 +149,8 @@ class Life(RuleBasedStateMachine):
     def constrain(self, i: int, method: Method) -> None:
         living = self.pick(i)
         if living.held:
-            if isinstance(method, Riemannian) and all(isinstance(r.method, Riemannian) for r in report(living.net)):
-                output = living.output()  # brings it back where it was moved off, and changes nothing else
+            if all(r.method == method for r in report(living.net)):
+                output = living.output()  # a Riemannian one comes back where it was moved off; nothing else changes
                 self.subject.constrain(living.net, method)
                 assert close(living.output(), output, living.tolerance)
                 return
