@@ -86,6 +86,8 @@ def constrain(
             again.setdefault(id(coordinates[0]), Site(full, owner, attribute, coordinates.original))  # type: ignore[arg-type]
             continue
         parameter = _free_parameter(full, owner, attribute, method, known)
+        if not isinstance(method, Riemannian) or isinstance(manifold, Composition):
+            _check_name(full, owner, attribute)
         sites = shared.setdefault(id(parameter), [])
         if all((site.owner, site.attribute) != (owner, attribute) for site in sites):  # a module may have two names
             sites.append(Site(full, owner, attribute, parameter))
@@ -196,6 +198,15 @@ def _free_parameter(
             f"{method} holds {dtypes}. Convert the module with .float()."
         )
     return parameter
+
+
+def _check_name(full: str, owner: nn.Module, attribute: str) -> None:
+    """ValueError for a name that torch's parametrize cannot have, as it keeps them in a ModuleDict."""
+    if hasattr(nn.ModuleDict, attribute):
+        raise ValueError(
+            f"{describe(owner, full)} has a name that torch.nn.utils.parametrize cannot hold, for its ModuleDict has a "
+            f"method of it. Give the Parameter another name, or hold it on a manifold with Riemannian()."
+        )
 
 
 def _check_same(site: Site, manifold: Manifold | Composition, known: dict[int, tuple[Records, str]]) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from constraints import BlockSpec, Riemannian, Trivialization, constrain, unconstrain
+from constraints import BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.method import Method
-from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import Euclidean, LowRank, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
 
 METHODS = [Trivialization(), Riemannian()]
 
@@ -415,3 +415,16 @@ def test_unconstrain_says_what_is_constrained(name: str, words: str) -> None:
 def test_unconstrain_of_a_free_module_says_so() -> None:
     with pytest.raises(ValueError, match="Nothing in this module is"):
         unconstrain(nn.Linear(4, 4), "*")
+
+
+@pytest.mark.parametrize("name", ["keys", "values", "items", "pop", "update", "clear"])
+def test_a_name_that_torch_cannot_hold_is_refused_and_nothing_changed(name: str) -> None:
+    module = torch.nn.Module()
+    module.register_parameter(name, torch.nn.Parameter(torch.eye(3)))
+    before, kind = getattr(module, name), type(module)
+    for manifold, method in ((Stiefel(), Trivialization()), (LowRank(2), Riemannian())):
+        with pytest.raises(ValueError, match="another name, or hold it"):
+            constrain(module, name, manifold, method)
+        assert type(module) is kind
+        assert getattr(module, name) is before
+    assert report(constrain(module, name, Stiefel, Riemannian()))[0].ok
