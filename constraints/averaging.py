@@ -12,10 +12,11 @@ from torch.optim import swa_utils
 from manifolds import ProductManifold
 from manifolds.engine import engine
 
+from .finite import check_finite
 from .held import Held, held_once
 from .precision import exact_products
 from .sharding import is_sharded, like, put, whole
-from .values import NEAR, at_least_float32, check_finite, nearest
+from .values import NEAR, at_least_float32, nearest
 
 
 class AveragedModel(swa_utils.AveragedModel):

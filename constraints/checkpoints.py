@@ -13,10 +13,11 @@ from manifolds.engine import engine
 
 from .composing import Parts, admitted, composed
 from .coordinates import COUNT, coordinates_of
+from .finite import check_finite
 from .held import Held, held
 from .sharding import agree, is_sharded, like, whole
 from .trivialization import Trivialization, trivialized
-from .values import admit, check_finite
+from .values import admit
 
 
 def export_state_dict(model: nn.Module) -> dict[str, Tensor]:

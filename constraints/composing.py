@@ -14,13 +14,14 @@ from manifolds import Euclidean, Manifold
 from manifolds.compositions import Composition
 
 from .copying import forget_computed_weights, make_copyable
+from .finite import check_finite
 from .memo import Memo
 from .method import Site
 from .passes import unwatch, watch
 from .precision import exact_products
 from .sharding import put, whole
 from .ties import places_where
-from .values import Init, at_least_float32, check_finite, master_dtype, near
+from .values import Init, at_least_float32, master_dtype, near
 
 Hold = Callable[[nn.Module, str, Manifold], object]
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from .decay import enlist
+from .finite import check_finite
 from .leaving import give_way
 from .schedule import schedule
 from .sharding import is_sharded, local, put
 from .spoiled import assigned
-from .values import check_finite, initial, master_dtype
+from .values import initial, master_dtype
 
 COUNT = "_extra_state"  # torch's key for what get_extra_state gives
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from manifolds import Euclidean, Manifold, tolerance
 from manifolds.engine import engine
 
+from .finite import check_finite
+
 Start = Literal["haar", "identity", "torus"]
 
 
@@ -19,8 +21,7 @@ def named_start(manifold: Manifold, x: Tensor, start: Start, who: str) -> Tensor
     parts = []
     for factor, points in engine(manifold).split(x):
         if isinstance(factor, Euclidean):
-            if not bool(points.isfinite().all()):
-                raise ValueError(f"{who}, shape {tuple(x.shape)}, has NaN or infinite entries in a Euclidean block.")
+            check_finite(points, who)
             parts.append(points)
             continue
         if start == "haar":

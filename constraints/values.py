@@ -21,6 +21,7 @@ from manifolds._points import check_map
 from manifolds.engine import engine, settled
 from manifolds.kernels.transforms import is_transformed
 
+from .finite import check_finite
 from .inside import is_traced
 from .precision import exact_products
 from .starts import Start, named_start
@@ -145,16 +146,6 @@ def near(dtype: torch.dtype) -> float:
 def is_near(manifold: Manifold, x: Tensor, dtype: torch.dtype) -> bool:
     """Whether x, which was held in this dtype, has finite entries and is on the manifold to rounding."""
     return bool(x.isfinite().all()) and bool((manifold.residual(x) <= near(dtype)).all())
-
-
-def check_finite(x: Tensor, who: str) -> None:
-    """ValueError where x has NaN or infinite entries."""
-    if not bool(torch.isfinite(x).all()):
-        count = int((~torch.isfinite(x)).sum())
-        raise ValueError(
-            f"{who} has NaN or infinite entries, {count} of {x.numel()} in shape {tuple(x.shape)}. "
-            f"Give it finite values, or a fresh start: init='haar'."
-        )
 
 
 def check_whole(p: Tensor, who: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
@@ -29,11 +31,13 @@ def karcher(
         # within rounding, or as near to it as the digits of log let it come
         if size <= floor * scale or (size <= 1e3 * floor * scale and size >= last / 2):
             return y.squeeze(axis)
+        if not math.isfinite(size):  # nor will any later one be
+            break
         last = size
     raise RuntimeError(
-        f"the mean of {x.shape[axis]} points of {manifold} did not settle in {STEPS} steps: the last one had length "
-        f"{size:.1e}. Points that are not within one convex ball may have several means; start from one of them with "
-        f"minimize over the sum of squared distances."
+        f"the mean of {x.shape[axis]} points of {manifold} did not settle in {STEPS} steps, or met what is not finite: "
+        f"the last step had length {size:.1e}. Points that are not within one convex ball may have several means; "
+        f"begin at one of them with minimize over the sum of squared distances."
     )
 
 
@@ -59,5 +63,9 @@ def shares(
         ) from None
     total = w.sum(-1, keepdim=True)
     if not bool((w >= 0).all()) or not bool((total > 0).all()):
-        raise ValueError(f"weights of a mean on {manifold} are nonnegative with a positive sum; got others.")
+        raise ValueError(
+            f"weights of a mean on {manifold} are nonnegative with a positive sum; of shape {tuple(w.shape)}, "
+            f"{int((~(w >= 0)).sum())} are negative or NaN, and {int((~(total > 0)).sum())} sums are not positive. "
+            f"Clamp them, or leave a set of points without any weight out."
+        )
     return per_point(w / total, manifold.ndim)

@@ -8,9 +8,11 @@ from .product import ProductManifold
 
 def product(left: Manifold, right: Manifold | type[Manifold]) -> ProductManifold:
     """left * right: the factors of both, stacked on axis 0. A product with a layout of its own is one factor."""
+    from .compositions.base import Composition  # which knows of manifolds
+
     other = right() if isinstance(right, type) else right
-    if hasattr(other, "decompose"):  # a composition, whose product knows of this class
-        return NotImplemented  # type: ignore[no-any-return]
+    if isinstance(other, Composition):  # whose product takes both
+        return NotImplemented
     if not isinstance(other, Manifold):
         raise TypeError(f"{left} * {right!r}: a product is taken with a manifold, as in Stiefel * Euclidean.")
     return ProductManifold((*_factors(left), *_factors(other)))

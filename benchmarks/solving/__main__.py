@@ -24,7 +24,6 @@ from .problems import problems
 
 OURS: dict[str, Solver] = {"TrustRegion": TrustRegion(), "LBFGS": LBFGS(), "ConjugateGradient": ConjugateGradient()}
 PEERS = {"pymanopt TR": "TrustRegions", "pymanopt CG": "ConjugateGradient"}
-AGAINST = {"TrustRegion": "pymanopt TR", "LBFGS": "pymanopt CG", "ConjugateGradient": "pymanopt CG"}
 TOL, LIMIT = 1e-6, 2000
 
 

@@ -119,7 +119,26 @@ def test_a_composition_is_a_value(composition: Composition, shape: tuple[int, ..
     copy = pickle.loads(pickle.dumps(composition))
     assert copy == composition
     assert hash(copy) == hash(composition)
-    assert composition.dim(shape) == sum(m.dim(p) for m, p in composition.parts(shape).values() if m is not None)
+
+
+@pytest.mark.parametrize(
+    ("composition", "shape", "dim"),
+    [
+        (LowRank(2), (6, 4), 9 + 2 + 5),  # St(6, 2), two values, St(4, 2)
+        (LowRank(2) ** 3, (18, 4), 3 * 16),
+        (LowRank(2) * Stiefel, (8, 4), 5 + 2 + 5 + 6),
+        (SpectralBall(), (6, 4), 40 - 10),  # St(10, 4)
+        (Isospectral(), (5, 3), 9 + 3),  # St(5, 3), O(3), constant values
+        (PositiveSemidefinite(rank=2), (5, 5), 10),
+        (Orthostochastic(), (4, 4), 6),
+        (Scaled(Stiefel**3), (12, 4), 3 + 18),
+        (Invertible(), (3, 3), 3 + 6),
+        (Hurwitz(), (3, 3), 6 + 6 + 3),
+    ],
+    ids=str,
+)
+def test_degrees_of_freedom_are_those_of_the_parts(composition: Composition, shape: tuple[int, ...], dim: int) -> None:
+    assert composition.dim(shape) == dim
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -63,6 +63,22 @@ def test_what_has_no_mean_is_refused(shape: tuple[int, ...], weights: torch.Tens
         Sphere().mean(x, weights)
 
 
+def test_points_that_are_not_finite_have_no_mean_and_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, log = 0, Sphere.log
+
+    def counted(m: Sphere, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return log(m, x, y)
+
+    monkeypatch.setattr(Sphere, "log", counted)
+    x = Sphere().random(5, 3)
+    x[2] = math.nan
+    with pytest.raises(RuntimeError, match="not finite"):
+        Sphere().mean(x)
+    assert steps == 1
+
+
 def test_random_tangents_are_gaussian() -> None:
     x = Sphere().random(2000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     v = Sphere().random_tangent(x, torch.Generator().manual_seed(2))
@@ -70,5 +86,8 @@ def test_random_tangents_are_gaussian() -> None:
     # 4000 independent squares of mean 1 and variance 2: five standard deviations
     assert abs(float(v.square().sum(-1).mean()) - 2) < 5 * math.sqrt(2 * 2 / 2000)
     both: Manifold = Sphere * Euclidean
-    w = both.random_tangent(both.random(6))
-    assert float((w[:3] * both.random(6)[:3]).norm()) > 0
+    x = both.random(6, dtype=torch.float64)
+    w = both.random_tangent(x)
+    assert abs(float(w[:3] @ x[:3])) < 1e-14
+    assert bool((w[3:] != 0).all())
+    assert not torch.equal(w, both.random_tangent(x))

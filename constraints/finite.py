@@ -1,0 +1,16 @@
+"""A start has to be finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_finite(x: Tensor, who: str) -> None:
+    """ValueError where x has NaN or infinite entries."""
+    if not bool(torch.isfinite(x).all()):
+        count = int((~torch.isfinite(x)).sum())
+        raise ValueError(
+            f"{who} has NaN or infinite entries, {count} of {x.numel()} in shape {tuple(x.shape)}. "
+            f"Give it finite values, or a fresh start: init='haar'."
+        )
