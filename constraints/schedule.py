@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from .chart import follow, move_base
 
-_scheduled: weakref.WeakSet[Any] = weakref.WeakSet()
+_scheduled: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # safe where other threads constrain
 _trainers: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Optimizer]] = weakref.WeakKeyDictionary()
 _inner: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 _hooked = False
@@ -28,12 +28,12 @@ def schedule(coordinates: Any) -> None:
         register_optimizer_step_pre_hook(_before_step)
         register_optimizer_step_post_hook(_after_step)
         _hooked = True
-    _scheduled.add(coordinates)
+    _scheduled[id(coordinates)] = coordinates
 
 
 def unschedule(coordinates: Any) -> None:
     """Leave these coordinates alone, which are none any more."""
-    _scheduled.discard(coordinates)
+    _scheduled.pop(id(coordinates), None)
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -43,15 +43,13 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if not _scheduled:
-        return
-    if torch.compiler.is_compiling():  # counting is no part of the graph
+    if torch.compiler.is_compiling():  # counting is no part of the graph, and neither is what else is alive
         torch.compiler.disable(_after_step)(optimizer, args, kwargs)
         return
-    if optimizer in _inner:
+    if not _scheduled or optimizer in _inner:
         return
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    for coordinates in list(_scheduled):
+    for coordinates in [each for reference in _scheduled.valuerefs() if (each := reference()) is not None]:
         group = groups.get(id(coordinates.original))
         if group is None or not _was_trained(coordinates.original, group):
             continue

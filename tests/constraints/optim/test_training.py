@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from constraints import param_groups, riemannian
+from constraints import Riemannian, Trivialization, constrain, param_groups, riemannian
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from constraints.optim.step.optimizer import RiemannianOptimizer
 from manifolds import Euclidean, Manifold, ProductManifold, Sphere, Stiefel
@@ -334,3 +335,30 @@ def test_a_step_within_torch_compile_runs_as_it_is(kind: Any) -> None:
         step()
     assert graphs.op_count == 0
     assert torch.equal(*weights)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # of the backend
+@pytest.mark.parametrize("method", [Trivialization(), Riemannian()], ids=str)
+def test_a_compiled_step_does_not_depend_on_what_else_is_alive(method: Any) -> None:
+    """A guard on the other models of the process would compile anew, or fail, as they come and go."""
+    torch._dynamo.reset()
+    others = [constrain(nn.Linear(4, 4), "weight", Stiefel, each) for each in (Trivialization(), Riemannian()) * 2]
+    layer = constrain(nn.Linear(4, 4), "weight", Stiefel, method)
+    optimizer = RiemannianAdam(layer, lr=0.1) if method == Riemannian() else torch.optim.SGD(layer.parameters(), lr=0.1)
+    graphs = CompileCounter()
+    step = torch.compile(optimizer.step, backend=graphs)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        layer(torch.eye(4)).sum().backward()
+        step()
+
+    train()
+    train()
+    others.pop()
+    gc.collect()
+    with torch._dynamo.config.patch(error_on_recompile=True):  # type: ignore[no-untyped-call]
+        train()
+        others.clear()
+        gc.collect()
+        train()
