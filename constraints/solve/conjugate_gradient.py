@@ -10,7 +10,7 @@ import torch
 from .betas import Beta, Change, hestenes_stiefel
 from .descent import downhill, first_step, search_along
 from .numbers import Truth, is_finite, no, over, plus, where
-from .options import check_between
+from .options import check_between, check_function, check_kind
 from .problem import Problem
 from .searches import LineSearch, StrongWolfe
 from .solver import Solver, State
@@ -36,6 +36,8 @@ class ConjugateGradient(Solver):
     restart: float = math.inf
 
     def __post_init__(self) -> None:
+        check_function(self, "as those of `betas`", beta=self.beta)
+        check_kind(self, LineSearch, search=self.search)
         if self.restart != math.inf:
             check_between(self, 0, math.inf, restart=self.restart)
 

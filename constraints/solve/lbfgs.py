@@ -9,7 +9,7 @@ import torch
 
 from .descent import downhill, first_step, search_along
 from .numbers import Number, Truth, full, is_finite, no, over, plus, where
-from .options import check_between, check_count
+from .options import check_between, check_count, check_kind
 from .problem import Problem
 from .searches import LineSearch, StrongWolfe
 from .searches.line import Found
@@ -40,6 +40,7 @@ class LBFGS(Solver):
     def __post_init__(self) -> None:
         check_count(self, memory=self.memory)
         check_between(self, 0, 1, caution=self.caution)
+        check_kind(self, LineSearch, search=self.search)
 
     def advance(self, problem: Problem, state: State, active: Truth) -> State:
         space, x, g = problem.space, state.x, state.gradient

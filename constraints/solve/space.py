@@ -46,6 +46,8 @@ class Space:
 
     def __init__(self, pieces: Sequence[Piece], batched: bool) -> None:
         self.pieces, self.batched = tuple(pieces), batched
+        self.complaint: str | None = None
+        """What a manifold said of the last rows that it could not work on; the answer is NaN for these."""
         self._widths = [piece.width for piece in self.pieces]
 
     @cached_property
@@ -100,11 +102,16 @@ class Space:
         """<u, v> at x, summed over the pieces; of single rows, not of stacks."""
         if self.is_ambient:
             return (u * v).sum(-1, keepdim=True) if self.batched else torch.dot(u, v).item()
-        total: Number = 0.0
-        for piece, *parts in zip(self.pieces, self.split(x), self.split(u), self.split(v), strict=True):
-            numbers = piece.manifold.inner(*parts)
-            total = total + (numbers.flatten(1).sum(1, keepdim=True) if self.batched else numbers.sum().item())
-        return total
+
+        def compute(x: Rows, u: Rows, v: Rows) -> Tensor:
+            pieces = zip(self.pieces, self.split(x), self.split(u), self.split(v), strict=True)
+            numbers = [piece.manifold.inner(*parts) for piece, *parts in pieces]
+            total = sum(n.reshape(len(n), -1).sum(1, keepdim=True) if self.batched else n.sum() for n in numbers)
+            # as wide as the rows, as what stands for those on which a manifold raises
+            return total.expand_as(v)  # type: ignore[union-attr]
+
+        found = self._known(compute, x, u, v)
+        return found[..., :1] if self.batched else found[0].item()
 
     def norm(self, x: Rows, v: Rows) -> Number:
         """|v| at x."""
@@ -122,10 +129,25 @@ class Space:
         )
 
     def _each(self, method: Callable[..., Tensor], *rows: Rows) -> Rows:
-        if len(self.pieces) == 1:
-            return self.join([method(self.pieces[0].manifold, *[self.split(r)[0] for r in rows])])
-        parts = zip(self.pieces, *[self.split(r) for r in rows], strict=True)
-        return self.join([method(piece.manifold, *tensors) for piece, *tensors in parts])
+        def compute(*rows: Rows) -> Rows:
+            if len(self.pieces) == 1:
+                return self.join([method(self.pieces[0].manifold, *[self.split(r)[0] for r in rows])])
+            parts = zip(self.pieces, *[self.split(r) for r in rows], strict=True)
+            return self.join([method(piece.manifold, *tensors) for piece, *tensors in parts])
+
+        return self._known(compute, *rows)
+
+    def _known(self, compute: Callable[..., Tensor], *rows: Rows) -> Tensor:
+        """compute(*rows), NaN for the rows on which it raises: one problem that cannot go on keeps no other."""
+        try:
+            return compute(*rows)
+        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            self.complaint = str(error)
+        half = rows[-1].shape[-2] // 2 if self.batched else 0
+        if not half:
+            return torch.full_like(rows[-1], math.nan)
+        parts = [[r[..., :half, :] for r in rows], [r[..., half:, :] for r in rows]]
+        return torch.cat([self._known(compute, *part) for part in parts], -2)
 
 
 def is_ambient(manifold: Manifold) -> bool:

@@ -8,14 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..numbers import Number, Truth, full, pick
+from ..numbers import Number, Truth, full, is_finite, pick
 from ..problem import Evaluation, Problem
 from ..solver import State, reach, repr_of
 from ..space import Rows
-
-NARROW = 0.05
-"""An interval so short, as part of its upper end, is searched no more: slopes are those of the transport, which are off
-by O(t |d|), so that on long steps no point may have the slope that is asked for."""
 
 
 class Trial:
@@ -35,6 +31,12 @@ class Trial:
         of O(t |d|), which is that between T d and the velocity of the curve."""
         space, line = self._line.problem.space, self._line
         return space.inner(self.y, self.gradient, space.transport(line.x, self.y, line.d))
+
+    def numbers(self) -> tuple[Number, Number]:
+        """(value, slope), both NaN where the slope is not finite: nobody goes where there is no gradient."""
+        slope = self.slope()
+        finite = is_finite(slope)
+        return pick(finite, self.value, math.nan), pick(finite, slope, math.nan)
 
 
 class Line:
