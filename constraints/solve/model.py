@@ -26,8 +26,7 @@ def _check_method(model: nn.Module) -> None:
     sets = {each.name: code(each.manifold) for each in held_once(model) if not isinstance(each.method, Riemannian)}
     for prefix, owner in owners(model):
         for attribute, each in composed(owner):
-            inner = f"{prefix}parametrizations.{attribute}."
-            if parts := [name for name in sets if name.startswith(inner)]:
+            if parts := [name for name in sets if name.startswith(f"{prefix}{attribute}.")]:
                 for name in parts:
                     del sets[name]
                 sets[prefix + attribute] = repr(each.parts.composition)

@@ -399,6 +399,23 @@ def test_an_infimum_at_the_edge_is_no_exception(solver: Solver) -> None:
     assert bool(Correlation().contains(found.x))
 
 
+def test_a_sharded_model_is_refused_by_name() -> None:
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available():
+        pytest.skip("no torch.distributed")
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import init_device_mesh
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = constrain(nn.Linear(3, 3), "weight", Stiefel, Riemannian())
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"weight, shape \(3, 3\), is sharded.*minimize before fully_shard"):
+            minimize(lambda: model(torch.ones(2, 3)).sum(), model)
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_lbfgs_keeps_the_weights_where_the_closure_raises() -> None:
     model = constrain(nn.Linear(3, 3, dtype=F64), "weight", Stiefel, Riemannian())
     before, calls = [p.detach().clone() for p in model.parameters()], 0
