@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,15 +15,16 @@ from .problem import Problem
 from .searches import LineSearch, StrongWolfe
 from .searches.line import Found
 from .solver import Solver, State
-from .space import Rows, Space
+from .space import Rows
 
 
 @dataclass(frozen=True, repr=False)
 class LBFGS(Solver):
     """Limited-memory BFGS: d = -H grad f(x) with H from the last pairs (s, y) of steps and changes of the gradient.
 
-    memory: how many pairs. They are carried to each new point, all in one call of the transport. A pair is used only
-    where <s, y> >= caution |grad f(x)| <s, s>, which keeps H positive definite (cautious update).
+    memory: how many pairs, at most as many as there are dimensions. They are carried to each new point, all in one call
+    of the transport; where that turns or projects they lie still, and H g is carried to them. A pair is used only where
+    <s, y> >= caution |grad f(x)| <s, s>, which keeps H positive definite (cautious update).
     search: StrongWolfe() by default; the first trial is t = 1. Superlinear convergence, with gradients only.
     Raises ValueError for options out of range.
     Source: Nocedal & Wright (2006), algorithm 7.4; Li & Fukushima (2001) and Huang, Absil & Gallivan (2018) for
@@ -45,7 +47,11 @@ class LBFGS(Solver):
     def advance(self, problem: Problem, state: State, active: Truth) -> State:
         space, x, g = problem.space, state.x, state.gradient
         pairs: Pairs = state.memory.get("pairs") or Pairs([], [], [], full(state.value, 1.0))
-        d, slope, kept = downhill(problem, state, -pairs.times(space, x, g), active)
+        if space.kinds is None:
+            d = pairs.times(lambda u, v: space.inner(x, u, v), g)
+        else:
+            d = space.fasten(x, pairs.times(space.dot, space.loose(x, g)))
+        d, slope, kept = downhill(problem, state, -d, active)
         steepest = no(kept) | pairs.none_used(state)
         new, found = search_along(
             problem, state, d, slope, self.search, where(steepest, first_step(state), 1.0), active
@@ -63,15 +69,15 @@ class Pairs(NamedTuple):
     weight: list[Number]
     scale: Number
 
-    def times(self, space: Space, x: Rows, g: Rows) -> Rows:
+    def times(self, inner: Callable[[Rows, Rows], Number], g: Rows) -> Rows:
         """H g, by the two loops."""
         kept: list[Number] = []
         for s, y, weight in zip(reversed(self.s), reversed(self.y), reversed(self.weight), strict=True):
-            kept.append(weight * space.inner(x, s, g))
+            kept.append(weight * inner(s, g))
             g = plus(g, -kept[-1], y)
         g = g * self.scale
         for s, y, weight, a in zip(self.s, self.y, self.weight, reversed(kept), strict=True):
-            g = plus(g, a - weight * space.inner(x, y, g), s)
+            g = plus(g, a - weight * inner(y, g), s)
         return g
 
     def none_used(self, state: State) -> Truth:
@@ -85,15 +91,20 @@ class Pairs(NamedTuple):
         self, problem: Problem, state: State, new: State, d: Rows, found: Found, most: int, caution: float
     ) -> Pairs:
         """The pairs at the new point, with that of the last step; none where the search failed, for they are wrong."""
-        space, keep = problem.space, slice(max(0, len(self.s) + 1 - most), None)
+        space = problem.space
+        # as many pairs as there are dimensions know all of the Hessian
+        keep = slice(max(0, len(self.s) + 1 - min(most, max(1, space.dim()))), None)
         s, y, weights = self.s[keep], self.y[keep], self.weight[keep]
-        stack = torch.stack([state.gradient, d * found.t, *s, *y])
+        lies = space.kinds is not None
+        stack = torch.stack([state.gradient, d * found.t, *([] if lies else [*s, *y])])
         old, step, *others = space.transport(state.x, new.x, stack).unbind()
         change = new.gradient - old
         curvature, squared = space.inner(new.x, step, change), space.inner(new.x, step, step)
         good = found.done & (curvature > caution * state.norm * squared) & is_finite(curvature)
         scale = where(good, over(curvature, space.inner(new.x, change, change)), self.scale)
         weights = [where(found.done, weight, 0.0) for weight in weights]
+        if lies:
+            others, step, change = [*s, *y], space.loose(new.x, step), space.loose(new.x, change)
         return Pairs(
             [*others[: len(s)], step],
             [*others[len(s) :], change],

@@ -42,7 +42,7 @@ class Evaluation:
         if self._values is not None:
             self.problem.counts.gradients += 1
             with torch.enable_grad():
-                total = self._values.sum()
+                total = self._values.sum() if self._values.dim() else self._values
                 found = torch.autograd.grad(total, self.leaves, create_graph=self.problem.twice, allow_unused=True)
             self._slopes = [
                 leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, self.leaves, strict=True)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from manifolds import Manifold, ProductManifold, Stiefel
+from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
 
 from .numbers import Number, sqrt, where
 
@@ -49,6 +49,7 @@ class Space:
         self.complaint: str | None = None
         """What a manifold said of the last rows that it could not work on; the answer is NaN for these."""
         self._widths = [piece.width for piece in self.pieces]
+        self._only = self.pieces[0] if len(self.pieces) == 1 and not self.pieces[0].dtype.is_complex else None
 
     @cached_property
     def is_ambient(self) -> bool:
@@ -60,8 +61,8 @@ class Space:
     def split(self, rows: Rows) -> list[Tensor]:
         """The pieces of rows, as views: (*rows, *shape)."""
         lead = rows.shape[:-1]
-        if len(self.pieces) == 1 and not self.pieces[0].dtype.is_complex:
-            return [rows.reshape(lead + self.pieces[0].shape)]
+        if self._only is not None:
+            return [rows.reshape(lead + self._only.shape)]
         parts = []
         for piece, part in zip(self.pieces, rows.split(self._widths, -1), strict=True):
             if piece.dtype.is_complex:
@@ -98,10 +99,41 @@ class Space:
             x, y = x.expand_as(v), y.expand_as(v)
         return self._each(lambda m, *t: m.transport(*t), x, y, v)
 
+    # Vectors that lie still --------------------------------------------------------------------------------
+    # transport(x, y, v) = fasten(y, loose(x, v)): what is loose is carried nowhere, and of the metric of the ambient
+    # space. Inner products with tangent vectors are right; those of two loose vectors from afar are off by what the
+    # transport takes away, and on O(n), where it is an isometry, by nothing.
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...] | None:
+        """How the pieces are transported: "turned" by Y X^H, or "projected"; None where one does neither."""
+        found = [_kind(piece) for piece in self.pieces] if self.is_ambient else [None]
+        return None if None in found else tuple(found)  # type: ignore[arg-type]
+
+    def loose(self, x: Rows, v: Rows) -> Rows:
+        """X^H V of what is turned, and what is projected as it is."""
+        return self._turned(x, v, lambda x: x.mH)
+
+    def fasten(self, x: Rows, c: Rows) -> Rows:
+        """X C of what is turned, and the projection of what is projected."""
+        if self.kinds is not None and "turned" not in self.kinds:
+            return self.project(x, c)
+        return self.project(x, self._turned(x, c, lambda x: x))
+
+    def _turned(self, x: Rows, v: Rows, by: Callable[[Tensor], Tensor]) -> Rows:
+        if self.kinds is None or "turned" not in self.kinds:
+            return v
+        parts = zip(self.kinds, self.split(x), self.split(v), strict=True)
+        return self.join([by(p) @ a if kind == "turned" else a for kind, p, a in parts])
+
+    def dot(self, u: Rows, v: Rows) -> Number:
+        """The inner product of R^N."""
+        return (u * v).sum(-1, keepdim=True) if self.batched else torch.dot(u, v).item()
+
     def inner(self, x: Rows, u: Rows, v: Rows) -> Number:
         """<u, v> at x, summed over the pieces; of single rows, not of stacks."""
         if self.is_ambient:
-            return (u * v).sum(-1, keepdim=True) if self.batched else torch.dot(u, v).item()
+            return self.dot(u, v)
 
         def compute(x: Rows, u: Rows, v: Rows) -> Tensor:
             pieces = zip(self.pieces, self.split(x), self.split(u), self.split(v), strict=True)
@@ -130,8 +162,10 @@ class Space:
 
     def _each(self, method: Callable[..., Tensor], *rows: Rows) -> Rows:
         def compute(*rows: Rows) -> Rows:
-            if len(self.pieces) == 1:
-                return self.join([method(self.pieces[0].manifold, *[self.split(r)[0] for r in rows])])
+            if (only := self._only) is not None:
+                lead = rows[-1].shape[:-1]
+                shape = lead + only.shape
+                return method(only.manifold, *[r.reshape(shape) for r in rows]).reshape(*lead, -1)
             parts = zip(self.pieces, *[self.split(r) for r in rows], strict=True)
             return self.join([method(piece.manifold, *tensors) for piece, *tensors in parts])
 
@@ -158,3 +192,11 @@ def is_ambient(manifold: Manifold) -> bool:
         return manifold.metric == "euclidean"
     kind = type(manifold)
     return kind.inner is Manifold.inner and kind.gradient is Manifold.gradient
+
+
+def _kind(piece: Piece) -> str | None:
+    manifold = piece.manifold
+    if isinstance(manifold, (Orthogonal, SpecialOrthogonal, Stiefel)):
+        square = piece.shape[-1] == piece.shape[-2]
+        return "turned" if square else "projected"
+    return "projected" if type(manifold).transport in (Manifold.transport, Euclidean.transport) else None

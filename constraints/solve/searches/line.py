@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -30,6 +31,8 @@ class Trial:
         """<grad f(R_x(t d)), T d> with T the transport: the derivative of f along the curve, but for a relative error
         of O(t |d|), which is that between T d and the velocity of the curve."""
         space, line = self._line.problem.space, self._line
+        if space.kinds is not None:
+            return space.dot(space.loose(self.y, self.gradient), line.loose)
         return space.inner(self.y, self.gradient, space.transport(line.x, self.y, line.d))
 
     def numbers(self) -> tuple[Number, Number]:
@@ -48,6 +51,11 @@ class Line:
     def __init__(self, problem: Problem, state: State, d: Rows, active: Truth, slope: Number) -> None:
         self.problem, self.x, self.d, self.active = problem, state.x, d, active
         self.value, self.slope, self.state = state.value, slope, state
+
+    @cached_property
+    def loose(self) -> Rows:
+        """d, of which the transport is made at each trial."""
+        return self.problem.space.loose(self.x, self.d)
 
     def allowance(self, slack: float) -> Number:
         """slack eps |f(x)|."""
