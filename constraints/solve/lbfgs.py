@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -47,10 +48,10 @@ class LBFGS(Solver):
     def advance(self, problem: Problem, state: State, active: Truth) -> State:
         space, x, g = problem.space, state.x, state.gradient
         pairs: Pairs = state.memory.get("pairs") or Pairs([], [], [], full(state.value, 1.0))
-        if space.kinds is None:
-            d = pairs.times(lambda u, v: space.inner(x, u, v), g)
-        else:
+        if space.lies_still:
             d = space.fasten(x, pairs.times(space.dot, space.loose(x, g)))
+        else:
+            d = pairs.times(partial(space.inner, x), g)
         d, slope, kept = downhill(problem, state, -d, active)
         steepest = no(kept) | pairs.none_used(state)
         new, found = search_along(
@@ -95,19 +96,23 @@ class Pairs(NamedTuple):
         # as many pairs as there are dimensions know all of the Hessian
         keep = slice(max(0, len(self.s) + 1 - min(most, max(1, space.dim()))), None)
         s, y, weights = self.s[keep], self.y[keep], self.weight[keep]
-        lies = space.kinds is not None
-        stack = torch.stack([state.gradient, d * found.t, *([] if lies else [*s, *y])])
-        old, step, *others = space.transport(state.x, new.x, stack).unbind()
-        change = new.gradient - old
-        curvature, squared = space.inner(new.x, step, change), space.inner(new.x, step, step)
+        if space.lies_still:
+            old, step, end = (
+                space.loose(*pair) for pair in ((state.x, state.gradient), (state.x, d), (new.x, new.gradient))
+            )
+            step, change, inner = step * found.t, end - old, space.dot
+        else:
+            stack = torch.stack([state.gradient, d * found.t, *s, *y])
+            old, step, *others = space.transport(state.x, new.x, stack).unbind()
+            change, s, y = new.gradient - old, others[: len(s)], others[len(s) :]
+            inner = partial(space.inner, new.x)
+        curvature, squared = inner(step, change), inner(step, step)
         good = found.done & (curvature > caution * state.norm * squared) & is_finite(curvature)
-        scale = where(good, over(curvature, space.inner(new.x, change, change)), self.scale)
+        scale = where(good, over(curvature, inner(change, change)), self.scale)
         weights = [where(found.done, weight, 0.0) for weight in weights]
-        if lies:
-            others, step, change = [*s, *y], space.loose(new.x, step), space.loose(new.x, change)
         return Pairs(
-            [*others[: len(s)], step],
-            [*others[len(s) :], change],
+            [*s, step],
+            [*y, change],
             [*weights, where(good, over(1.0, curvature), 0.0)],
             scale,
         )

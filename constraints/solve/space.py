@@ -100,31 +100,28 @@ class Space:
         return self._each(lambda m, *t: m.transport(*t), x, y, v)
 
     # Vectors that lie still --------------------------------------------------------------------------------
-    # transport(x, y, v) = fasten(y, loose(x, v)): what is loose is carried nowhere, and of the metric of the ambient
-    # space. Inner products with tangent vectors are right; those of two loose vectors from afar are off by what the
-    # transport takes away, and on O(n), where it is an isometry, by nothing.
+    # transport(x, y, v) = fasten(y, loose(x, v)), so that what is loose is carried nowhere. Inner products of loose
+    # vectors are those of the ambient space: with one that is tangent where they are fastened they are right; two
+    # from afar are off by what a projection takes away there, of second order in the way, on O(n) by nothing.
 
     @cached_property
-    def kinds(self) -> tuple[str, ...] | None:
-        """How the pieces are transported: "turned" by Y X^H, or "projected"; None where one does neither."""
-        found = [_kind(piece) for piece in self.pieces] if self.is_ambient else [None]
-        return None if None in found else tuple(found)  # type: ignore[arg-type]
+    def lies_still(self) -> bool:
+        """Whether each piece is transported by Y X^H or by projection."""
+        return self.is_ambient and all(_lies_still(piece) for piece in self.pieces)
+
+    @cached_property
+    def _turns(self) -> bool:
+        return any(_turns(piece.manifold, piece.shape) for piece in self.pieces)
 
     def loose(self, x: Rows, v: Rows) -> Rows:
         """X^H V of what is turned, and what is projected as it is."""
-        return self._turned(x, v, lambda x: x.mH)
+        if not self._turns:
+            return v
+        return self._each(lambda m, p, a: p.mH @ a if _turns(m, p.shape) else a, x, v)
 
     def fasten(self, x: Rows, c: Rows) -> Rows:
         """X C of what is turned, and the projection of what is projected."""
-        if self.kinds is not None and "turned" not in self.kinds:
-            return self.project(x, c)
-        return self.project(x, self._turned(x, c, lambda x: x))
-
-    def _turned(self, x: Rows, v: Rows, by: Callable[[Tensor], Tensor]) -> Rows:
-        if self.kinds is None or "turned" not in self.kinds:
-            return v
-        parts = zip(self.kinds, self.split(x), self.split(v), strict=True)
-        return self.join([by(p) @ a if kind == "turned" else a for kind, p, a in parts])
+        return self._each(lambda m, p, a: p @ a if _turns(m, p.shape) else m.project(p, a), x, c)
 
     def dot(self, u: Rows, v: Rows) -> Number:
         """The inner product of R^N."""
@@ -194,9 +191,11 @@ def is_ambient(manifold: Manifold) -> bool:
     return kind.inner is Manifold.inner and kind.gradient is Manifold.gradient
 
 
-def _kind(piece: Piece) -> str | None:
-    manifold = piece.manifold
-    if isinstance(manifold, (Orthogonal, SpecialOrthogonal, Stiefel)):
-        square = piece.shape[-1] == piece.shape[-2]
-        return "turned" if square else "projected"
-    return "projected" if type(manifold).transport in (Manifold.transport, Euclidean.transport) else None
+def _turns(manifold: Manifold, shape: Sequence[int]) -> bool:
+    square = isinstance(manifold, Stiefel) and shape[-1] == shape[-2]
+    return square or isinstance(manifold, (Orthogonal, SpecialOrthogonal))
+
+
+def _lies_still(piece: Piece) -> bool:
+    projects = type(piece.manifold).transport in (Manifold.transport, Euclidean.transport)
+    return projects or isinstance(piece.manifold, Stiefel) or _turns(piece.manifold, piece.shape)

@@ -31,7 +31,7 @@ class Trial:
         """<grad f(R_x(t d)), T d> with T the transport: the derivative of f along the curve, but for a relative error
         of O(t |d|), which is that between T d and the velocity of the curve."""
         space, line = self._line.problem.space, self._line
-        if space.kinds is not None:
+        if space.lies_still:
             return space.dot(space.loose(self.y, self.gradient), line.loose)
         return space.inner(self.y, self.gradient, space.transport(line.x, self.y, line.d))
 
