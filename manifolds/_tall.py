@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,9 @@ class StiefelEngine(Engine):
         super().__init__(manifold)
         self._square = SquareEngine(manifold, retraction, canonical=metric == "canonical")
         self._tall = TallEngine(manifold, metric, retraction)
+
+    def of_shape(self, point: Sequence[int]) -> Engine:
+        return self._square if point[-2] == point[-1] else self._tall
 
     def _of(self, x: Points) -> Engine:
         return self._square if is_square(x) else self._tall

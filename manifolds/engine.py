@@ -45,6 +45,10 @@ class Engine:
     def __reduce__(self) -> tuple[Any, ...]:
         return engine, (self.manifold,)
 
+    def of_shape(self, point: Sequence[int]) -> Engine:
+        """The engine of points of this shape, which need not be told apart again at each call."""
+        return self
+
     def coordinates(self, x: Inexact[Tensor, "..."], a: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """Coordinates at x made of any tensor a of the shape of x: linear in a, onto, the identity on coordinates."""
         return self.manifold.project(x, a)
