@@ -233,7 +233,8 @@ class Retracted(Proxy):
         if self._plan is None or not self._plan.fits(params, options, self._held):
             for p in params:
                 self._check_precision(p)
-                check_moments(self.param_groups, p, self.state.get(p, {}))
+                if type(self.inner) in ENTRYWISE:
+                    check_moments(self.param_groups, p, self.state.get(p, {}))
             members = [
                 Member(p, group["manifold"], i, False)
                 for (i, group), each in zip(groups, given, strict=True)

@@ -61,11 +61,11 @@ def check_ways(optimizer: str, group: Group) -> None:
             f"{optimizer} takes no differentiable=True: a step on a manifold is made without derivatives. Hold the "
             f"weights by Trivialization(), and give param_groups(model) to the optimizer of torch.optim."
         )
+    if group["foreach"] and group["fused"]:
+        raise ValueError(f"foreach and fused of {optimizer} are two ways of one step; at most one of them is True.")
     is_odd = any(not p.is_floating_point() for p in group["params"])
     if group["fused"] and group["manifold"] is None and is_odd:
         raise ValueError(f"fused=True of {optimizer} takes real free tensors; got complex ones. Pass fused=None.")
-    if group["foreach"] and group["fused"]:
-        raise ValueError(f"foreach and fused of {optimizer} are two ways of one step; at most one of them is True.")
 
 
 def warn_of_decay(group: Group, unasked: float) -> bool:

@@ -77,7 +77,8 @@ def check_loaded(
                 if wrong is not None:
                     raise ValueError(
                         f"the saved state of {name_in(groups, p)} does not fit its shape {tuple(p.shape)}: {wrong} on "
-                        f"{manifold}. Load the state of an optimizer of the same kind, for a model that was constrained in the same way."
+                        f"{manifold}. Load the state of an optimizer of the same kind, for a model constrained in the "
+                        f"same way."
                     )
 
 

@@ -59,7 +59,7 @@ class Rows:
             index, values = g.indices()[0], g.values()
             if not len(index):
                 if "step" in entry:
-                    entry["step"] = entry["step"] + 1  # which others may share
+                    _set_steps(state, p, entry["step"] + 1)
                 continue
             rows = p.detach().index_select(0, index)
             self._taken[rows] = {
@@ -81,12 +81,23 @@ class Rows:
             p, kept = table.parameter.detach(), state.setdefault(table.parameter, {})
             for key, rows in self._taken[member.parameter].items():
                 if key == "step":
-                    kept[key] = rows  # the former one may be that of others too
+                    _set_steps(state, table.parameter, rows)
                 elif not _is_count(key):
                     if key not in kept:
                         kept[key] = _whole(table, key, rows)
                     kept[key].index_copy_(0, index, rows)
             p.index_copy_(0, index, member.parameter)
+
+
+def _set_steps(state: State, p: Tensor, steps: Tensor) -> None:
+    """In place, by which a plan knows that nobody else wrote to the state; not where others count by the same tensor,
+    as after a step with a dense gradient."""
+    entry = state[p]
+    known = entry.get("step")
+    if known is None or any(other is not entry and other.get("step") is known for other in state.values()):
+        entry["step"] = steps
+    else:
+        known.copy_(steps)
 
 
 def _is_count(key: str) -> bool:
