@@ -21,7 +21,11 @@ from ..solve.problem import Problem
 from ..solve.searches import LineSearch, StrongWolfe
 from ..solve.solver import State, start
 from .step.checks import Group, check_group, name_in
+from .step.loading import check_kind, named
 from .step.optimizer import Params
+
+PAIRS = {"steps", "changes", "weights", "scale"}
+"""The keys of the state."""
 
 
 class RiemannianLBFGS(Optimizer):
@@ -105,18 +109,17 @@ class RiemannianLBFGS(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with the repr of each group's manifold; the pairs are in the state of the first parameter."""
         saved = super().state_dict()
-        for group in saved["param_groups"]:
-            group["manifold"] = None if group["manifold"] is None else repr(group["manifold"])
-        return saved
+        return {**saved, "param_groups": [named(group) for group in saved["param_groups"]]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; the manifolds stay those of this optimizer. Raises ValueError where their reprs differ."""
+        """As in torch; the manifolds stay those of this optimizer. Raises ValueError where their reprs differ, and for
+        state that is no pairs."""
         mine = [group["manifold"] for group in self.param_groups]
-        theirs = [group.get("manifold") for group in state_dict["param_groups"]]
-        if [None if m is None else repr(m) for m in mine] != theirs:
+        check_kind(type(self).__name__, state_dict["param_groups"], self.param_groups)
+        if any(set(entry) != PAIRS for entry in state_dict["state"].values()):
             raise ValueError(
-                f"this optimizer holds its groups on {mine}, but the saved state is of groups on {theirs}. Constrain "
-                f"the model as it was when the state was saved."
+                f"the saved state is of another optimizer than {type(self).__name__}, which keeps "
+                f"{', '.join(sorted(PAIRS))}. Make the optimizer that it was saved by, or start without it."
             )
         super().load_state_dict(state_dict)
         for group, manifold in zip(self.param_groups, mine, strict=True):

@@ -139,6 +139,8 @@ TALL = [
     (7, 4, REAL),
     (5, 4, REAL),
     (5, 1, REAL),
+    (5, 3, REAL),
+    (3, 2, REAL),
     (6, 4, COMPLEX),
     (5, 4, COMPLEX),
 ]
@@ -180,8 +182,10 @@ def test_no_direction_is_steeper_than_dual(n: int, p: int, dtype: torch.dtype, m
     met: list[tuple[Tensor, Tensor, Tensor]] = []
     feasible = kernel._feasible
     monkeypatch.setattr(kernel, "_feasible", lambda at, o, c: met.append((at.y, o, c)) or feasible(at, o, c))
-    x = Stiefel().random(20, n, p, dtype=dtype, generator=torch.Generator().manual_seed(2))
-    m = Stiefel().project(x, drawn(20, n, p, dtype=dtype, seed=3))
+    count = 150 if (n, p) == (5, 3) else 20  # where one of a hundred is hard
+    generator = torch.Generator().manual_seed(3)
+    x = Stiefel().random(count, n, p, dtype=dtype, generator=generator)
+    m = Stiefel().project(x, torch.randn(count, n, p, dtype=dtype, generator=generator))
     value = dot(m, kernel.dual(x, m)) / torch.linalg.matrix_norm(m)
     for y, omega, corner in met:
         assert ((y - omega) - (y - omega).mH).abs().max() < 1e-12
@@ -190,10 +194,7 @@ def test_no_direction_is_steeper_than_dual(n: int, p: int, dtype: torch.dtype, m
         torch.testing.assert_close(corner.mH @ corner, rest.mH @ rest, rtol=0, atol=1e-14)
     bound = torch.stack([nuclear_norm(torch.cat([y, corner], -2)) for y, _, corner in met]).amin(0)
     assert bool((value <= bound * (1 + 1e-12)).all())
-    gap = 1 - value / bound
-    smooth = n >= 2 * p or n % 2 == 0 or dtype == COMPLEX
-    assert int((gap > 1e-6).sum()) <= (0 if smooth else 1)  # see `spectral.dual`
-    assert float(gap.max()) < 1e-2
+    assert float((1 - value / bound).max()) < 1e-6
 
 
 def test_dual_of_nothing_is_nothing() -> None:
@@ -340,6 +341,23 @@ def test_points_stay_exact_in_float32(shape: tuple[int, int]) -> None:
         p.grad = torch.randn(*shape, generator=generator)
         optimizer.step()
     assert float(Stiefel().residual(p.detach())) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", [spectral.spel, spectral.dual])
+@pytest.mark.parametrize("shape", [(8, 8), (3, 6, 6), (12, 5), (5, 12)])
+def test_points_stay_exact_in_float32_for_10000_steps(shape: tuple[int, ...], direction: Any) -> None:
+    """X^H X = I to 1e-6 at the end, and at every thousandth step."""
+    if direction is spectral.dual and shape != (12, 5):
+        pytest.skip("square points take no direction, and one shape of tall ones is enough for the slow one")
+    p = nn.Parameter(Stiefel().random(*shape, generator=torch.Generator().manual_seed(1)))
+    optimizer = RiemannianMuon([{"params": [p], "manifold": Stiefel()}], lr=0.02, direction=direction)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(10_000 if direction is spectral.spel else 1000):
+        p.grad = torch.randn(*shape, generator=generator)
+        optimizer.step()
+        if step % 1000 == 999:
+            assert float(Stiefel().residual(p.detach()).max()) < 1e-6
 
 
 def test_it_trains_a_whole_model_and_goes_on_bit_for_bit() -> None:
