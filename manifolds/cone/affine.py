@@ -65,13 +65,14 @@ class AffineInvariant(Metric):
 
         Source: Bini & Iannazzo, Computing the Karcher mean of symmetric positive definite matrices (2013).
         """
-        y, last = LogEuclidean().mean(x, shares), math.inf
+        y, last, roots = LogEuclidean().mean(x, shares), math.inf, cholesky(x)
         eps = torch.finfo(x.dtype).eps
         for _ in range(STEPS):
             factor = cholesky(y).unsqueeze(-3)
-            values, q = torch.linalg.eigh(inside(factor.expand(x.shape), x))
-            logs = values.log()
-            spread = (logs[..., -1:] - logs[..., :1]).unsqueeze(-1) / 2
+            # singular values of a root of X_i: eigenvalues would have half of the digits
+            q, values, _ = torch.linalg.svd(torch.linalg.solve_triangular(factor.expand(x.shape), roots, upper=False))
+            logs = 2 * values.log()
+            spread = (logs[..., :1] - logs[..., -1:]).unsqueeze(-1) / 2
             h = (shares * torch.where(spread < 1e-3, 1, spread / torch.where(spread < 1e-3, 1, spread).tanh())).sum(-3)
             v = (shares * hermitian.rebuilt(logs, q)).sum(-3)
             y = sym(factor.squeeze(-3) @ hermitian.exp(2 / (1 + h) * v) @ factor.squeeze(-3).mH)
