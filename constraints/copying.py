@@ -50,6 +50,12 @@ def _refusing(register: Callable[[nn.Module, str, nn.Parameter | None], None]) -
     """`register_parameter`, which `module.weight = Parameter` calls, with an error of its own for computed tensors."""
 
     def register_parameter(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if name.startswith("parametrizations."):  # which torch's parallelize_module does, to cut what has no such name
+            raise ValueError(
+                f"{describe(module, name.split('.')[1])} is computed by Trivialization(), and tensor parallelism of "
+                f"torch cuts Parameters of the layer alone. Make the model again and constrain it with Riemannian(), "
+                f"whose weight is one, or leave this layer out of the plan; fully_shard takes both."
+            )
         if parametrize.is_parametrized(module, name):
             raise ValueError(
                 f"{describe(module, name)} is computed by a parametrization, and no Parameter can take its place. "

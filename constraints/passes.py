@@ -10,6 +10,7 @@ from torch import nn
 
 from .copying import forget_computed_weights
 from .memo import Memo
+from .recurrent import take_weights
 
 
 def watch(owner: nn.Module) -> None:
@@ -40,6 +41,7 @@ def _open(owner: nn.Module, args: Any) -> None:
     if not torch.compiler.is_compiling():
         for memo in _memos(owner):
             memo.open()
+        take_weights(owner)
 
 
 def _close(owner: nn.Module, args: Any, output: Any) -> None:

@@ -15,6 +15,7 @@ from . import watch as watch  # which starts with the first record
 from .coordinates import coordinates_of
 from .method import Method, Site
 from .records import constrained, forget, record, recorded
+from .recurrent import watch_sharded
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
     """
     for each in module.modules():
         recorded(each)
+    watch_sharded(module)
     held = {key: records.manifolds[attribute] for key, (records, attribute) in constrained().items()}
     trivial: Any = [coordinates for each in module.modules() for _, coordinates in coordinates_of(each)]
     computed, bases = {id(each.original) for each in trivial}, {id(each[0].base_point) for each in trivial}

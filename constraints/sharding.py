@@ -37,8 +37,10 @@ def whole(t: Tensor) -> Tensor:
 
 def local(t: Tensor) -> Tensor:
     """The memory of t on this process, which is all of it where nothing is sharded."""
-    sharded: Any = t.detach()
-    return sharded.to_local() if is_sharded(t) else sharded  # type: ignore[no-any-return]
+    if not is_sharded(t):
+        return t.detach()
+    sharded: Any = t.detach() if torch.is_grad_enabled() else t  # without gradients it is given away as it is
+    return sharded.to_local()  # type: ignore[no-any-return]
 
 
 def like(value: Tensor, t: Tensor) -> Tensor:
@@ -71,6 +73,17 @@ def agree(numbers: Sequence[int], t: Tensor) -> bool:
         distributed.all_reduce(low, distributed.ReduceOp.MIN, group=group)
         distributed.all_reduce(high, distributed.ReduceOp.MAX, group=group)
     return bool((low == high).all())
+
+
+def somewhere(truth: bool, t: Tensor) -> bool:
+    """Whether it is true on any process that shares the sharded tensor t: one all-reduce of a number."""
+    from torch import distributed
+
+    sharded: Any = t
+    found = torch.full((), int(truth), dtype=torch.int32, device=local(t).device)
+    for group in sharded.device_mesh.get_all_groups():
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=group)
+    return bool(found)
 
 
 def check_not_sharded(t: Tensor, who: str, way: str) -> None:

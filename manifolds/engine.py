@@ -154,6 +154,18 @@ class Engine:
         """move(x, size c), size a number or one per point, shaped to multiply points."""
         return self.move(x, c * size)
 
+    def travel(
+        self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], size: float | Float[Tensor, "..."]
+    ) -> tuple[Inexact[Tensor, "..."], Inexact[Tensor, "..."]]:
+        """(y, store(x, y, c)) with y = advance(x, c, size), where both are cheaper at once. May overwrite c."""
+        y = self.advance(x, c, size)
+        return y, self.store(x, y, c)
+
+    @property
+    def travels(self) -> bool:
+        """Whether `travel` is cheaper than what it is made of."""
+        return getattr(self.travel, "__func__", None) is not Engine.travel
+
     def renormalizes(self, x: Inexact[Tensor, "..."]) -> bool:
         """Whether `advance` leaves nothing of the rounding errors in x, so that they do not add up step by step."""
         return False

@@ -14,7 +14,7 @@ from ._hyperbolic import asinhc, check_curvature
 from ._points import broadcast, check_axes, check_real, sizes
 from .base import GeodesicManifold, check_ndim
 from .engine import Engine
-from .kernels import arcs
+from .kernels import arcs, ball
 
 Points = Float[Tensor, "*batch n"]
 Numbers = Float[Tensor, "*batch 1"]
@@ -181,6 +181,15 @@ class _Conformal(Engine):
     def coordinate_inner(self, x: Points, c: Points, d: Points) -> Float[Tensor, "*batch"]:
         _, c, d = broadcast(self.manifold, x, c, d)
         return (c * d).sum(-1)
+
+    def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
+        """As defined, in one pass."""
+        return ball.mix(x, stored, g, keep, add, -self.manifold.curvature)
+
+    def travel(self, x: Points, c: Points, size: float | Tensor) -> tuple[Points, Points]:
+        """As defined; on CPU in one pass."""
+        at = ball.travel(x, c, size, -self.manifold.curvature, super().travel)
+        return super().travel(x, c, size) if at is None else at
 
     def is_long(self, x: Points, c: Points) -> bool:
         """|c| > R: where asinh has bent."""

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from ..machine import machine, versions
-from . import correct, fast, waiting
+from . import correct, fast, sharded, waiting
 from .checks import Check, Found, Place, run_all, write
 from .pretend import Waits, pretended, without_waiting_on_cuda
 
-SECONDS = {"waiting": 100.0, "correct": 150.0, "fast": 200.0, "contract": 120.0}
+SECONDS = {"waiting": 100.0, "correct": 150.0, "sharded": 60.0, "fast": 200.0, "contract": 120.0}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -36,7 +36,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def all_checks(only: Sequence[str] | None = None) -> list[Check]:
     """Every check, most important first."""
-    every = [correct.quietly(c) for c in (*waiting.checks(), *correct.checks(), *fast.checks(), *correct.contracts())]
+    first = (*waiting.checks(), *correct.checks(), *sharded.checks())
+    every = [correct.quietly(c) for c in (*first, *fast.checks(), *correct.contracts())]
     return [c for c in every if only is None or any(word in c.section or word in c.name for word in only)]
 
 

@@ -87,7 +87,7 @@ def step(shape: tuple[int, ...], count: int, place: Place) -> Numbers:
         PRODUCTS: lambda: _products_alone(stepping(engines.riemannian), start),
         COPY: lambda: _copies(start),
     }
-    numbers = _medians(builders, place)
+    numbers = medians(builders, place)
     numbers.update(_counted(stepping(engines.riemannian), place))
     for other in (FUSED, PRODUCTS, "POGO", "geoopt"):
         if numbers.get(other):
@@ -147,7 +147,7 @@ def gru(place: Place) -> Numbers:
     torch.manual_seed(0)
     wanted = ("free", "ours, Riemannian", "ours, trivialized", "split-Cayley-cat by hand", "geotorch exp, cached")
     builders = {name: build for name, build in gru_contestants(setting).items() if name in wanted}
-    numbers = _medians(builders, place)
+    numbers = medians(builders, place)
     for name in wanted[1:3]:
         numbers[f"{name} / free"] = numbers[name] / numbers["free"]
     return numbers
@@ -173,14 +173,14 @@ def weight(shape: tuple[int, ...], makers: Mapping[str, MakeEngine], place: Plac
 
         return build
 
-    numbers = _medians({name: mapping(make) for name, make in makers.items()}, place)
+    numbers = medians({name: mapping(make) for name, make in makers.items()}, place)
     for name in makers:
         if name != OURS and numbers.get(name):
             numbers[f"{name} / ours"] = numbers[name] / numbers[OURS]
     return numbers
 
 
-def _medians(builders: Mapping[str, Builder], place: Place) -> Numbers:
+def medians(builders: Mapping[str, Builder], place: Place) -> Numbers:
     """Microseconds of one call of each, in turn; why, of who cannot; and how far off the matrices are after."""
     budget = (
         Budget(warm=2, rounds=2, seconds=0.0)

@@ -15,6 +15,7 @@ SECTIONS = {
     "correct": "Right",
     "contract": "Contract of the manifolds, in float32, float64, complex64 and complex128",
     "waiting": "Without waiting, in CUDA graphs, compiled",
+    "sharded": "Under fully_shard, one process",
 }
 STEPS = ("step of", "ours", "fused Adam", "our products alone", "/ products", "POGO", "geoopt", "max|QᵀQ - I|")
 TARGETS = {"1024 x 1024": 1.5, "2048 x 2048": 1.5, "4096 x 4096": 1.5, "4096 x 256": 2.0}
@@ -27,7 +28,7 @@ def docs(found: Json | None) -> str:
     machine, versions = found["machine"], found["versions"]
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
     head = f"Measured on {found['date']}: {machine['gpu']}, {machine['cores']} cores beside it; {software}."
-    return "\n\n".join([head, _states(found), _steps(found), _others(found)])
+    return "\n\n".join(filter(None, [head, _states(found), _steps(found), _others(found), _shards(found)]))
 
 
 def _states(found: Json) -> str:
@@ -36,7 +37,8 @@ def _states(found: Json) -> str:
     for section, title in SECTIONS.items():
         checks = [c for c in found["checks"] if c["section"] == section]
         counts = [sum(c["state"] == state for c in checks) for state in ("ok", "WRONG", "not run")]
-        lines.append([title, *map(str, counts)])
+        if checks:
+            lines.append([title, *map(str, counts)])
         wrong += [f"- **{c['name']}**: {c['why']}" for c in checks if c["state"] == "WRONG"]
     waits = sorted({c["name"].partition(": ")[2] for c in found["checks"] if "yes" in str(c["numbers"].get("waits"))})
     said = [f"Waits, as it is written: {', '.join(waits)}."] if waits else []
@@ -65,6 +67,17 @@ def _others(found: Json) -> str:
         times = {k: v for k, v in check["numbers"].items() if " / " not in k and ": " not in k}
         lines.append([check["name"], ", ".join(f"{name} {_time(value)}" for name, value in times.items())])
     return table(("one forward and backward pass", "medians"), lines, True)
+
+
+def _shards(found: Json) -> str:
+    start = "Adam step on one process, "
+    steps = [c for c in found["checks"] if c["name"].startswith(start) and c["state"] == "ok"]
+    lines = [
+        [c["name"].removeprefix(start), _time(n["sharded"]), _time(n["whole"]), f"{n['sharded / whole']:.2f}"]
+        for c in steps
+        for n in (c["numbers"],)
+    ]
+    return table(("step of a shard", "sharded", "whole", "/ whole"), lines, True) if lines else ""
 
 
 def _fast(found: Json, start: str) -> Sequence[Json]:

@@ -14,7 +14,17 @@ from torch.optim.adam import adam
 
 from manifolds import Manifold, Stiefel
 
-from .step import Bucket, Group, Params, RiemannianOptimizer, check_at_least_zero, check_ways, decays_in, rate
+from .step import (
+    Bucket,
+    Group,
+    Params,
+    RiemannianOptimizer,
+    check_at_least_zero,
+    check_ways,
+    decays_in,
+    rate,
+    travel,
+)
 
 SecondMoment = Literal["mean", "sum"]
 
@@ -155,9 +165,10 @@ def adam_move(bucket: Bucket, group: Group, gradient: Callable[[], Tensor]) -> T
             size = size.masked_fill_(none, 0.0)
     if group["decoupled_weight_decay"] and decays_in(bucket, group):
         y = bucket.advance(decayed(bucket, m, size, lr * -group["weight_decay"]), 1.0)
+        m = engine.store(x, y, m)
     else:
-        y = bucket.advance(m, size, _bound(group, many * _stretch(bucket.factor)))
-    bucket.put("exp_avg", engine.store(x, y, m))
+        y, m = travel(bucket, m, size, _bound(group, many * _stretch(bucket.factor)))
+    bucket.put("exp_avg", m)
     return y
 
 

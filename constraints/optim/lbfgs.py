@@ -15,10 +15,11 @@ from ..precision import exact_products
 from ..riemannian import param_groups
 from ..solve.lbfgs import LBFGS, Pairs
 from ..solve.model import Parameters
+from ..solve.options import check_count, check_least
 from ..solve.points import DTYPES
 from ..solve.problem import Problem
 from ..solve.searches import LineSearch, StrongWolfe
-from ..solve.solver import start
+from ..solve.solver import State, start
 from .step.checks import Group, check_group, name_in
 from .step.loading import check_kind, named
 from .step.optimizer import Params
@@ -36,7 +37,8 @@ class RiemannianLBFGS(Optimizer):
     Pairs of steps and gradients last from `step` to `step`, as long as nothing else moves the parameters. For an answer
     with a stopping rule see `minimize(closure, model)`.
     Raises ValueError for a constrained tensor that comes without its manifold, for a value off its manifold, for
-    coordinates of several precisions or devices, and for a loss that is not finite: nothing is changed then.
+    coordinates of several precisions or devices, for sharded ones, and for a loss that is not finite: nothing is
+    changed then, nor where the closure raises.
     Source: as for `constraints.solve.LBFGS`; the calling convention is that of torch.optim.LBFGS.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
@@ -63,8 +65,8 @@ class RiemannianLBFGS(Optimizer):
         search: LineSearch | None = None,
     ) -> None:
         self._solver = LBFGS(memory, caution, StrongWolfe() if search is None else search)
-        if not isinstance(max_iter, int) or max_iter < 1:
-            raise ValueError(f"max_iter is a whole number, at least 1; got {max_iter!r}.")
+        check_count(self, max_iter=max_iter)
+        check_least(self, 0, tolerance=tolerance)
         self._max_iter, self._tolerance = max_iter, tolerance
         self._left: Tensor | None = None
         super().__init__(param_groups(params) if isinstance(params, nn.Module) else params, {"manifold": None})
@@ -95,16 +97,11 @@ class RiemannianLBFGS(Optimizer):
         losses: list[Any] = []
         with torch.no_grad(), exact_products(rows.device.type):
             problem = parameters.problem(lambda: _known(closure, parameters.tensors, losses))
-            state = start(problem, rows)
-            if not torch.isfinite(torch.tensor([state.value, state.norm])).all():
-                raise ValueError(
-                    "the loss or its gradient is NaN or infinite. Nothing was changed; look for the cause."
-                )
-            state.memory = self._recall(problem, rows)
-            for _ in range(self._max_iter):
-                if state.norm <= self._tolerance or state.stuck:
-                    break
-                state = self._solver.advance(problem, state, True)
+            try:
+                state = self._steps(problem, rows)
+            except BaseException:
+                parameters.put(rows)
+                raise
             parameters.put(state.x)
             self._keep(None if state.stuck else state.memory.get("pairs"), state.x)
         return losses[0]
@@ -130,6 +127,17 @@ class RiemannianLBFGS(Optimizer):
         self._left = self._parameters().rows
 
     # How ---------------------------------------------------------------------------------------------------
+
+    def _steps(self, problem: Problem, rows: Tensor) -> State:
+        state = start(problem, rows)
+        if not torch.isfinite(torch.tensor([state.value, state.norm])).all():
+            raise ValueError("the loss or its gradient is NaN or infinite. Nothing was changed; look for the cause.")
+        state.memory = self._recall(problem, rows)
+        for _ in range(self._max_iter):
+            if state.norm <= self._tolerance or state.stuck:
+                break
+            state = self._solver.advance(problem, state, True)
+        return state
 
     def _parameters(self) -> Parameters:
         named, manifolds = {}, {}

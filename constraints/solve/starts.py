@@ -27,6 +27,7 @@ class Starts:
     def __init__(self, given: Given, batched: bool, count: int, both: bool, generator: torch.Generator | None) -> None:
         self._names, self._batched, self._is_dict = list(given.points), batched, None not in given.points
         self.manifolds = given.manifolds
+        self._drawn = next(iter(given.points.values())).dtype if given.drawn else None
         points = [given.points] + [self._another(given, generator) for _ in range(count - 1)]
         points = [mirror for each in points for mirror in (self._mirrors(each) if both else [each])]
         self._count = len(points)
@@ -47,7 +48,7 @@ class Starts:
 
     def problem(self, f: Callable[..., Any]) -> Problem:
         """f on the rows."""
-        return Problem(self.space, self._caller(f), self._count * self._problems)
+        return Problem(self.space, self._caller(_told(f, self._drawn)), self._count * self._problems)
 
     def whole(self, rows: Rows) -> Any:
         """Rows as f takes them; of several starts all, on a leading axis."""
@@ -85,7 +86,7 @@ class Starts:
             steps=steps.long() if self._batched else int(steps),
             evaluations=problem.counts,
             converged=why == Why.CONVERGED,
-            reason=sentence(problem, kinds, size, count, stops),
+            reason=sentence(problem, kinds, size, count, stops, None if self._batched else curvature),
             history=done.history,
             curvature=curvature,
             values_of_starts=values,
@@ -156,3 +157,17 @@ class Starts:
             signs = iter(pattern)
             images.append({name: mirrored(self.manifolds[name], p, lead, signs) for name, p in points.items()})
         return images
+
+
+def _told(f: Callable[..., Any], drawn: torch.dtype | None) -> Callable[..., Any]:
+    """f, whose complaint about dtypes says in which one the start was drawn."""
+
+    def told(x: Any) -> Any:
+        try:
+            return f(x)
+        except RuntimeError as error:
+            if "dtype" not in str(error) and "scalar type" not in str(error):
+                raise
+            raise TypeError(f"{error}. x0 was drawn in {drawn}; write dtype=torch.float64 for another.") from error
+
+    return f if drawn is None else told

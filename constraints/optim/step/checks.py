@@ -110,7 +110,8 @@ def _check_shards(optimizer: str, p: Any, who: str, takes_shards: bool) -> None:
     if kinds - {"Shard", "Replicate"}:
         raise ValueError(
             f"{who}, shape {tuple(p.shape)}, is sharded as {tuple(p.placements)}; {optimizer} takes Shard and "
-            f"Replicate. Shard it once: by fully_shard or by tensor parallelism, not by both on one axis."
+            f"Replicate. Where fully_shard and tensor parallelism cut one axis, let fully_shard cut another: by a "
+            f"shard_placement_fn that returns Shard(1), or another axis, for this parameter."
         )
 
 

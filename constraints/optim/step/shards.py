@@ -18,7 +18,7 @@ from torch import Tensor
 from manifolds import BlockSpec, Manifold, ProductManifold
 from manifolds.engine import engine
 
-from ...sharding import agree, is_sharded, local, put, whole
+from ...sharding import is_sharded, local, put, somewhere, whole
 from .plan import Member, Plan
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class Shards:
             results = list(calls)
         except ValueError as found:
             error = found
-        if agree([int(error is not None)], self.given(self._plan.members[0].parameter)) and error is None:
+        if not somewhere(error is not None, self.given(self._plan.members[0].parameter)):
             return results
         raise error or ValueError(
             "another process refused this step, for a gradient or a value in its part of a sharded parameter; its "

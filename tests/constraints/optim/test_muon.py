@@ -11,7 +11,7 @@ import scipy.optimize
 import torch
 from torch import Tensor, nn
 
-from constraints import Riemannian, constrain, report
+from constraints import Riemannian, Trivialization, constrain, report
 from constraints.optim import RiemannianAdamW, RiemannianMuon, spectral
 from manifolds import (
     BlockSpec,
@@ -303,6 +303,25 @@ def test_everything_else_moves_by_adamw() -> None:
             optimizer.step()
         runs.append([p.detach() for group in made for p in group["params"]])
     torch.testing.assert_close(*runs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("held", [None, "trivialized", "a sphere", "entries"])
+def test_a_module_whose_matrices_are_all_free_is_warned(held: str | None) -> None:
+    """Who writes RiemannianMuon(model) in the place of torch's Muon is told what to write, which moves them by Muon."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    if held is not None:
+        manifold = {"trivialized": Stiefel(), "a sphere": Sphere(), "entries": Euclidean()}[held]
+        constrain(model, "0.weight", manifold, Trivialization() if held == "trivialized" else Riemannian())
+    with pytest.warns(UserWarning, match=r"moves nothing by Muon here.*Euclidean\(ndim=2\), Riemannian\(\)"):
+        RiemannianMuon(model)
+    constrain(model, "1.weight", Euclidean(ndim=2), Riemannian())
+    RiemannianMuon(model)  # and is told no more
+
+
+def test_a_module_without_free_matrices_is_not_warned() -> None:
+    RiemannianMuon(constrain(nn.Linear(4, 4), "weight", Sphere, Riemannian()))
+    RiemannianMuon(constrain(nn.Linear(4, 4), "weight", Stiefel * Euclidean, Riemannian()))
+    RiemannianMuon(nn.BatchNorm1d(4))
 
 
 @pytest.mark.filterwarnings("ignore:weight_decay does nothing")
