@@ -50,4 +50,13 @@ REASONS: Mapping[str, str] = {
         "and torch's own Adam, without any geometry, takes half of it. Ours has three products for momentum, gradient "
         "and norm, and two for the polar factor."
     ),
+    "wrapped-2048x128": (
+        "a tall step of RiemannianAdam is five products, for its norms and its momentum share them. An optimizer from "
+        "outside is given a tangent vector (two), what it did is made tangent (two) and retracted (two), and its "
+        "momentum is taken along (two): eight, and the passes of AdamW."
+    ),
+    "wrapped-100-64": (
+        "torch's AdamW goes over a hundred tensors one by one, which alone is half of a step of RiemannianAdam on all "
+        "of them together; foreach=True makes it a few calls."
+    ),
 }

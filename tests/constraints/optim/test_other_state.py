@@ -55,7 +55,7 @@ def step(optimizer: Any, p: nn.Parameter, seed: int = 0) -> None:
     optimizer.step(closure) if isinstance(optimizer, RiemannianLBFGS) else optimizer.step()
 
 
-@pytest.mark.parametrize(("saved", "mine"), itertools.permutations(KINDS, 2))
+@pytest.mark.parametrize(("saved", "mine"), list(itertools.permutations(KINDS, 2)))
 def test_state_of_another_kind_is_refused(saved: str, mine: str) -> None:
     """Before anything changes; a momentum in other coordinates would be taken for one of its own."""
     p, groups = held()
