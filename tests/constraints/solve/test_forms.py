@@ -11,6 +11,7 @@ from torch import Tensor
 
 from constraints import minimize
 from constraints.solve import LBFGS, ConjugateGradient, Solver, TrustRegion
+from constraints.solve.space import Piece, Space
 from manifolds import (
     Correlation,
     DoublyStochastic,
@@ -115,3 +116,39 @@ def test_every_form_finds_the_target(manifold: Manifold, shape: tuple[int, ...],
     assert several.values_of_starts[0] < 1e-9
     assert several.history.value[0] > 0
     assert math.isfinite(several.gradient_norm)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+@pytest.mark.parametrize(
+    ("manifold", "shape"),
+    [
+        (Sphere(), (5,)),
+        (Stiefel(), (5, 2)),
+        (Stiefel(), (2, 5)),
+        (Stiefel(), (3, 3)),
+        (Orthogonal(), (3, 3)),
+        (SpecialOrthogonal(), (4, 4)),
+        (Grassmann(), (5, 2)),
+        (Oblique(), (3, 4)),
+        (Euclidean(), (3,)),
+    ],
+    ids=str,
+)
+def test_what_lies_still_is_transported_by_fastening(
+    manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """fasten(y, loose(x, v)) = transport(x, y, v), and <g, T v> of a tangent g at y needs no fastening."""
+    space = Space([Piece(None, manifold, shape, dtype)], batched=True)
+    x, y = (manifold.random(B, *shape, dtype=dtype) for _ in range(2))
+    v, g = space.join([manifold.random_tangent(x)]), space.join([manifold.random_tangent(y)])
+    x, y = space.join([x]), space.join([y])
+    assert space.lies_still
+    carried = space.transport(x, y, v)
+    torch.testing.assert_close(space.fasten(y, space.loose(x, v)), carried, rtol=0, atol=1e-13)
+    found = space.dot(space.loose(y, g), space.loose(x, v))
+    torch.testing.assert_close(found, space.inner(y, g, carried), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("manifold", [Stiefel("canonical"), PositiveDefinite(), Stiefel * Sphere(ndim=2)], ids=str)
+def test_what_is_carried_otherwise_does_not_lie_still(manifold: Manifold) -> None:
+    assert not Space([Piece(None, manifold, (4, 4), F64)], batched=False).lies_still
