@@ -161,9 +161,10 @@ class Trivialized(nn.Module):
             random, point = f"{code(self.manifold)}.random{shape}", point_code(self.manifold, shape)
             raise ValueError(
                 f"{self.name} has no value: its base, shape {shape}, was changed to a tensor that is not on "
-                f"{self.manifold}, as by an initializer or an average over parameters(). Assign a point, module.weight "
-                f"= {random}{'' if point == random else f' or {point}'}; to average models, use "
-                f"constraints.AveragedModel."
+                f"{self.manifold}, as by an initializer, an average over parameters(), or by fully_shard of a model "
+                f"that began differently on each process. Assign a point, module.weight = "
+                f"{random}{'' if point == random else f' or {point}'}; to average models, use "
+                f"constraints.AveragedModel; to shard one, make it by the same seed everywhere."
             )
         if own:
             if settled_at is not base:

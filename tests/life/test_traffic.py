@@ -1,0 +1,130 @@
+"""What is sent in a training step, in bytes, beside what docs/scaling.md states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from constraints import Riemannian, Trivialization, constrain
+from constraints.optim import RiemannianAdam
+from manifolds import Manifold, Orthogonal, Stiefel
+
+from .processes import Note, two_processes
+
+COUNT = 2
+ONE = 8  # bytes of a number
+CASES: dict[str, tuple[Manifold, tuple[int, ...], int | None, int]] = {  # and how often the tensor is gathered
+    "replicated": (Stiefel(), (12, 4), None, 0),
+    "experts": (Stiefel(), (4, 12, 4), 0, 0),
+    "blocks": (Orthogonal**4, (32, 8), 0, 0),
+    "rows": (Stiefel(), (12, 4), 0, 2),
+    "columns": (Orthogonal(), (8, 8), 1, 2),
+}
+
+
+class Received(TorchDispatchMode):
+    """Bytes that this process receives by collectives, by name: of what all have, all but its own part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.distributed.tensor import DTensor
+
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it comes again with what it is made of
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if name.startswith(("c10d::", "_c10d_functional::")) and not any(word in name for word in ("wait", "wrap")):
+            kind = next((each for each in ("gather", "scatter", "reduce") if each in name), name)
+            # whichever is larger: of a gather the result, of a scatter what went in
+            size = max(_bytes(args[0]), _bytes(args[1:2]), _bytes(out))
+            self.bytes[kind] = self.bytes.get(kind, 0) + size * (COUNT - 1) // COUNT
+        return out
+
+
+def _bytes(tree: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tree_leaves(tree) if isinstance(t, Tensor))
+
+
+def _step(name: str, mesh: Any) -> dict[str, int]:
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    manifold, shape, axis, _ = CASES[name]
+
+    def cut(t: Tensor) -> Any:
+        return distribute_tensor(t, mesh, [Replicate() if axis is None else Shard(axis)])
+
+    generator = torch.Generator().manual_seed(0)
+    p = nn.Parameter(cut(manifold.random(*shape, generator=generator, dtype=torch.float64)))
+    p.grad = cut(torch.randn(shape, generator=generator, dtype=torch.float64))
+    optimizer = RiemannianAdam([{"params": [p], "manifold": manifold}])
+    optimizer.step()
+    with Received() as received:
+        optimizer.step()
+    return received.bytes
+
+
+def _pass(method: Any, mesh: Any) -> dict[str, int]:
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Tanh(), nn.Linear(8, 8, bias=False)).double()
+    if method is not None:
+        constrain(net, "0.weight", Stiefel, method)
+    # each apart, so that the first is gathered again for backward
+    fully_shard(net[0], mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    x = torch.ones(3, 8, dtype=torch.float64, requires_grad=True)
+    net(x).sum().backward()
+    with Received() as received:
+        net(x).sum().backward()
+    return received.bytes
+
+
+def _work(rank: int) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh("cpu", (COUNT,))
+    found: dict[Any, Any] = {name: _step(name, mesh) for name in CASES}
+    methods = {"none": None, "Riemannian": Riemannian(), "Trivialization": Trivialization()}
+    return {**found, **{("pass", name): _pass(method, mesh) for name, method in methods.items()}}
+
+
+@pytest.fixture(scope="module")
+def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[tuple[str, object]]]:
+    notes: list[tuple[str, object]] = []
+    return two_processes(_work, tmp_path_factory.mktemp("traffic"), lambda *note: notes.append(note)), notes
+
+
+@pytest.fixture
+def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Note) -> list[Any]:
+    for note in _ran[1]:
+        record_property(*note)
+    return _ran[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_receives_points_and_gradients_once_or_nothing(name: str, ranks: list[Any]) -> None:
+    """Beside two numbers of 4 bytes by which processors agree that none refuses it."""
+    _, shape, _, gathers = CASES[name]
+    whole = torch.Size(shape).numel() * ONE
+    expected = {"reduce": 2 * 4 * (COUNT - 1) // COUNT, "gather": gathers * whole * (COUNT - 1) // COUNT}
+    for rank in ranks:
+        assert rank[name] == {kind: count for kind, count in expected.items() if count}
+
+
+def test_a_trivialized_pass_receives_its_base_too(ranks: list[Any]) -> None:
+    """Once in forward and once in backward; what is reduced is that of a plain one, as a Riemannian pass is in all."""
+    more = 2 * 8 * 8 * ONE * (COUNT - 1) // COUNT
+    for rank in ranks:
+        plain = rank["pass", "none"]
+        assert rank["pass", "Riemannian"] == plain
+        assert plain["gather"] > 0
+        assert rank["pass", "Trivialization"] == {**plain, "gather": plain["gather"] + more}
