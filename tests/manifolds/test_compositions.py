@@ -249,7 +249,7 @@ def test_what_is_not_finite_has_no_parts_and_spoils_nothing_beside_it(
     x = composition.random(2, *shape, generator=torch.Generator().manual_seed(0)).contiguous()
     for bad in (torch.nan, torch.inf):
         x[0].view(-1)[0] = bad
-        with pytest.raises(ValueError, match="NaN|infinite|multiple"):
+        with pytest.raises(ValueError, match=r"NaN|infinite|multiple"):
             composition.decompose(x)
         residual = composition.residual(x)
         assert bool(residual[0].isnan().any())
