@@ -292,3 +292,9 @@ def test_bures_wasserstein_scales(size: float) -> None:
     ratio = m.distance(size * x, size * y) / m.distance(x, y) / size**0.5
     assert abs(float(ratio) - 1) <= 1e-14
     torch.testing.assert_close(m.log(size * x, size * y) / size, m.log(x, y), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", [25, 99])
+def test_conformance_stops_at_singular_matrices(seed: int) -> None:
+    """Seeds whose steps end so near to one that eigenvalues are rounding."""
+    check_manifold(PositiveDefinite("bures-wasserstein"), (3, 3), dtype=torch.float32, seed=seed)
