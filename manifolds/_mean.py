@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import GeodesicManifold, per_point
 from .engine import engine, settled
+from .kernels.iterations import ORDER
 from .kernels.linalg import may_look
 from .kernels.transforms import is_recorded, whole
 
@@ -27,6 +28,49 @@ def karcher(
     Source: Iannazzo & Porcelli, The Riemannian Barzilai-Borwein method with nonmonotone line search and the matrix
     geometric mean computation (2018).
     """
+    with torch.no_grad():
+        y = _found(manifold, x.detach(), shares.detach())
+    return attached(manifold, y, x, shares).squeeze(x.dim() - manifold.ndim - 1)
+
+
+def attached(
+    manifold: GeodesicManifold, y: Inexact[Tensor, "..."], x: Inexact[Tensor, "..."], shares: Float[Tensor, "..."]
+) -> Inexact[Tensor, "..."]:
+    """The mean y, with an axis of one for that of x, as a function of points and weights: differentiable up to ORDER.
+
+    Newton steps for v(exp(y, c)) = 0 from the constant c = 0, with the matrix of derivatives there, each right to one
+    order more. Steps of a descent would have those of the way, which from a mean itself is none.
+    """
+    if not (is_recorded(x) or is_recorded(shares)):
+        return y
+    axis, y = x.dim() - manifold.ndim - 1, y.detach()
+
+    def end(c: Tensor, x: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        c = c.reshape(*y.shape, *(2,) * y.is_complex())
+        z = manifold.exp(y, manifold.project(y, torch.view_as_complex(c) if y.is_complex() else c))
+        return z, _entries((shares * manifold.log(z, x)).sum(axis, keepdim=True), axis)
+
+    with torch.enable_grad():
+        c = torch.zeros_like(_entries(y, axis), requires_grad=True)
+        pulls = end(c, x.detach(), shares.detach())[1].unbind(-1)
+        rows = [torch.autograd.grad(pull.sum(), c, retain_graph=True)[0] for pull in pulls]
+    inverse = torch.linalg.pinv(torch.stack(rows, -2), rtol=torch.finfo(x.dtype).eps ** 0.5)
+    c = c.detach()
+    for _ in range(ORDER):
+        step = (inverse @ end(c, x, shares)[1].unsqueeze(-1)).squeeze(-1)
+        c = c - (step - step.detach())  # of which the value is rounding
+    z = end(c, x, shares)[0]
+    return y + (z - z.detach())
+
+
+def _entries(a: Inexact[Tensor, "..."], axis: int) -> Float[Tensor, "*batch d"]:
+    """The real numbers of each point."""
+    return (torch.view_as_real(a.resolve_conj()) if a.is_complex() else a).flatten(axis)
+
+
+def _found(
+    manifold: GeodesicManifold, x: Inexact[Tensor, "..."], shares: Float[Tensor, "..."]
+) -> Inexact[Tensor, "..."]:
     axis, eps = x.dim() - manifold.ndim - 1, torch.finfo(x.dtype).eps
     first = (shares > 0).to(torch.uint8).argmax(axis, keepdim=True)
     y = x.take_along_dim(first.expand(*x.shape[:axis], 1, *x.shape[axis + 1 :]), axis)
@@ -44,7 +88,7 @@ def karcher(
         least, idle = (size, 0) if size < least / 2 else (least, idle + 1)
         # within rounding, or as near to it as the digits of log let it come
         if size <= 8 * eps * scale or (size <= 8e3 * eps * scale and idle >= 3):
-            return _polished(manifold, manifold.exp(y, v)).squeeze(axis)
+            return _polished(manifold, manifold.exp(y, v))
         if not math.isfinite(size):  # nor will any later one be
             break
         # polished, else what rounding leaves across the set, and log magnifies, would grow step by step

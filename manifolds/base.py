@@ -269,7 +269,7 @@ class GeodesicManifold(Manifold):
 
         x is (*batch, N, *point), weights (*batch, N) or (N,), nonnegative with a positive sum, None for equal ones. A
         point of weight 0 may be anything. Iterates y <- exp(y, sum_i w_i log(y, x_i)), with shorter steps where these
-        go too far, until that tangent vector is rounding.
+        go too far, until that tangent vector is rounding. Differentiable, twice too, in points and weights.
         Raises ValueError where x has no axis to take the mean over, weights do not fit or a point is not finite,
         RuntimeError where the iteration does not settle, as for points that are not within one convex ball.
         Source: Afsari, Tron & Vidal, On the convergence of gradient descent for finding the Riemannian center of

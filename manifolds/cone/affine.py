@@ -58,6 +58,7 @@ class AffineInvariant(Metric):
     def distance(self, x: Square, y: Square) -> Numbers:
         return length(hermitian.log_of_gram(seen(cholesky(x), y)), 2)
 
+    @torch.no_grad()  # its derivatives are those of its equation
     def mean(self, x: Square, shares: Inexact[Tensor, "*batch N 1 1"]) -> Square | None:
         """Y <- exp(Y, t sum w log(Y, X_i)) from the log-Euclidean mean, t = 2 / (1 + h), where the second derivative of
         the sum is between 1 and h = sum w l/2 coth l/2, l the logarithm of the condition of X_i as seen from Y: a step

@@ -164,9 +164,11 @@ def log_of_gram(a: Square) -> Square:
 
 
 def sqrt_of_gram(a: Square) -> Square:
-    """(A A^H)^1/2, by singular values too."""
+    """(A A^H)^1/2, by singular values too; no square under- or overflows."""
+    scale = a.detach().abs().amax((-2, -1), keepdim=True)
+    a = a / torch.where(scale == 0, 1, scale)
     u, values, _ = torch.linalg.svd(a.detach())
-    return sqrt(a @ a.mH, (values.square(), u))
+    return scale * sqrt(a @ a.mH, (values.square(), u))
 
 
 def log_at(x: Square, e: Square) -> Square:

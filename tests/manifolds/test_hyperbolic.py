@@ -263,3 +263,26 @@ def test_points_that_reach_the_boundary_stay_inside_in_one_pass(dtype: torch.dty
         x, c = engine(manifold).travel(x, c, 0.5)
         assert bool(manifold.contains(x).all())
         assert bool(c.isfinite().all())
+
+
+@pytest.mark.parametrize(("dtype", "radius"), [(torch.float32, 30.0), (torch.float64, 300.0)], ids=str)
+def test_points_far_from_the_origin_are_as_far_as_they_are(dtype: torch.dtype, radius: float) -> None:
+    """On the hyperboloid, whose entries there are e^radius; from the larger point all digits would cancel."""
+    m, origin = Hyperboloid(), torch.tensor([1.0, 0.0, 0.0], dtype=dtype)
+    x, y = (m.exp(origin, radius * axis) for axis in torch.eye(3, dtype=dtype)[1:])
+    few = 8 * torch.finfo(dtype).eps
+    for a, b in ((origin, x), (x, origin), (y, origin)):
+        assert abs(float(m.distance(a, b)) / radius - 1) <= few
+    assert abs(float(m.norm(origin, m.log(origin, x))) / radius - 1) <= few
+    # the law of cosines for a right angle: cosh c = cosh^2 radius, c = 2 radius - log 2
+    assert abs(float(m.distance(x, y)) / (2 * radius - math.log(2)) - 1) <= few
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_geodesics_of_the_ball_stay_in_it(dtype: torch.dtype) -> None:
+    m = PoincareBall(-0.25)
+    x = m.random(20, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    for length in (10, 1e2, 1e4):
+        y = m.exp(x, length * m.random_tangent(x, torch.Generator().manual_seed(1)))
+        assert bool(m.contains(y).all())
+        assert bool(m.distance(x, y).isfinite().all())

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from manifolds import (
     Correlation,
@@ -104,6 +105,33 @@ def test_a_point_without_weight_may_be_anything(manifold: GeodesicManifold) -> N
         manifold.mean(points)
     points[1] = x
     assert float(manifold.distance(manifold.mean(points[:3], 1e308 * torch.ones(3, dtype=x.dtype)), x)) <= 1e-13
+
+
+@pytest.mark.parametrize("manifold", GEODESIC, ids=repr)
+def test_the_mean_is_differentiable_where_the_first_point_is_the_mean(manifold: GeodesicManifold) -> None:
+    """Of x, exp(x, v) and exp(x, -v), where a descent ends as it begins; once and twice, by finite differences."""
+    shape = (4, 2) if isinstance(manifold, Stiefel | Grassmann) else (3,) * manifold.ndim
+    generator = torch.Generator().manual_seed(0)
+    x = manifold.random(*shape, dtype=torch.float64, generator=generator)
+    v = manifold.random_tangent(x, generator)
+    v = 0.2 * v / torch.linalg.vector_norm(v)
+    points = torch.stack([x, manifold.exp(x, v), manifold.exp(x, -v)])
+    along = torch.stack([manifold.random_tangent(p, generator) for p in points]) * torch.linalg.vector_norm(v)
+
+    def value(t: float | Tensor) -> Tensor:
+        """A function of the mean that sees no basis of a subspace."""
+        y = manifold.mean(manifold.exp(points, t * along))
+        seen = y @ y.mT if isinstance(manifold, Grassmann) else y
+        return (seen * torch.linspace(0, 1, seen.numel(), dtype=seen.dtype).view_as(seen)).sum()
+
+    t, h = torch.zeros((), dtype=torch.float64, requires_grad=True), 1e-2
+    (first,) = torch.autograd.grad(value(t), t, create_graph=True)
+    second = torch.autograd.grad(first, t)[0] if first.requires_grad else torch.zeros(())
+    values = [float(value(k * h)) for k in (-2, -1, 0, 1, 2)]
+    # of fourth order in steps of 0.002 of the points, and rounding over h^2
+    assert abs(first.item() - (8 * (values[3] - values[1]) - values[4] + values[0]) / (12 * h)) <= 1e-8
+    twice = (16 * (values[3] + values[1]) - values[4] - values[0] - 30 * values[2]) / (12 * h * h)
+    assert abs(second.item() - twice) <= 1e-8
 
 
 def test_points_that_are_far_apart_have_a_mean() -> None:
