@@ -117,11 +117,7 @@ class Problem:
         return values
 
     def _check(self, values: Tensor, leaves: list[Tensor]) -> None:
-        shape = (self.rows,) if self.space.batched else ()
-        if tuple(values.shape) != shape:
-            what = f"{self.rows} numbers, one for each problem," if self.space.batched else "one number"
-            way = "Reduce over every axis but the first." if self.space.batched else "Add up what it returns."
-            raise ValueError(f"f returns {what} of shape {shape}; got shape {tuple(values.shape)}. {way}")
+        check_shape(values, (self.rows,) if self.space.batched else ())
         if not values.is_floating_point():
             way = "Take its real part" if values.is_complex() else "Compute it in floating point"
             raise TypeError(f"f returns a real floating-point number; got dtype {values.dtype}. {way}.")
@@ -153,6 +149,14 @@ class Problem:
                     "depends on other rows. Drop batched=True to solve them as one problem, with the sum of the values."
                 )
         self._checked = True
+
+
+def check_shape(values: Tensor, shape: tuple[int, ...]) -> None:
+    """ValueError unless f returned values of this shape: (B,), or () for one problem."""
+    if tuple(values.shape) != shape:
+        what = f"{shape[0]} numbers, one for each problem," if shape else "one number"
+        way = "Reduce over every axis but the first." if shape else "Add up what it returns."
+        raise ValueError(f"f returns {what} of shape {shape}; got shape {tuple(values.shape)}. {way}")
 
 
 def _same(x: Tensor, y: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .components import determinants, mirrored
 from .points import Given, Name
-from .problem import Problem
+from .problem import Problem, check_shape
 from .result import Result
 from .run import Run, Stops, Why, sentence
 from .space import Piece, Rows, Space
@@ -99,6 +99,7 @@ class Starts:
         if self._count == 1:
             return lambda parts: f(self._named(parts))
         mapped = torch.vmap(f)
+        shape = (self._problems,) if self._batched else ()
         loops = False
 
         def call(parts: list[Tensor]) -> Any:
@@ -106,11 +107,17 @@ class Starts:
             apart = self._apart(parts)
             if not loops:
                 try:
-                    return mapped(self._named(apart)).reshape(self._count * self._problems)
+                    values = mapped(self._named(apart))
+                    check_shape(values[0], shape)
+                    return values.flatten()
                 except (RuntimeError, ValueError):
                     loops = True  # f does what vmap cannot, or is wrong, which it says itself then
             found = [f(self._named([part[k] for part in apart])) for k in range(self._count)]
-            return torch.stack(found).flatten() if all(isinstance(v, Tensor) for v in found) else found[0]
+            if not all(isinstance(v, Tensor) for v in found):
+                return found[0]
+            for values in found:
+                check_shape(values, shape)
+            return torch.stack(found).flatten()
 
         return call
 
