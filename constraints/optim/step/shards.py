@@ -18,6 +18,7 @@ from torch import Tensor
 from manifolds import BlockSpec, Manifold, ProductManifold
 from manifolds.engine import engine
 
+from ...gathering import wholes
 from ...sharding import is_sharded, local, put, somewhere, whole
 from .plan import Member, Plan
 
@@ -50,11 +51,11 @@ class Shards:
     def plans(self, members: Sequence[Member], options: Any, state: Any, numbers: frozenset[str]) -> list[Plan]:
         """The plan for these sharded parameters, if any, with their gradients read; a collective where they are
         gathered."""
-        taken = [self._take(member.parameter, member.manifold, state) for member in members]
         plan = self._plan
         if not members:
             self._plan = None
             return []
+        taken = self._take(members, state)
         if plan is None or not plan.fits([stand for stand, _, _ in taken], options, self._inner):
             pairs = zip(members, taken, strict=True)
             inner = [
@@ -100,20 +101,25 @@ class Shards:
                 state[p] = {key: _outside(t, p, cut) for key, t in entry.items()}
                 self._published[p] = dict(entry), state[p]
 
-    def _take(self, p: Tensor, manifold: Manifold, state: Any) -> tuple[Tensor, Manifold, Tensor]:
-        """(stand-in, its manifold, its gradient), with the present point and state."""
-        stand, cut = self._stand(p, manifold)
-        gradient: Any = p.grad
-        if gradient.placements != p.placements:  # type: ignore[attr-defined]
-            gradient = gradient.redistribute(p.device_mesh, p.placements)  # type: ignore[attr-defined]
-        if cut is None:
-            stand.copy_(whole(p))
-        entry, known = state.get(p), self._published.get(p)
-        if not entry:
-            self._inner.pop(stand, None)
-        elif known is None or entry is not known[1]:  # loaded
-            self._inner[stand] = {key: _inside(t, p, cut) for key, t in entry.items()}
-        return stand, manifold if cut is None else cut.manifold, local(gradient) if cut else whole(gradient)
+    def _take(self, members: Sequence[Member], state: Any) -> list[tuple[Tensor, Manifold, Tensor]]:
+        """(stand-in, its manifold, its gradient) of each, with the present point and state."""
+        stands = [self._stand(each.parameter, each.manifold) for each in members]
+        gradients = [_gradient(each.parameter) for each in members]
+        far = [i for i, (_, cut) in enumerate(stands) if cut is None]
+        gathered = wholes([*(members[i].parameter for i in far), *(gradients[i] for i in far)])
+        for k, i in enumerate(far):
+            stands[i][0].copy_(gathered[k])
+            gradients[i] = gathered[len(far) + k]
+        taken = []
+        for each, (stand, cut), gradient in zip(members, stands, gradients, strict=True):
+            p = each.parameter
+            entry, known = state.get(p), self._published.get(p)
+            if not entry:
+                self._inner.pop(stand, None)
+            elif known is None or entry is not known[1]:  # loaded
+                self._inner[stand] = {key: _inside(t, p, cut) for key, t in entry.items()}
+            taken.append((stand, cut.manifold if cut else each.manifold, local(gradient) if cut else gradient))
+        return taken
 
     def _stand(self, p: Tensor, manifold: Manifold) -> tuple[Tensor, Cut | None]:
         mine = local(p)
@@ -128,6 +134,12 @@ class Shards:
             del self._given[found[0]]
         self._stands[p], self._given[stand] = (stand, cut), p
         return stand, cut
+
+
+def _gradient(p: Any) -> Tensor:
+    """The gradient, placed as its parameter."""
+    g: Any = p.grad
+    return g if g.placements == p.placements else g.redistribute(p.device_mesh, p.placements)  # type: ignore[no-any-return]
 
 
 def cut_of(p: Any, manifold: Manifold) -> Cut | None:
