@@ -16,8 +16,10 @@ def travel(bucket: Bucket, c: Points, size: float | Tensor, longest: float | Non
     engine, x = bucket.engine, bucket.x
     if isinstance(size, Tensor) and bucket.looks and size.numel() == 1:
         size = size.item()
-    goes = isinstance(size, Tensor) or 0 < abs(size) <= torch.finfo(bucket.dtype).max
-    if not engine.travels or not goes or bucket.moves is False:
+    at_once = engine.travels and bucket.moves is not False
+    if at_once and not isinstance(size, Tensor):
+        at_once = 0 < abs(size) <= torch.finfo(bucket.dtype).max
+    if not at_once:
         y = bucket.advance(c, size, longest)
         return y, engine.store(x, y, c)
     if isinstance(size, Tensor) and size.dim():
