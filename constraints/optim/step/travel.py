@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
+import torch
 from torch import Tensor
 
 from .bucket import Bucket, Points
-from .limits import too_long
 
 
 def travel(bucket: Bucket, c: Points, size: float | Tensor, longest: float | None = None) -> tuple[Points, Points]:
@@ -16,12 +14,15 @@ def travel(bucket: Bucket, c: Points, size: float | Tensor, longest: float | Non
     In one pass where the engine has one. Raises torch.linalg.LinAlgError as `Bucket.advance` does.
     """
     engine, x = bucket.engine, bucket.x
-    if not engine.travels or bucket.moves is False or (not isinstance(size, Tensor) and size == 0):
+    if isinstance(size, Tensor) and bucket.looks and size.numel() == 1:
+        size = size.item()
+    at_once = engine.travels and bucket.moves is not False
+    if at_once and not isinstance(size, Tensor):
+        at_once = 0 < abs(size) <= torch.finfo(bucket.dtype).max
+    if not at_once:
         y = bucket.advance(c, size, longest)
         return y, engine.store(x, y, c)
     if isinstance(size, Tensor) and size.dim():
-        size = size.item() if bucket.looks and size.numel() == 1 else bucket.per_point(size)
-    if not isinstance(size, Tensor) and not math.isfinite(size):
-        raise too_long()
+        size = bucket.per_point(size)
     y, stored = engine.travel(x, c, size)
     return bucket.settle(y), stored
