@@ -67,7 +67,7 @@ def check_ndim(name: object, shape: Sequence[int], ndim: int) -> tuple[int, tupl
     if cut < 0 or 0 in shape[cut:]:
         raise ValueError(
             f"a point of {name} has {ndim} axes of size 1 or more; got shape {shape}. "
-            f"Reshape the tensor, or describe it with a BlockSpec pattern."
+            f"Reshape a tensor, or describe it with a BlockSpec pattern; in sizes, as of random, write every axis."
         )
     return math.prod(shape[:cut]), shape[cut:]
 

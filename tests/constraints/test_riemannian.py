@@ -187,6 +187,15 @@ def test_groups_hold_every_parameter_once() -> None:
     assert sorted(id(p) for p in model.parameters() if p.requires_grad) == sorted(id(p) for p in every)
 
 
+def test_coordinates_are_the_last_group_wherever_they_are_in_the_model() -> None:
+    """So that `free, coordinates = param_groups(model)` gives each its rate, also where the first weight is held."""
+    first = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3))
+    free, coordinates = param_groups(constrain(first, "0.weight", Stiefel))
+    assert [name for name, _ in free["params"]] == ["1.weight", "1.bias"]
+    assert [name for name, _ in coordinates["params"]] == ["0.parametrizations.weight.original"]
+    assert coordinates["weight_decay"] == 0.0
+
+
 def test_groups_hold_frozen_parameters_too() -> None:
     """As model.parameters() does: what is unfrozen later is trained."""
     module = constrained_gru().requires_grad_(False)
