@@ -17,6 +17,7 @@ from .copying import forget_computed_weights, make_copyable
 from .finite import check_finite
 from .memo import Memo
 from .method import Site
+from .moving import check_moves, of_blocks
 from .passes import unwatch, watch
 from .precision import exact_products
 from .sharding import put, whole
@@ -149,7 +150,7 @@ def initial_points(composition: Composition, tensor: Tensor, init: Init, who: st
                 f"init of {who} on {composition} is 'haar' (random parts), 'identity', a tensor or a function; got "
                 f"{init!r}."
             )
-        eye = torch.eye(*x.shape[-2:], dtype=x.dtype, device=x.device).expand(x.shape)
+        eye = of_blocks(composition, x, lambda _, zero: zero + torch.eye(*zero.shape[-2:]).to(zero))
         return _admitted(composition, eye, x, f"init='identity' of {who}")
     if isinstance(init, Tensor):
         return _admitted(composition, init, tensor, f"init of {who}")
@@ -239,6 +240,8 @@ def _decomposed(composition: Composition, x: Tensor, who: str) -> dict[str, Tens
     check_finite(x, who)
     try:
         with exact_products(x.device.type):
-            return composition.decompose(x)
+            points = composition.decompose(x)
     except ValueError as error:
         raise ValueError(f"{who}, shape {tuple(x.shape)}: {error}") from error
+    check_moves(composition, points, x, who)
+    return points

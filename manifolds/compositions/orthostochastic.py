@@ -26,7 +26,7 @@ class Orthostochastic(Composition):
 
     All doubly stochastic matrices for n = 2; for larger n those that are orthostochastic, among them permutations up
     to signs and, where there is a Hadamard matrix, the constant 1 / n. An entry that is 0 stays for gradients alone,
-    as the square is flat there.
+    as the square is flat there: a weight that starts at a permutation would never move, and `constrain` refuses it.
     Source: Bengtsson et al., Birkhoff's polytope and unistochastic matrices (2005).
 
     >>> w = Orthostochastic().random(4, 4)
@@ -62,7 +62,7 @@ def _root(w: Tensor, x: Tensor) -> Tensor:
     if not bool((w >= -limit).all()) or not bool(((sums - 1).abs() <= limit * n).all()):
         raise ValueError(
             f"a matrix of shape {tuple(x.shape)} is not doubly stochastic: rows and columns sum to one, with "
-            f"entries of 0 or more. Start with init='haar' or init='identity'."
+            f"entries of 0 or more. Start with init='haar'."
         )
     error = float("inf")
     for q in _candidates(w.clamp_min(0).sqrt(), x.dtype):
@@ -73,7 +73,7 @@ def _root(w: Tensor, x: Tensor) -> Tensor:
         error = min(error, off)
     raise ValueError(
         f"a matrix of shape {tuple(x.shape)} is doubly stochastic, but no rotation was found whose squared entries it "
-        f"has, the nearest being off by {error:.1e}. Start with init='haar', init='identity', or a matrix that "
+        f"has, the nearest being off by {error:.1e}. Start with init='haar', or a matrix that "
         f"Orthostochastic().random({n}, {n}) gives; all doubly stochastic matrices are DoublyStochastic()."
     )
 

@@ -272,3 +272,57 @@ def test_a_start_without_parts_is_refused_and_nothing_is_changed(init: Any, mess
     assert model.weight is before
     with pytest.raises(TypeError, match="needs a manifold"):
         constrain(model, "weight", 3)  # type: ignore[arg-type]
+
+
+STARTS = {
+    "zero": torch.zeros(4, 4),
+    "identity": torch.eye(4),
+    "permutation": torch.eye(4)[[1, 0, 3, 2]],
+    "constant": torch.full((4, 4), 0.25),
+    "small": 1e-6 * torch.eye(4),
+}
+
+
+@kinds
+@methods
+@pytest.mark.parametrize("start", STARTS)
+def test_a_start_from_which_nothing_moves_is_refused(kind: Composition, method: Method, start: str) -> None:
+    """As the identity of squared entries, where every derivative is zero: it would stay there without a word."""
+    linear = nn.Linear(4, 4)
+    with torch.no_grad():
+        linear.weight.copy_(STARTS[start])
+    try:
+        constrain(linear, "weight", kind, method)
+    except ValueError:
+        assert torch.equal(linear.weight, STARTS[start])
+        assert list(dict(linear.named_parameters())) == ["weight", "bias"]
+        return
+    before = linear.weight.detach().clone()
+    opt = optimizer(linear, method, 1e-2)
+    for _ in range(3):
+        opt.zero_grad()
+        (linear.weight * torch.tensor(RANDOM)).sum().backward()
+        opt.step()
+    # a hundredth of what the same steps make of a free weight of this size
+    assert float((linear.weight.detach() - before).norm()) > 1e-4 * float(before.norm().clamp_min(1e-6))
+
+
+RANDOM = torch.randn(4, 4, generator=torch.Generator().manual_seed(3)).tolist()
+
+
+@methods
+@pytest.mark.parametrize("kind", [Orthostochastic(), Orthostochastic() ** 2, LowRank(2) * Orthostochastic()], ids=str)
+def test_every_block_of_a_start_can_move(kind: Composition, method: Method) -> None:
+    """Assigned later as well; nothing is changed then."""
+    rows = 4 * len(kind) if hasattr(kind, "__len__") else 4
+    eye = torch.eye(4).repeat(rows // 4, 1)
+    linear = nn.Linear(4, rows)
+    with pytest.raises(ValueError, match="no gradient moves it"):
+        constrain(linear, "weight", kind, method, init=eye)
+    with pytest.raises(ValueError, match="no gradient moves it"):
+        constrain(linear, "weight", kind, method, init="identity")
+    constrain(linear, "weight", kind, method, init="haar")
+    before = linear.weight.detach().clone()
+    with pytest.raises(ValueError, match="no gradient moves it"):
+        linear.weight = eye
+    assert torch.equal(linear.weight, before)
