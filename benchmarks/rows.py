@@ -11,6 +11,7 @@ from .jobs import OURS, PRODUCT, TRIVIALIZED, Row, gru_contestants, long_contest
 from .muon import DUAL, muon_row
 from .results import Target
 from .sets import SET_ROWS
+from .wrapped import RETRACTED, SMALL_TABLE, table_row, wrapped_row
 
 POGO, GEOOPT, ADAM = "POGO", "geoopt", "torch Adam"
 
@@ -74,6 +75,23 @@ ROWS: tuple[Row, ...] = (
     step_row("step-300-16", "Adam step, 300 parameters 16 x 16", (16, 16), *both((4, 8), (2.5, 6)), count=300),
     muon_row("muon-3x512", "Muon step, 3 x 512 x 512 packed", (3, 512, 512), faster(DUAL, 1.2, 2)),
     muon_row("muon-2048x128", "Muon step, 2048 x 128", (2048, 128), faster(DUAL, 5, 20)),
+    wrapped_row(
+        "wrapped-3x512",
+        "Retracted step, 3 x 512 x 512 packed",
+        (3, 512, 512),
+        cost(OURS, 1.5, 1.25, RETRACTED),
+        packed=True,
+    ),
+    wrapped_row("wrapped-2048x128", "Retracted step, 2048 x 128", (2048, 128), cost(OURS, 1.5, 1.5, RETRACTED)),
+    wrapped_row("wrapped-64x64x64", "Retracted step, 64 of 64 x 64", (64, 64, 64), cost(OURS, 1.5, 1.25, RETRACTED)),
+    wrapped_row(
+        "wrapped-100-64",
+        "Retracted step, 100 parameters 64 x 64",
+        (64, 64),
+        cost(OURS, 1.5, 1.5, RETRACTED),
+        count=100,
+    ),
+    table_row("table", "Adam step, 1,000 touched rows of 1,000,000 x 32", cost(SMALL_TABLE, 1.5, 1.1)),
     step_row(
         "step-20000x3",
         "Adam step, 20,000 of 3 x 3",

@@ -55,13 +55,28 @@ def _check_axis(manifold: Manifold | Composition, shape: tuple[int, ...]) -> Non
         return
     layout = manifold.layout
     if isinstance(layout, BlockSpec) and layout.axis >= 0:
-        axis, wanted = layout.axis - manifold.ndim, layout.axis - len(shape)
-        ways = f"layout=BlockSpec(rows={layout.rows}, axis={axis}) to cut each of the batch"
-        if wanted != axis:
-            ways = (
-                f"layout=BlockSpec(rows={layout.rows}, axis={wanted}) to cut axis {layout.axis} of the tensor, {ways}"
-            )
+        meant = {
+            layout.axis - len(shape): f"cut axis {layout.axis} of the tensor",
+            layout.axis - manifold.ndim: "cut each of the batch",
+        }
+        ways = [
+            f"layout=BlockSpec(rows={layout.rows}, axis={axis}) to {what}"
+            for axis, what in meant.items()
+            if _cuts(replace(manifold, layout=BlockSpec(rows=layout.rows, axis=axis)), shape)
+        ]
+        if not ways:
+            ways = ["sizes of the blocks and an axis counted from the end, as layout=BlockSpec(rows=(...), axis=-1)"]
         raise ValueError(
             f"{layout} counts its axis from the first one, but the tensor has more axes than a point of {manifold}, "
-            f"which has {manifold.ndim}: it is ambiguous. Pass {ways}, or a BlockSpec.pattern that names every axis."
+            f"which has {manifold.ndim}: it is ambiguous. Pass {', '.join(ways)}, or a BlockSpec.pattern that names "
+            f"every axis."
         )
+
+
+def _cuts(manifold: ProductManifold | ComposedProduct, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of this shape is cut into points of the factors."""
+    try:
+        manifold.dim(shape)
+    except ValueError:
+        return False
+    return True

@@ -58,10 +58,10 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Every Parameter of the module, one group for each manifold: what the optimizers of `constraints.optim` take.
 
     A group is {"params": [(dotted name, Parameter), ...], "manifold": M}, with M None for unconstrained parameters. The
-    coordinates of a `Trivialization` are a group of their own, with M None and "weight_decay": 0, for decay would pull
-    the weight towards its base; torch's optimizers take these groups too. Bases, which nothing trains, are left out. A
-    tied Parameter comes once. Add options to a group as for any torch optimizer: `groups[0]["lr"] = 1e-4`. Raises
-    ValueError where a constrained Parameter is none any more, as after torch.nn.utils.parametrize or pruning.
+    coordinates of a `Trivialization` are a group of their own, the last, with M None and "weight_decay": 0, for decay
+    would pull the weight towards its base; torch's optimizers take these groups too. Bases, which nothing trains, are
+    left out. A tied Parameter comes once. Add options to a group as for any torch optimizer: `groups[0]["lr"] = 1e-4`.
+    Raises ValueError where a constrained Parameter is none any more, as after torch.nn.utils.parametrize or pruning.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
     >>> [group["manifold"] for group in param_groups(layer)]
@@ -80,5 +80,5 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
         groups.setdefault((held.get(id(p)), id(p) in computed), []).append((name, p))
     return [
         {"params": named, "manifold": manifold, **({"weight_decay": 0.0} if is_computed else {})}
-        for (manifold, is_computed), named in groups.items()
+        for (manifold, is_computed), named in sorted(groups.items(), key=lambda group: group[0][1])
     ]

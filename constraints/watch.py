@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from manifolds import Manifold
+from manifolds import Manifold, NearestPointManifold
 
 from .precision import exact_products
 from .records import Records, constrained, generation, hidden, lost, when_first
@@ -21,6 +21,16 @@ from .sharding import whole
 from .values import at_least_float32, is_near, point_code
 
 LOOK_EVERY = 100  # steps: what a Gram matrix costs then is nothing
+OURS = {
+    "AdamW": "RiemannianAdamW",
+    "LBFGS": "RiemannianLBFGS",
+    "Muon": "RiemannianMuon",
+    "SGD": "RiemannianSGD",
+    "SparseAdam": "RiemannianSGD",  # which takes sparse gradients
+}
+"""What to use for an optimizer of torch; for all others it is RiemannianAdam."""
+UNWRAPPED = {"LBFGS", "Muon", "SparseAdam"}
+"""Those that cannot take the groups of a whole model, or that `Retracted` cannot wrap."""
 
 
 @dataclass
@@ -126,13 +136,14 @@ def look(optimizer: Optimizer) -> Looked:
 
 def _blind(optimizer: Optimizer, p: Tensor, records: Records, attribute: str) -> ValueError:
     kind = type(optimizer).__name__
-    wrapped = {"LBFGS": "RiemannianLBFGS(model)", "SparseAdam": "RiemannianSGD(model)"}
+    ways = f"constraints.optim.{OURS.get(kind, 'RiemannianAdam')}(model)"
+    if kind not in UNWRAPPED:
+        ways += f" or Retracted({kind}(param_groups(model)))"
     return ValueError(
         f"{records.names[attribute]} of shape {tuple(p.shape)} is held on {records.manifolds[attribute]} by "
-        f"Riemannian(), and a step of {kind} would leave the manifold. Use constraints.optim.RiemannianAdam(model) or "
-        f"{wrapped.get(kind, f'Retracted({kind}(param_groups(model)))')}, or constrain it with Trivialization(), which "
-        f'any optimizer can train. A class of your own that moves each group on its "manifold" says so by '
-        f"keeps_manifolds = True, and takes param_groups(model)."
+        f"Riemannian(), and a step of {kind} would leave the manifold. Use {ways}, or constrain it with "
+        f"Trivialization(), which any optimizer can train. A class of your own that moves each group on its "
+        f'"manifold" says so by keeps_manifolds = True, and takes param_groups(model).'
     )
 
 
@@ -157,10 +168,11 @@ def _check_point(records: Records, attribute: str, p: nn.Parameter) -> None:
 
 def off(name: str, p: Tensor, manifold: Manifold) -> ValueError:
     """The error for a parameter whose value was changed to one that is not on its manifold."""
+    again = "takes the nearest point" if isinstance(manifold, NearestPointManifold) else "does so with an init"
     return ValueError(
         f"{name} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, where it is held. Write "
-        f"a point into it, by .copy_({point_code(manifold, p.shape)}) under torch.no_grad(), or unconstrain it, set it "
-        f"and constrain it again."
+        f"a point into it, by .copy_({point_code(manifold, p.shape)}) under torch.no_grad(); in a module, the same "
+        f"constrain once more {again}."
     )
 
 

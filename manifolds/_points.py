@@ -63,12 +63,12 @@ def per_point(s: Float[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
 def check_ndim(name: object, shape: Sequence[int], ndim: int) -> tuple[int, tuple[int, ...]]:
     """(number of points, shape of one point) of a tensor of this shape; ValueError if it has too few axes."""
     shape = tuple(shape)
-    if len(shape) < ndim or 0 in shape:
+    cut = len(shape) - ndim
+    if cut < 0 or 0 in shape[cut:]:
         raise ValueError(
             f"a point of {name} has {ndim} axes of size 1 or more; got shape {shape}. "
-            f"Reshape the tensor, or describe it with a BlockSpec pattern."
+            f"Reshape a tensor, or describe it with a BlockSpec pattern; in sizes, as of random, write every axis."
         )
-    cut = len(shape) - ndim
     return math.prod(shape[:cut]), shape[cut:]
 
 

@@ -39,4 +39,6 @@ def runs_of(product: ProductManifold, point: Shape, blocks: Sequence[Shape]) -> 
     runs: dict[tuple[Manifold, Shape], list[int]] = {}
     for i, key in enumerate(zip(product.factors, blocks, strict=True)):
         runs.setdefault(key, []).append(i)
-    return tuple(Run(factor, tuple(indices), engine(factor)) for (factor, _), indices in runs.items())
+    return tuple(
+        Run(factor, tuple(indices), engine(factor).of_shape(block)) for (factor, block), indices in runs.items()
+    )

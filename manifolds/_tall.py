@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
@@ -31,6 +33,26 @@ class TallEngine(Engine):
         super().__init__(manifold)
         self._canonical, self._retraction = metric == "canonical", retraction
 
+    def coordinates(self, x: Points, a: Points) -> Points:
+        """The projection of A."""
+        return self._projected(x, a)
+
+    def lift(self, x: Points, g: Points) -> Points:
+        """The gradient."""
+        return self.manifold.gradient(x, g) if self._canonical else self._projected(x, g)
+
+    def carry(self, x: Points, y: Points, c: Points) -> Points:
+        """The projection of C at Y."""
+        return self._projected(y, c)
+
+    def _projected(self, x: Points, a: Points) -> Points:
+        if x.dim() != 3 or x.shape != a.shape:
+            return self.manifold.project(x, a)
+        n = steps.gram(x, a)  # two passes over A less than as written there
+        s = n + n.mH
+        left, right = (s, x) if is_wide(x) else (x, s)
+        return torch.baddbmm(a, left, right, alpha=-0.5)
+
     def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
         """As defined; in closed form for polar."""
         return chart.polar(x, y, c, m) if self._retraction is polar else super().recenter(x, y, c, m)
@@ -45,7 +67,7 @@ class TallEngine(Engine):
 
     def recall(self, x: Points, stored: Points) -> Points:
         """The projection of C."""
-        return self.manifold.project(x, stored)
+        return self._projected(x, stored)
 
     def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
         """As defined; where it is as exact with three products or four."""
@@ -73,6 +95,9 @@ class StiefelEngine(Engine):
         super().__init__(manifold)
         self._square = SquareEngine(manifold, retraction, canonical=metric == "canonical")
         self._tall = TallEngine(manifold, metric, retraction)
+
+    def of_shape(self, point: Sequence[int]) -> Engine:
+        return self._square if point[-2] == point[-1] else self._tall
 
     def _of(self, x: Points) -> Engine:
         return self._square if is_square(x) else self._tall

@@ -267,16 +267,17 @@ class GeodesicManifold(Manifold):
     def mean(self, x: Inexact[Tensor, "..."], weights: Float[Tensor, "..."] | None = None) -> Inexact[Tensor, "..."]:
         """argmin over y of sum_i w_i distance(x_i, y)^2, the Karcher mean over the last batch axis of x.
 
-        x is (*batch, N, *point), weights (*batch, N) or (N,), nonnegative with a positive sum, None for equal ones.
-        Iterates y <- exp(y, sum_i w_i log(y, x_i)) until that tangent vector is rounding.
-        Raises ValueError where x has no axis to take the mean over or weights do not fit, RuntimeError where the
-        iteration does not settle, as for points that are not within one convex ball.
+        x is (*batch, N, *point), weights (*batch, N) or (N,), nonnegative with a positive sum, None for equal ones. A
+        point of weight 0 may be anything. Iterates y <- exp(y, sum_i w_i log(y, x_i)), with shorter steps where these
+        go too far, until that tangent vector is rounding. Differentiable, twice too, in points and weights.
+        Raises ValueError where x has no axis to take the mean over, weights do not fit or a point is not finite,
+        RuntimeError where the iteration does not settle, as for points that are not within one convex ball.
         Source: Afsari, Tron & Vidal, On the convergence of gradient descent for finding the Riemannian center of
         mass (2013).
         """
-        from ._mean import karcher  # which knows of this class
+        from ._mean import karcher, weighted  # which know of this class
 
-        return karcher(self, x, weights)
+        return karcher(self, *weighted(self, x, weights))
 
 
 def tolerance(dtype: torch.dtype) -> float:

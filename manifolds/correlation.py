@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._mean import shares
+from ._mean import weighted
 from ._points import broadcast, check_axes, sizes
 from .base import GeodesicManifold, check_ndim
 from .cone.correlation import UnitCholesky
@@ -115,7 +115,7 @@ class Correlation(GeodesicManifold):
 
     def mean(self, x: Square, weights: Float[Tensor, "..."] | None = None) -> Square:
         """The point of sum w_i G(X_i), over the last batch axis, see `GeodesicManifold.mean`."""
-        return METRIC.mean(x, shares(self, x, weights))
+        return METRIC.mean(*weighted(self, x, weights))
 
     def _engine(self) -> Engine:
         return CorrelationEngine(self, METRIC)

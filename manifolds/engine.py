@@ -45,6 +45,10 @@ class Engine:
     def __reduce__(self) -> tuple[Any, ...]:
         return engine, (self.manifold,)
 
+    def of_shape(self, point: Sequence[int]) -> Engine:
+        """The engine of points of this shape, which need not be told apart again at each call."""
+        return self
+
     def coordinates(self, x: Inexact[Tensor, "..."], a: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """Coordinates at x made of any tensor a of the shape of x: linear in a, onto, the identity on coordinates."""
         return self.manifold.project(x, a)
@@ -149,6 +153,18 @@ class Engine:
     ) -> Inexact[Tensor, "..."]:
         """move(x, size c), size a number or one per point, shaped to multiply points."""
         return self.move(x, c * size)
+
+    def travel(
+        self, x: Inexact[Tensor, "..."], c: Inexact[Tensor, "..."], size: float | Float[Tensor, "..."]
+    ) -> tuple[Inexact[Tensor, "..."], Inexact[Tensor, "..."]]:
+        """(y, store(x, y, c)) with y = advance(x, c, size), where both are cheaper at once. May overwrite c."""
+        y = self.advance(x, c, size)
+        return y, self.store(x, y, c)
+
+    @property
+    def travels(self) -> bool:
+        """Whether `travel` is cheaper than what it is made of."""
+        return getattr(self.travel, "__func__", None) is not Engine.travel
 
     def renormalizes(self, x: Inexact[Tensor, "..."]) -> bool:
         """Whether `advance` leaves nothing of the rounding errors in x, so that they do not add up step by step."""

@@ -13,7 +13,7 @@ from . import retractions
 from ._points import broadcast, check_axes, sizes
 from .base import GeodesicManifold, NearestPointManifold, check_ndim
 from .engine import Engine
-from .kernels import orthonormal, principal
+from .kernels import orthonormal, principal, steps
 from .kernels.linalg import newton_schulz, orthogonality_error
 
 Points = Inexact[Tensor, "*batch n p"]
@@ -98,9 +98,32 @@ class Grassmann(NearestPointManifold, GeodesicManifold):
 
 
 class _GrassmannEngine(Engine):
+    """Coordinates are the tangent vector; what is kept of one is projected when it is recalled."""
+
     def polish(self, x: Points) -> Points:
         """X (3I - X^H X) / 2, another basis of the same subspace to rounding."""
         return newton_schulz(x)
+
+    def store(self, x: Points, y: Points, c: Points) -> Points:
+        """C itself: the transport is the projection at Y."""
+        return c
+
+    def recall(self, x: Points, stored: Points) -> Points:
+        """The projection of C."""
+        return self.manifold.project(x, stored)
+
+    def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
+        """As defined, with three products."""
+        mixed = steps.mix_horizontal(x, stored, g, keep, add)
+        return super().mix(x, stored, g, keep, add) if mixed is None else mixed
+
+    def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
+        """As defined; for short steps by series."""
+        y = steps.polar_step(x, c, size)
+        return super().advance(x, c, size) if y is None else y
+
+    def renormalizes(self, x: Points) -> bool:
+        return True
 
 
 def _is_wide(x: Tensor) -> bool:

@@ -123,7 +123,8 @@ class Hyperboloid(GeodesicManifold):
         """t w / |w| with w = y + <x, y> x / R^2 and t = distance(x, y)."""
         x, y = broadcast(self, x, y)
         far = self._far(x, y)
-        return _tangent(x, asinhc(far) * (1 + far).rsqrt() * (y - x - 2 * far * x))
+        by = (1 + far).rsqrt()
+        return _tangent(x, asinhc(far) * (by * (y - x) - (2 * far * by) * x))
 
     def distance(self, x: Points, y: Points) -> Float[Tensor, "*batch"]:
         """2 R asinh(<y - x, y - x>^1/2 / (2 R)). Its derivative at y = x is 0."""
@@ -153,7 +154,8 @@ class Hyperboloid(GeodesicManifold):
         """x_s / (R + x_0) - y_s / (R + y_0), times the product of these, and that product."""
         r = self._radius
         d = x - y  # exact for points that are near to each other
-        a = d[..., 1:] * (r + y[..., :1]) - y[..., 1:] * d[..., :1]
+        z = torch.where(x[..., :1] < y[..., :1], x, y)  # the larger of two that are not would cancel all digits
+        a = d[..., 1:] * (r + z[..., :1]) - z[..., 1:] * d[..., :1]
         return a, (r + x[..., :1]) * (r + y[..., :1])
 
     def _far(self, x: Points, y: Points) -> Numbers:

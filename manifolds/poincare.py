@@ -14,7 +14,7 @@ from ._hyperbolic import asinhc, check_curvature
 from ._points import broadcast, check_axes, check_real, sizes
 from .base import GeodesicManifold, check_ndim
 from .engine import Engine
-from .kernels import arcs
+from .kernels import arcs, ball
 
 Points = Float[Tensor, "*batch n"]
 Numbers = Float[Tensor, "*batch 1"]
@@ -99,7 +99,7 @@ class PoincareBall(GeodesicManifold):
         return self._carried(x, y, v) * (self._depth(y) / self._depth(x))
 
     def exp(self, x: Points, v: Points) -> Points:
-        """x + R tanh(t / 2) v / |v|, Mobius addition, with t = |h v / R|."""
+        """x + R tanh(t / 2) v / |v|, Mobius addition, with t = |h v / R|; not on the boundary, as for `retract`."""
         x, v = broadcast(self, x, v)
         c = v * (2 / self._depth(x))
         square = -self.curvature * arcs.dot(c, c, AXIS)
@@ -108,7 +108,7 @@ class PoincareBall(GeodesicManifold):
         t = torch.where(small, 1, square).sqrt()
         by = torch.where(small, 0.5 - square / 24 + square**2 / 240 - 17 * square**3 / 40320, (t / 2).tanh() / t)
         left = torch.where(small, 1 - square * by**2, (t / 2).cosh() ** -2)
-        return self._sum(x, by * c, left)[0]
+        return self._within(self._sum(x, by * c, left)[0])
 
     def log(self, x: Points, y: Points) -> Points:
         """The v = t R w / (h |w|) with w = -x + y, Mobius addition, and t = 2 artanh(|w| / R)."""
@@ -140,6 +140,12 @@ class PoincareBall(GeodesicManifold):
         least = 16 * torch.finfo(y.dtype).eps
         beyond = left < least
         return y * torch.where(beyond, (1 - least) / torch.where(beyond, 1 - left, 1), 1).sqrt()
+
+    def _within(self, y: Points) -> Points:
+        """y; where rounding has taken it to the boundary, it ends where `retract` does."""
+        square = -self.curvature * (y * y).sum(-1, keepdim=True)
+        out = square >= 1
+        return y * torch.where(out, (1 - 16 * torch.finfo(y.dtype).eps) / torch.where(out, square, 1), 1).sqrt()
 
     def _sum(self, x: Points, z: Points, left: Numbers) -> tuple[Points, Numbers]:
         """x + z, Mobius addition, and 1 - |x + z|^2 / R^2; left is that of z. Sums of positive numbers only, else
@@ -181,6 +187,15 @@ class _Conformal(Engine):
     def coordinate_inner(self, x: Points, c: Points, d: Points) -> Float[Tensor, "*batch"]:
         _, c, d = broadcast(self.manifold, x, c, d)
         return (c * d).sum(-1)
+
+    def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
+        """As defined, in one pass."""
+        return ball.mix(x, stored, g, keep, add, -self.manifold.curvature)
+
+    def travel(self, x: Points, c: Points, size: float | Tensor) -> tuple[Points, Points]:
+        """As defined; on CPU in one pass."""
+        at = ball.travel(x, c, size, -self.manifold.curvature, super().travel)
+        return super().travel(x, c, size) if at is None else at
 
     def is_long(self, x: Points, c: Points) -> bool:
         """|c| > R: where asinh has bent."""

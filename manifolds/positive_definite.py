@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from ._mean import karcher, shares
+from ._mean import attached, karcher, weighted
 from ._points import broadcast, check_axes, length, sizes
 from .base import GeodesicManifold, check_ndim
 from .cone import METRICS, Metric
@@ -137,8 +137,11 @@ class PositiveDefinite(GeodesicManifold):
         Source: Alvarez-Esteban, del Barrio, Cuesta-Albertos & Matran, A fixed-point approach to barycenters in
         Wasserstein space (2016).
         """
-        mean = self._metric.mean(x, shares(self, x, weights))
-        return karcher(self, x, weights) if mean is None else mean
+        x, shares = weighted(self, x, weights)
+        mean = self._metric.mean(x, shares)
+        if mean is None:
+            return karcher(self, x, shares)
+        return mean if self._metric.is_flat else attached(self, mean.unsqueeze(-3), x, shares).squeeze(-3)
 
     def _engine(self) -> Engine:
         return ConeEngine(self, self._metric)

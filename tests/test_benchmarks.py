@@ -243,7 +243,19 @@ def test_the_targets_of_a_row_name_its_contestants(rows: Row) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["step-3x512", "step-1024x64", "step-100-64", "map-cayley", "map-exp", "gru", "muon-3x512", "muon-2048x128"]
+    "name",
+    [
+        "step-3x512",
+        "step-1024x64",
+        "step-100-64",
+        "map-cayley",
+        "map-exp",
+        "gru",
+        "muon-3x512",
+        "muon-2048x128",
+        "wrapped-3x512",
+        "wrapped-2048x128",
+    ],
 )
 def test_ours_takes_part_and_stays_feasible(name: str) -> None:
     """Small; the peers too, where they are installed."""

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import constraints
 import constraints.optim
+import constraints.solve
 import manifolds
 from constraints import report
 from manifolds import (
@@ -44,14 +45,34 @@ class Row(NamedTuple):
     ours: str
 
 
+class Reason(NamedTuple):
+    """Why names of a library have no row."""
+
+    peer: str
+    names: list[str]
+    why: str
+
+
+def sections(text: str) -> list[tuple[str, str]]:
+    """(first word of the heading, text) of every section."""
+    return [(re.split(r"\W", each)[0], each) for each in re.split(r"^## ", text, flags=re.MULTILINE)[1:]]
+
+
+def reasons(text: str) -> list[Reason]:
+    """The rows of the tables of two columns."""
+    lines = [(peer, line.strip("|").split(" | ")) for peer, each in sections(text) for line in each.splitlines()]
+    return [
+        Reason(peer, CODE.findall(cells[0]), cells[1]) for peer, cells in lines if len(cells) == 2 and "`" in cells[0]
+    ]
+
+
 def rows(text: str) -> list[Row]:
     """The rows of all tables, under the first word of their heading; code of a cell one statement a line.
 
     A table headed "then, to" goes on from the first row of its section.
     """
     found: list[Row] = []
-    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
-        peer = re.split(r"\W", section)[0]
+    for peer, section in sections(text):
         first: Row | None = None
         goes_on = False
         for line in section.splitlines():
@@ -68,6 +89,7 @@ def rows(text: str) -> list[Row]:
 
 
 ROWS = rows(PAGE.read_text())
+REASONS = reasons(PAGE.read_text())
 
 
 def names(peer: str) -> dict[str, Any]:
@@ -89,7 +111,9 @@ def names(peer: str) -> dict[str, Any]:
     found |= dict(zip("qr", SpecialOrthogonal().random(2, 8, 8, dtype=f64), strict=True))
     for pair, hyperbolic in (("kl", PoincareBall()), ("ef", Hyperboloid())):
         found |= dict(zip(pair, hyperbolic.random(2, 6, dtype=f64), strict=True))
-    for module in (manifolds, constraints, constraints.optim):
+    found |= {"j": torch.linalg.svd(x)[0][:, 8:]}
+    found |= dict(zip("zb", Sphere().random(2, 6, 1, dtype=torch.complex128).squeeze(-1), strict=True))
+    for module in (manifolds, constraints, constraints.optim, constraints.solve):
         found |= {name: getattr(module, name) for name in module.__all__}
     if peer == "pymanopt":
         found["pymanopt"] = importlib.import_module("pymanopt")
@@ -142,7 +166,7 @@ def step(given: dict[str, Any], holder: str, name: str) -> None:
 def test_a_row_does_the_same_on_both_sides(row: Row) -> None:
     theirs, ours = names(row.peer), names("torch")
     if row.peer == "pymanopt":
-        theirs |= {key: theirs[key].numpy() for key in "xyuvagstowmcdhqrklef"}
+        theirs |= {key: theirs[key].numpy() for key in "xyuvagstowmcdhqrklefjzb"}
     runs = bool(row.theirs) and row.peer != "SGDG" and not row.to.startswith("use another")  # copies, and prose
     value = run(row.theirs, theirs) if runs else None
     mine = run(row.ours, ours)
@@ -163,16 +187,66 @@ def test_a_row_does_the_same_on_both_sides(row: Row) -> None:
         return
     value, mine = as_tensor(value), as_tensor(mine)
     assert value.shape == mine.shape
-    if "random" not in row.ours:
+    if ".random(" in row.ours:
+        drawn_from = run(row.ours.rpartition(".random(")[0], names("torch"))
+        for point in (value, mine):
+            assert drawn_from.residual(point).max() < 1e-4  # as of those that iterate to 1e-5
+    else:
         torch.testing.assert_close(mine, value, check_dtype=False, rtol=1e-6, atol=1e-8)
 
 
 def test_every_library_of_the_page_has_rows() -> None:
     text = PAGE.read_text()
     assert {row.peer for row in ROWS} == {"torch", "geotorch", "geoopt", "pymanopt", "POGO", "SGDG"}
-    # nothing that looks like a row is left out: three columns, less a head and a rule for each table
+    # nothing that looks like a row is left out: all lines, less a head and a rule for each table
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(ROWS) == len(lines) - 2 * sum(line.startswith("|---") for line in lines)
+    assert len(ROWS) + len(REASONS) == len(lines) - 2 * sum(line.startswith("|---") for line in lines)
+
+
+def classes(module: str) -> set[str]:
+    """The public classes of a module."""
+    found = vars(importlib.import_module(module)).items()
+    return {name for name, value in found if isinstance(value, type) and not name.startswith("_")}
+
+
+def public(peer: str) -> set[str]:
+    """The names of what a library holds tensors on, by and with."""
+    if peer == "torch":
+        return set(parametrizations.__all__)
+    if peer == "geotorch":
+        return set(importlib.import_module(peer).__all__)
+    if peer == "geoopt":
+        return classes("geoopt.manifolds") | classes("geoopt.optim") | classes("geoopt.samplers")
+    return set().union(*(importlib.import_module(f"pymanopt.{part}").__all__ for part in ("manifolds", "optimizers")))
+
+
+def named(peer: str) -> set[str]:
+    """The names of a library that have a row: an attribute in its code, or what the row says it is."""
+    mine = [row for row in ROWS if row.peer == peer]
+    return {name for row in mine for name in (*re.findall(r"\.([A-Za-z]\w*)\(", row.theirs), *CODE.findall(row.to))}
+
+
+@pytest.mark.parametrize("peer", ["torch", "geotorch", "geoopt", "pymanopt"])
+def test_every_name_of_a_library_has_a_row_or_a_reason(peer: str) -> None:
+    excused = [name for reason in REASONS if reason.peer == peer for name in reason.names]
+    names, run = public(peer), named(peer)
+    assert names - run - set(excused) == set(), "neither a row nor a reason"
+    assert set(excused) <= names - run, "a reason for what is not theirs, or has a row"
+    assert len(excused) == len(set(excused))
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.peer == "geotorch"], ids=lambda row: row.to)
+def test_the_class_that_a_row_of_geotorch_names_is_the_one_that_it_holds(row: Row) -> None:
+    given = names("geotorch")
+    run(row.theirs, given)
+    held = {
+        type(each).__name__
+        for holder in HOLDERS
+        for module in given[holder].modules()
+        if isinstance(module, parametrize.ParametrizationList)
+        for each in module
+    }
+    assert set(CODE.findall(row.to)) <= held
 
 
 def test_tall_iterates_are_those_of_cayley_sgd() -> None:

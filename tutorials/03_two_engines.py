@@ -11,8 +11,8 @@ manifold. The model is a GRU that reads handwritten digits row by row, with its 
 Answer: by gradient descent they take the same path. It is exactly the same, to rounding, where the base moves along at
 every step, as the gradient with respect to coordinates at the base *is* the Riemannian gradient. Where the base
 stays, the paths part slowly and the curves look alike. With Adam the two differ by what one step size belongs to, a
-number or a gate; at one learning rate they end equally well. Where they differ for you: names of the weights,
-memory, and what a step costs.
+number or a gate, and trivialized steps of a gate are longer by the root of 2; at one learning rate they end equally
+well. Where they differ for you: names of the weights, memory, and what a step costs.
 """
 
 from __future__ import annotations

@@ -14,7 +14,17 @@ from torch.optim.adam import adam
 
 from manifolds import Manifold, Stiefel
 
-from .step import Bucket, Group, Params, RiemannianOptimizer, check_at_least_zero, check_ways, decays_in, rate
+from .step import (
+    Bucket,
+    Group,
+    Params,
+    RiemannianOptimizer,
+    check_at_least_zero,
+    check_ways,
+    decays_in,
+    rate,
+    travel,
+)
 
 SecondMoment = Literal["mean", "sum"]
 
@@ -94,6 +104,8 @@ class RiemannianAdam(RiemannianOptimizer):
         check_at_least_zero(group, "lr", "eps", "weight_decay")
         check_betas(name, group)
         check_ways(name, group)
+        if group["foreach"] and isinstance(group["lr"], Tensor) and not group["capturable"]:
+            raise ValueError(f"foreach=True of {name} takes a float as lr, or capturable=True; got a tensor.")
         if group["second_moment"] not in get_args(SecondMoment):
             raise ValueError(f"second_moment of {name} is 'mean' or 'sum'; got {group['second_moment']!r}.")
 
@@ -153,9 +165,10 @@ def adam_move(bucket: Bucket, group: Group, gradient: Callable[[], Tensor]) -> T
             size = size.masked_fill_(none, 0.0)
     if group["decoupled_weight_decay"] and decays_in(bucket, group):
         y = bucket.advance(decayed(bucket, m, size, lr * -group["weight_decay"]), 1.0)
+        m = engine.store(x, y, m)
     else:
-        y = bucket.advance(m, size, _bound(group, many * _stretch(bucket.factor)))
-    bucket.put("exp_avg", engine.store(x, y, m))
+        y, m = travel(bucket, m, size, _bound(group, many * _stretch(bucket.factor)))
+    bucket.put("exp_avg", m)
     return y
 
 
@@ -169,7 +182,8 @@ def decayed(bucket: Bucket, c: Tensor, size: float | Tensor, pull: float | Tenso
 
 def adam_free(state: Any, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
     """The step of torch.optim.Adam, or AdamW, on unconstrained parameters."""
-    capturable, amsgrad, fused = group["capturable"], group["amsgrad"], group["fused"]
+    amsgrad, fused = group["amsgrad"], group["fused"]
+    capturable = group["capturable"] and not any(p.is_cpu for p in params)  # nothing is captured there
     for p in params:
         entry = state[p]
         if not entry:

@@ -31,9 +31,9 @@ def clip_riemannian_grad_norm_(
     its norm is larger, on Stiefel without bound, and it clips what need not be.
 
     params: a module, an optimizer of `constraints.optim`, or parameter groups with their "manifold". Gives N, as it
-    was, without waiting for an accelerator. Raises RuntimeError, if error_if_nonfinite, where N is not finite, and
-    changes nothing then; ValueError for a max_norm below 0, TypeError for tensors without groups, which carry no
-    manifold.
+    was, in the widest precision of the gradients, float32 at least, without waiting for an accelerator. Raises
+    RuntimeError, if error_if_nonfinite, where N is not finite, and changes nothing then; ValueError for a max_norm
+    below 0, TypeError for tensors without groups, which carry no manifold.
     Source: Pascanu, Mikolov & Bengio, On the difficulty of training recurrent neural networks (2013), algorithm 1.
 
     >>> linear = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
@@ -60,8 +60,14 @@ def clip_riemannian_grad_norm_(
     by = (max_norm / total.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
     for p, _ in held:
         assert p.grad is not None
-        p.grad.mul_(by.to(p.grad.device, p.grad.real.dtype if p.grad.is_complex() else p.grad.dtype))
-    return total.to(torch.get_default_dtype())
+        wide = master_dtype(p.grad.dtype)
+        scale = by.to(p.grad.device, wide.to_real())
+        if wide == p.grad.dtype:
+            p.grad.mul_(scale)
+        else:  # float16 has no number as small as the factor may be
+            p.grad.copy_(p.grad.to(wide) * scale)
+    widest = max((master_dtype(p.dtype).to_real() for p, _ in held), key=lambda dtype: dtype.itemsize)
+    return total.to(widest)
 
 
 def _pairs(params: nn.Module | Optimizer | Iterable[Group]) -> list[tuple[Tensor, Manifold | None]]:
@@ -92,7 +98,8 @@ def _square(p: Tensor, manifold: Manifold | None) -> Tensor:
     assert p.grad is not None
     g = p.grad.coalesce().values() if p.grad.is_sparse and manifold is None else p.grad
     if manifold is None:
-        return torch.linalg.vector_norm(g).double().square()  # type: ignore[no-any-return]
+        norm: Tensor = torch.linalg.vector_norm(g.to(master_dtype(p.dtype)))
+        return norm.double().square()
     wide = master_dtype(p.dtype)
     g = (g.to_dense() if g.is_sparse else g).to(wide)
     with exact_products(p.device.type):

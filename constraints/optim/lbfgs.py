@@ -15,12 +15,17 @@ from ..precision import exact_products
 from ..riemannian import param_groups
 from ..solve.lbfgs import LBFGS, Pairs
 from ..solve.model import Parameters
+from ..solve.options import check_count, check_least
 from ..solve.points import DTYPES
 from ..solve.problem import Problem
 from ..solve.searches import LineSearch, StrongWolfe
-from ..solve.solver import start
+from ..solve.solver import State, start
 from .step.checks import Group, check_group, name_in
+from .step.loading import check_kind, named
 from .step.optimizer import Params
+
+PAIRS = {"steps", "changes", "weights", "scale"}
+"""The keys of the state."""
 
 
 class RiemannianLBFGS(Optimizer):
@@ -32,7 +37,8 @@ class RiemannianLBFGS(Optimizer):
     Pairs of steps and gradients last from `step` to `step`, as long as nothing else moves the parameters. For an answer
     with a stopping rule see `minimize(closure, model)`.
     Raises ValueError for a constrained tensor that comes without its manifold, for a value off its manifold, for
-    coordinates of several precisions or devices, and for a loss that is not finite: nothing is changed then.
+    coordinates of several precisions or devices, for sharded ones, and for a loss that is not finite: nothing is
+    changed then, nor where the closure raises.
     Source: as for `constraints.solve.LBFGS`; the calling convention is that of torch.optim.LBFGS.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
@@ -59,8 +65,8 @@ class RiemannianLBFGS(Optimizer):
         search: LineSearch | None = None,
     ) -> None:
         self._solver = LBFGS(memory, caution, StrongWolfe() if search is None else search)
-        if not isinstance(max_iter, int) or max_iter < 1:
-            raise ValueError(f"max_iter is a whole number, at least 1; got {max_iter!r}.")
+        check_count(self, max_iter=max_iter)
+        check_least(self, 0, tolerance=tolerance)
         self._max_iter, self._tolerance = max_iter, tolerance
         self._left: Tensor | None = None
         super().__init__(param_groups(params) if isinstance(params, nn.Module) else params, {"manifold": None})
@@ -91,16 +97,11 @@ class RiemannianLBFGS(Optimizer):
         losses: list[Any] = []
         with torch.no_grad(), exact_products(rows.device.type):
             problem = parameters.problem(lambda: _known(closure, parameters.tensors, losses))
-            state = start(problem, rows)
-            if not torch.isfinite(torch.tensor([state.value, state.norm])).all():
-                raise ValueError(
-                    "the loss or its gradient is NaN or infinite. Nothing was changed; look for the cause."
-                )
-            state.memory = self._recall(problem, rows)
-            for _ in range(self._max_iter):
-                if state.norm <= self._tolerance or state.stuck:
-                    break
-                state = self._solver.advance(problem, state, True)
+            try:
+                state = self._steps(problem, rows)
+            except BaseException:
+                parameters.put(rows)
+                raise
             parameters.put(state.x)
             self._keep(None if state.stuck else state.memory.get("pairs"), state.x)
         return losses[0]
@@ -108,18 +109,17 @@ class RiemannianLBFGS(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with the repr of each group's manifold; the pairs are in the state of the first parameter."""
         saved = super().state_dict()
-        for group in saved["param_groups"]:
-            group["manifold"] = None if group["manifold"] is None else repr(group["manifold"])
-        return saved
+        return {**saved, "param_groups": [named(group) for group in saved["param_groups"]]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; the manifolds stay those of this optimizer. Raises ValueError where their reprs differ."""
+        """As in torch; the manifolds stay those of this optimizer. Raises ValueError where their reprs differ, and for
+        state that is no pairs."""
         mine = [group["manifold"] for group in self.param_groups]
-        theirs = [group.get("manifold") for group in state_dict["param_groups"]]
-        if [None if m is None else repr(m) for m in mine] != theirs:
+        check_kind(type(self).__name__, state_dict["param_groups"], self.param_groups)
+        if any(set(entry) != PAIRS for entry in state_dict["state"].values()):
             raise ValueError(
-                f"this optimizer holds its groups on {mine}, but the saved state is of groups on {theirs}. Constrain "
-                f"the model as it was when the state was saved."
+                f"the saved state is of another optimizer than {type(self).__name__}, which keeps "
+                f"{', '.join(sorted(PAIRS))}. Make the optimizer that it was saved by, or start without it."
             )
         super().load_state_dict(state_dict)
         for group, manifold in zip(self.param_groups, mine, strict=True):
@@ -127,6 +127,17 @@ class RiemannianLBFGS(Optimizer):
         self._left = self._parameters().rows
 
     # How ---------------------------------------------------------------------------------------------------
+
+    def _steps(self, problem: Problem, rows: Tensor) -> State:
+        state = start(problem, rows)
+        if not torch.isfinite(torch.tensor([state.value, state.norm])).all():
+            raise ValueError("the loss or its gradient is NaN or infinite. Nothing was changed; look for the cause.")
+        state.memory = self._recall(problem, rows)
+        for _ in range(self._max_iter):
+            if state.norm <= self._tolerance or state.stuck:
+                break
+            state = self._solver.advance(problem, state, True)
+        return state
 
     def _parameters(self) -> Parameters:
         named, manifolds = {}, {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from manifolds import Euclidean, Grassmann, Manifold, Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds import Euclidean, Grassmann, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
 from manifolds.engine import engine
 from manifolds.kernels.msign import msign, msign_of_skew
 from manifolds.retractions import polar
@@ -42,7 +43,8 @@ class RiemannianMuon(RiemannianOptimizer):
     model; `spectral.original` is the default of torch.optim.Muon, `spectral.unit` no scale. msign: a function of the
     matrices on Euclidean factors; `spectral.Quintic()` is that of torch.optim.Muon. direction, scale and msign are
     values, which a state dict names and does not hold. weight_decay is decoupled; it does nothing where all points have
-    one norm, and says so if it is not the default.
+    one norm, and says so if it is not the default. Warns where a
+    module has free matrices and none is held as one.
     Raises ValueError for options out of range, TypeError for a direction, scale or msign that is no function.
     Source: Jordan, Muon (2024); Bernstein, Modular manifolds (2025), for square points; Yang & Lai, Manifold
     constrained steepest descent (2026), arXiv 2601.21487.
@@ -90,6 +92,14 @@ class RiemannianMuon(RiemannianOptimizer):
             "capturable": capturable,
         }
         super().__init__(params, options)
+        groups = self.param_groups if isinstance(params, nn.Module) else []
+        if any(map(_has_free_matrices, groups)) and not any(map(_has_matrices, groups)):
+            warnings.warn(
+                "RiemannianMuon moves nothing by Muon here, and the free matrices by AdamW: Riemannian() holds none as "
+                "a matrix. Before you make the optimizer, write constrain(model, names, Euclidean(ndim=2), "
+                "Riemannian()) for those that Muon shall move; or use RiemannianAdamW.",
+                stacklevel=2,
+            )
 
     def _check_options(self, group: Group) -> None:
         check_at_least_zero(group, "lr", "weight_decay", "momentum", "eps")
@@ -145,6 +155,23 @@ class RiemannianMuon(RiemannianOptimizer):
 def is_spectral(factor: Manifold) -> bool:
     """Whether the points are matrices that go along singular directions."""
     return isinstance(factor, (*ORTHONORMAL, Grassmann)) or (isinstance(factor, Euclidean) and factor.ndim == 2)
+
+
+def _has_matrices(group: Group) -> bool:
+    """Whether anything in the group is moved by Muon."""
+    factors = [group["manifold"]]
+    while factors:
+        factor = factors.pop()
+        if isinstance(factor, ProductManifold):
+            factors.extend(factor.factors)
+        elif is_spectral(factor):
+            return True
+    return False
+
+
+def _has_free_matrices(group: Group) -> bool:
+    """Whether the group has what torch.optim.Muon would move."""
+    return group["manifold"] is None and any(p.ndim == 2 and p.requires_grad for p in group["params"])
 
 
 def _adamw(group: Group) -> Group:

@@ -8,9 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-
-from manifolds import Manifold
+from torch.optim import SGD, Optimizer
 
 from ..precision import exact_products
 from ..records import constrained
@@ -19,14 +17,13 @@ from ..watch import guided, look
 from .step import Bucket, Group
 from .step.before import check_before, refuse_gradient
 from .step.checks import check_group, name_in, warn_of_decay
-from .step.following import back, carried, entries, is_ambient, momenta, second_points, vector
+from .step.compiled import outside_of_graphs
+from .step.following import back, carry, check_moments, entries, second_points
+from .step.frames import ENTRYWISE, Frames, Gradient, Move
 from .step.limits import is_fit
 from .step.options import moves
 from .step.plan import Member, Plan
 from .step.proxy import Proxy, check_wrapped, lent
-
-Gradient = Callable[[Manifold, Tensor, Tensor], Tensor]
-Move = Callable[[Manifold, Tensor, Tensor, Any], Tensor]
 
 
 class Retracted(Proxy):
@@ -37,6 +34,12 @@ class Retracted(Proxy):
     entry, which leaves the tangent space; what P leaves of the step is a bit shorter. `RiemannianAdam` divides a point
     by one number.
 
+    Of the optimizers of torch.optim that move each entry by what its gradients were, SGD, Adam, AdamW and their kin,
+    the entries are those of coordinates: of the tangent vector, and on square orthonormal blocks, where it is X Omega,
+    of the skew Omega. There nothing is lost by P, momentum needs no transport, and a rotation Q X of all points is one
+    of all steps. They see 0 in place of a weight whose points all have one norm, so that decay, of either kind, does
+    nothing there. All other optimizers see the weight and its tangent vectors as they are.
+
     State: what is called "exp_avg" or "momentum_buffer" is made tangent and transported to the new point; "z" or "ax",
     a second point, is projected and retracted as x is; everything else, second moments among it, stays as it is, entry
     by entry. `.grad` is what it was after a step. A closure is called once, before the step.
@@ -46,7 +49,8 @@ class Retracted(Proxy):
     gradient: (manifold, x, g) -> the tensor that the optimizer is given; the Riemannian gradient by default.
     move: (manifold, x, x' - x, lr) -> the point that is reached; as in the formula by default. Points are on leading
         axes; manifold is a factor where the weight is packed.
-    carry: whether state follows the point; without it state is the optimizer's own.
+    carry: whether state follows the point; without it state is the optimizer's own. Without it, or with a gradient or
+        move of your own, every optimizer sees the weight as it is.
 
     Raises TypeError for what is no optimizer, ValueError for those that move by values of the loss (LBFGS), for half
     precision, and as `RiemannianOptimizer` does. A gradient that is not finite is an error on CPU, before anything
@@ -74,6 +78,7 @@ class Retracted(Proxy):
         check_wrapped(optimizer)
         super().__init__(optimizer)
         self._gradient, self._move, self._carry = gradient, move, carry
+        self._frame = Frames(optimizer, gradient, move, carry)
         self._plan: Plan | None = None
         self._held: Any = {}  # what is kept of rounding, by parameter
         self._skipped: dict[torch.device, Tensor] = {}
@@ -96,35 +101,32 @@ class Retracted(Proxy):
 
     # A step ----------------------------------------------------------------------------------------------
 
+    @outside_of_graphs
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient, once; the loss of closure, which is called once.
 
         Raises ValueError as `RiemannianOptimizer.step` does.
         """
-        if torch.compiler.is_compiling():
-            return _step_outside_of_graphs(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            plan = self._plan_step()
-            points = [member.parameter.detach() for member in plan.members]
+            plan, frame = self._plan_step(), self._frame
+            members = [member.parameter for member in plan.members]
             with exact_products(*plan.devices):
                 plan.read_points()
                 check_before(self.param_groups, plan)
-                given = plan.spread([self._given(bucket) for bucket in plan.buckets])
-            before = [x.clone() for x in points]
-            seconds = second_points(self.state, plan, before) if self._carry else {}
-            try:
-                with lent([member.parameter for member in plan.members], given), guided(self.inner):
-                    self.inner.step()
-                displacements = [x - old for x, old in zip(points, before, strict=True)]
-            finally:
-                for x, old in zip(points, before, strict=True):
-                    x.copy_(old)
+                given = plan.spread([frame(bucket).given(bucket) for bucket in plan.buckets])
+                starts = [frame(bucket).start(bucket) for bucket in plan.buckets]
+            points = [p.detach() for p in members]
+            has_seconds = self._carry and type(self.inner) not in ENTRYWISE
+            seconds = second_points(self.state, plan, points) if has_seconds else {}
+            values = plan.spread(starts)
+            with lent(members, values, given), guided(self.inner):
+                self.inner.step()
             with exact_products(*plan.devices):
-                self._retract(plan, displacements, seconds)
+                self._retract(plan, plan.gather(values, starts), seconds)
             plan.publish(self._held)
         return loss
 
@@ -146,17 +148,33 @@ class Retracted(Proxy):
     # State -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the optimizer, with the repr of each group's manifold; under "retracted" what is kept of rounding."""
+        """That of the optimizer, with the repr of each group's manifold, and as "retracted" in what numbers it sees it;
+        under "retracted" of all what is kept of rounding."""
         saved = super().state_dict()
+        for group in saved["param_groups"]:
+            if group["manifold"] is not None:
+                group["retracted"] = self._frame.sees
         keys = [key for group in saved["param_groups"] for key in group["params"]]
         kept = {key: self._held.get(p) for key, p in zip(keys, self._parameters(), strict=True)}
         saved["retracted"] = {key: dict(entry) for key, entry in kept.items() if entry is not None}
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As that of the optimizer; manifolds stay those of this one. Raises ValueError where their reprs differ."""
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "retracted"})
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        """As that of the optimizer; manifolds stay those of this one. Raises ValueError where their reprs differ, and
+        for the state of an optimizer of another kind, or of one that is not Retracted, or was in another way."""
+        groups = state_dict["param_groups"]
+        for i, group in enumerate(groups):
+            if group.get("manifold") is not None and group.get("retracted") != self._frame.sees:
+                what = group.get("retracted")
+                raise ValueError(
+                    f"group {i} of the saved state is "
+                    f"{'not of Retracted' if what is None else f'of an optimizer that saw {what}'}, and here "
+                    f"{type(self.inner).__name__} sees {self._frame.sees}. Make the optimizer that it was saved by, "
+                    f"with the same gradient, move and carry, or start without it."
+                )
+        plain = [{key: value for key, value in group.items() if key != "retracted"} for group in groups]
+        super().load_state_dict({"state": state_dict["state"], "param_groups": plain})
+        keys = [key for group in groups for key in group["params"]]
         kept = state_dict.get("retracted", {})
         self._held = {p: _copied(kept[key]) for key, p in zip(keys, self._parameters(), strict=True) if key in kept}
         self._plan = None
@@ -167,6 +185,7 @@ class Retracted(Proxy):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._frame = Frames(self.inner, self._gradient, self._move, self._carry)
         self._plan = None
 
     # How -------------------------------------------------------------------------------------------------
@@ -203,50 +222,42 @@ class Retracted(Proxy):
 
     def _plan_step(self) -> Plan:
         """The plan for the held parameters that have a gradient, with theirs gathered."""
-        members, grads = [], []
-        for i, group in enumerate(self.param_groups):
-            for p in group["params"] if group["manifold"] is not None else ():
-                if p.grad is None:
-                    continue
-                if p.grad.is_sparse:
-                    way = "Make its layer with sparse=False, or take RiemannianAdam, which moves the rows it touches"
-                    refuse_gradient(self.param_groups, p, "a sparse layout", way)
-                self._check_precision(p)
-                members.append(Member(p, group["manifold"], i, False))
-                grads.append(p.grad)
-        params = [member.parameter for member in members]
-        options = tuple((member.group, member.manifold) for member in members)
+        groups = [(i, group) for i, group in enumerate(self.param_groups) if group["manifold"] is not None]
+        given = [[p for p in group["params"] if p.grad is not None] for _, group in groups]
+        params = [p for each in given for p in each]
+        for p in params:
+            if p.grad is not None and p.grad.is_sparse:
+                way = "Make its layer with sparse=False, or take RiemannianAdam, which moves the rows it touches"
+                refuse_gradient(self.param_groups, p, "a sparse layout", way)
+        options = tuple((i, group["manifold"], len(each)) for (i, group), each in zip(groups, given, strict=True))
         if self._plan is None or not self._plan.fits(params, options, self._held):
+            for p in params:
+                self._check_precision(p)
+                if type(self.inner) in ENTRYWISE:
+                    check_moments(self.param_groups, p, self.state.get(p, {}))
+            members = [
+                Member(p, group["manifold"], i, False)
+                for (i, group), each in zip(groups, given, strict=True)
+                for p in each
+            ]
             self._plan = Plan(members, options, self._held, frozenset())
-        self._plan.read_gradients(grads)
+        self._plan.read_gradients([p.grad for p in params])
         return self._plan
 
-    def _given(self, bucket: Bucket) -> Tensor:
-        """What the optimizer is given in place of the gradient."""
-        if self._gradient is not None:
-            return self._gradient(bucket.factor, bucket.x, bucket.g)
-        if is_ambient(bucket.factor):
-            return vector(bucket, bucket.x, bucket.engine.lift(bucket.x, bucket.g))
-        return bucket.factor.gradient(bucket.x, bucket.g)
-
-    def _retract(self, plan: Plan, displacements: list[Tensor], seconds: dict[str, list[Tensor]]) -> None:
+    def _retract(self, plan: Plan, ends: list[Tensor], seconds: dict[str, list[Tensor]]) -> None:
         """Move the points along what the optimizer did to them, and its state with them."""
-        reached, state = [], momenta(self.state, plan) if self._carry else {}
-        for i, (bucket, d) in enumerate(zip(plan.buckets, plan.gather(displacements), strict=True)):
+        reached = []
+        for bucket, end in zip(plan.buckets, ends, strict=True):
+            group, d = self.param_groups[bucket.kind.group], self._frame(bucket).displacement(bucket, end)
             if not bucket.looks:
                 fit = is_fit(d.reshape(bucket.shape))
                 bucket.ok = fit if bucket.ok is None else bucket.ok & fit
                 d = torch.where(bucket.per_point(fit), d, 0)
-            group = self.param_groups[bucket.kind.group]
             bucket.moves = moves(group, bucket.device)
-            y = self._reach(plan, bucket, d, group)
-            for rows in state.values():
-                rows[i] = carried(bucket, y, rows[i])
-            reached.append(y)
-        for key, rows in state.items():
-            for (p, _), m in zip(entries(self.state, plan, key), plan.spread(rows), strict=True):
-                if p is not None:
-                    p.copy_(m)
+            reached.append(self._reach(plan, bucket, d, group))
+        if self._carry:
+            means = frozenset({"exp_avg", "momentum_buffer"} if type(self.inner) is SGD else {"exp_avg"})
+            carry(self.state, plan, means, self._frame, reached)
         for key, olds in seconds.items():
             for (z, member), old in zip(entries(self.state, plan, key), olds, strict=True):
                 if z is not None:
@@ -258,20 +269,15 @@ class Retracted(Proxy):
 
     def _reach(self, plan: Plan, bucket: Bucket, d: Tensor, group: Group) -> Tensor:
         """The points that the displacement reaches. Raises ValueError where there is none; no point has moved then."""
-        factor, x = bucket.factor, bucket.x
         try:
-            if self._move is not None:
-                return bucket.settle(bucket.engine.polish(self._move(factor, x, d, group.get("lr"))))
-            if is_ambient(factor):
-                return bucket.advance(bucket.engine.lift(x, d), 1.0)
-            return bucket.settle(bucket.engine.polish(factor.retract(x, factor.project(x, d))))
+            return self._frame(bucket).reach(bucket, d, group.get("lr"))
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             pass
         p = plan.members[bucket.leaves[0].member].parameter
         raise ValueError(
             f"the step of {name_in(self.param_groups, p)}, shape {tuple(p.shape)}, is so long, or not finite, that "
-            f"{factor} has no point there in {bucket.dtype}. No constrained parameter was moved, but the state of "
-            f"{type(self.inner).__name__} holds this gradient; lower lr, or clip the gradient."
+            f"{bucket.factor} has no point there in {bucket.dtype}. No constrained parameter was moved, but the state "
+            f"of {type(self.inner).__name__} holds this gradient; lower lr, or clip the gradient."
         )
 
     @torch.no_grad()
@@ -291,8 +297,3 @@ class Retracted(Proxy):
 
 def _copied(entry: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in entry.items()}
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _step_outside_of_graphs(optimizer: Retracted, closure: Callable[[], Any] | None) -> Any:
-    return optimizer.step(closure)

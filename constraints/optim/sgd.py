@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .step import Bucket, Group, Params, RiemannianOptimizer, check_at_least_zero, check_ways, rate
+from .step import Bucket, Group, Params, RiemannianOptimizer, check_at_least_zero, check_ways, rate, travel
 
 
 class RiemannianSGD(RiemannianOptimizer):
@@ -96,8 +96,12 @@ class RiemannianSGD(RiemannianOptimizer):
             stored = bucket.stored("momentum_buffer")
             m, _ = engine.mix(x, stored, self._descent(bucket, group), momentum, add)
             direction = m
-        y = bucket.advance(direction, size)
-        bucket.put("momentum_buffer", engine.store(x, y, m))
+        if direction is m:
+            y, m = travel(bucket, m, size)
+        else:
+            y = bucket.advance(direction, size)
+            m = engine.store(x, y, m)
+        bucket.put("momentum_buffer", m)
         return y
 
     def _step_free(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:

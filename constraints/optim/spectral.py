@@ -31,10 +31,10 @@ def spel(x: Points, m: Points) -> Points:
 
 
 def dual(x: Points, m: Points) -> Points:
-    """argmax of Re tr(M^H A) over tangent A with |A|_2 <= 1, to 1e-7 of the maximum; of norm 1, tangent to rounding.
+    """argmax of Re tr(M^H A) over tangent A with |A|_2 <= 1, to 2e-7 of the maximum; of norm 1, tangent to rounding.
 
-    For real X of odd n < 2p the maximum has no smooth dual, and one point in a thousand lacks up to 1e-3 of it.
-    Some 10 to 80 singular value decompositions of 2p x p matrices: for p of some hundreds, many times `spel`.
+    Some 10 to 20 singular value decompositions of 2p x p matrices, 30 to 60 for real X of odd n < 2p: for p of some
+    hundreds, many times `spel`.
     Source: Bernstein, Modular manifolds (2025).
     """
     return _dual.dual(x, m)

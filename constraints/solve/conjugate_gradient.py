@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from .betas import Beta, Change, hestenes_stiefel
 from .descent import downhill, first_step, search_along
 from .numbers import Truth, is_finite, no, over, plus, where
-from .options import check_between
+from .options import check_between, check_function, check_kind
 from .problem import Problem
 from .searches import LineSearch, StrongWolfe
 from .solver import Solver, State
@@ -36,6 +37,8 @@ class ConjugateGradient(Solver):
     restart: float = math.inf
 
     def __post_init__(self) -> None:
+        check_function(self, "as those of `betas`", beta=self.beta)
+        check_kind(self, LineSearch, search=self.search)
         if self.restart != math.inf:
             check_between(self, 0, math.inf, restart=self.restart)
 
@@ -48,14 +51,20 @@ class ConjugateGradient(Solver):
         first = over(-slope, memory["curvature"] * length) if memory else first_step(state)
         new, found = search_along(problem, state, d, slope, self.search, first, active)
 
-        g, (old, last) = new.gradient, space.transport(x, new.x, torch.stack([g, d]))
-        bend = over(space.inner(new.x, g, last) - slope, found.t * length)
-        beta = self.beta(Change(g, old, last, lambda u, v: space.inner(new.x, u, v)))
+        if space.lies_still:
+            old, last, g = (space.loose(*pair) for pair in ((x, g), (x, d), (new.x, new.gradient)))
+            inner = space.dot
+        else:
+            g, (old, last) = new.gradient, space.transport(x, new.x, torch.stack([g, d]))
+            inner = partial(space.inner, new.x)
+        bend = over(inner(g, last) - slope, found.t * length)
+        beta = self.beta(Change(g, old, last, inner))
         anew = no(is_finite(beta) & found.done)
         if self.restart != math.inf:
-            anew = anew | (abs(space.inner(new.x, g, old)) >= self.restart * new.norm * new.norm)
+            anew = anew | (abs(inner(g, old)) >= self.restart * new.norm * new.norm)
+        d = plus(-g, where(anew, 0.0, beta), last)
         new.memory = {
-            "d": plus(-g, where(anew, 0.0, beta), last),
+            "d": space.fasten(new.x, d) if space.lies_still else d,
             "steepest": anew,
             "curvature": where(
                 (bend > 0) & found.done, bend, where(found.done, over(-slope, 2 * found.t * length), new.norm)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .descent import first_step, search_along
 from .numbers import Truth, is_finite, no, over, where
+from .options import check_kind
 from .problem import Problem
 from .searches import Armijo, LineSearch
 from .solver import Solver, State
@@ -25,6 +26,9 @@ class GradientDescent(Solver):
     """
 
     search: LineSearch = Armijo()  # noqa: RUF009 - frozen
+
+    def __post_init__(self) -> None:
+        check_kind(self, LineSearch, search=self.search)
 
     def advance(self, problem: Problem, state: State, active: Truth) -> State:
         space, x, g = problem.space, state.x, state.gradient

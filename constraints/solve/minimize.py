@@ -41,7 +41,8 @@ def minimize(
 
     f: takes a tensor on the manifold and returns a real scalar tensor, made of it with torch, smooth. Or it takes a
     dict of tensors, with a dict of starts and one of manifolds; all of them move as one point of the product.
-    x0: the start; or its shape, (n, p), for a random point of this dtype on this device, of this generator.
+    x0: the start; or its shape, (n, p), for a random point of this dtype on this device, of this generator. dtype and
+    device are refused where no shape is given and the tensors have others.
     manifold: None with a module: `minimize(closure, model)` moves what is held by `Riemannian()` on its manifold and
     the other parameters that need a gradient freely; closure takes nothing and returns the loss.
     solver: a value; `TrustRegion()` by default, `LBFGS()`, `ConjugateGradient()` or `GradientDescent()`.
@@ -68,10 +69,11 @@ def minimize(
     if not isinstance(solver, Solver):
         raise TypeError(f"solver is a value such as TrustRegion() or LBFGS(memory=20); got {solver!r}.")
     if isinstance(x0, nn.Module):
-        if manifold is not None or batched or starts != 1 or both_components:
+        drawn = (generator, dtype, device) != (None, None, None)
+        if manifold is not None or batched or starts != 1 or both_components or drawn:
             raise ValueError(
                 "minimize(closure, model) takes its manifolds and its start from the model: leave out manifold, "
-                "batched, starts and both_components."
+                "batched, starts, both_components, generator, dtype and device."
             )
         return _of_model(f, x0, solver, stops)
     given = points_of(x0, manifold, generator=generator, dtype=dtype, device=device)
@@ -105,7 +107,7 @@ def _of_model(closure: Callable[[], Any], model: nn.Module, solver: Solver, stop
         steps=int(done.steps),
         evaluations=problem.counts,
         converged=why == Why.CONVERGED,
-        reason=sentence(problem, [why], state.norm, int(done.steps), stops),
+        reason=sentence(problem, [why], state.norm, int(done.steps), stops, state.memory.get("curvature")),
         history=done.history,
         curvature=state.memory.get("curvature"),
     )

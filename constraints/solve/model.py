@@ -10,17 +10,43 @@ from torch import Tensor, nn
 
 from manifolds import Euclidean, Manifold
 
-from ..held import held
+from ..composing import composed
+from ..held import held_once
+from ..names import owners
 from ..riemannian import Riemannian, param_groups
+from ..sharding import check_not_sharded
+from ..values import code
 from .points import DTYPES, check_alike
 from .problem import Problem
 from .space import Piece, Rows, Space
+
+
+def _check_method(model: nn.Module) -> None:
+    """ValueError where the model has coordinates of weights, for the gradient by these depends on the chart."""
+    sets = {each.name: code(each.manifold) for each in held_once(model) if not isinstance(each.method, Riemannian)}
+    for prefix, owner in owners(model):
+        for attribute, each in composed(owner):
+            if parts := [name for name in sets if name.startswith(f"{prefix}{attribute}.")]:
+                for name in parts:
+                    del sets[name]
+                sets[prefix + attribute] = repr(each.parts.composition)
+    if sets:
+        calls = "; ".join(
+            f"unconstrain(model, {name!r}); constrain(model, {name!r}, {manifold}, Riemannian())"
+            for name, manifold in sets.items()
+        )
+        raise ValueError(
+            f"minimize moves weights that are held by Riemannian(); held by a Trivialization: {', '.join(sets)}. "
+            f"Write {calls}."
+        )
 
 
 class Parameters:
     """Tensors that a closure reads by itself, written before it is called."""
 
     def __init__(self, named: dict[str, Tensor], manifolds: dict[str, Manifold]) -> None:
+        for name, p in named.items():
+            check_not_sharded(p, name, "Solvers need whole points: call minimize before fully_shard.")
         check_alike(named)
         self.tensors = list(named.values())
         pieces = [Piece(name, manifolds[name], tuple(p.shape), p.dtype) for name, p in named.items()]
@@ -30,12 +56,7 @@ class Parameters:
     @classmethod
     def of(cls, model: nn.Module) -> Parameters:
         """Those of the model that need a gradient. Raises ValueError for coordinates and for half precision."""
-        trivialized = [each.name for each in held(model) if not isinstance(each.method, Riemannian)]
-        if trivialized:
-            raise ValueError(
-                f"minimize moves weights that are held by Riemannian(); {', '.join(trivialized)} is held by a "
-                f"Trivialization. Call unconstrain(model, name), then constrain(model, name, manifold, Riemannian())."
-            )
+        _check_method(model)
         named: dict[str, Tensor] = {}
         manifolds: dict[str, Manifold] = {}
         for group in param_groups(model):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Manifold, NearestPointManifold, tolerance
+from manifolds.engine import engine, settled
 
 from ..precision import exact_products
 from ..values import code
@@ -56,9 +57,31 @@ def points_of(
             points[name] = manifolds[name].random(tuple(value), generator=generator, dtype=dtype, device=device)
             drawn = True
         else:
-            raise TypeError(f"{_who(name)} is a tensor, or a shape such as (64, 5); got {value!r:.80}.")
+            raise TypeError(
+                f"{_who(name)} is a tensor, or a shape such as (64, 5); got {_kind(value)}. torch.from_numpy "
+                f"makes a tensor of an array."
+            )
+    _check_drawn(points, drawn, dtype, device)
     check_alike(points)
     return Given(manifolds, points, drawn)
+
+
+def _check_drawn(
+    points: Mapping[Any, Tensor], drawn: bool, dtype: torch.dtype | None, device: torch.device | str | None
+) -> None:
+    """ValueError for a dtype or a device that no shape is drawn with and no start has."""
+    for p in points.values():
+        other = (dtype is not None and p.dtype != dtype) or (device is not None and p.device != _full(device))
+        if other and not drawn:
+            raise ValueError(
+                f"dtype and device are for starts that are drawn; got tensors, {p.dtype} on {p.device}. Write "
+                f"x0.to(...), and leave them out."
+            )
+
+
+def _full(device: torch.device | str) -> torch.device:
+    """With its index, as tensors have it."""
+    return torch.empty(0, device=device).device
 
 
 def check_alike(points: Mapping[Any, Tensor]) -> None:
@@ -72,7 +95,7 @@ def check_alike(points: Mapping[Any, Tensor]) -> None:
 def _manifold(manifold: Any) -> Manifold:
     manifold = manifold() if isinstance(manifold, type) and issubclass(manifold, Manifold) else manifold
     if not isinstance(manifold, Manifold):
-        raise TypeError(f"manifold is a Manifold, such as Stiefel() or Sphere() * Stiefel(); got {manifold!r:.80}.")
+        raise TypeError(f"manifold is a Manifold, such as Stiefel() or Sphere() * Stiefel(); got {_kind(manifold)}.")
     return manifold
 
 
@@ -94,13 +117,22 @@ def _checked(name: Name, x: Tensor, manifold: Manifold) -> Tensor:
                 else (f"its shape alone for a random start, or a point made by {code(manifold)}.random")
             )
             raise ValueError(f"{_who(name)} of shape {tuple(x.shape)} is not on {manifold}. Give {way}.")
-        if isinstance(manifold, NearestPointManifold) and not bool((residual <= tolerance(x.dtype)).all()):
-            x = manifold.nearest(x)
+        if not bool((residual <= tolerance(x.dtype)).all()):
+            held = engine(manifold)
+            x = held.join([settled(factor, points) for factor, points in held.split(x)], x.shape)
     return x.clone(memory_format=torch.contiguous_format)
 
 
 def _who(name: Name) -> str:
     return "x0" if name is None else f"x0[{name!r}]"
+
+
+def _kind(value: Any) -> str:
+    """A value of a few letters as it is written, else what it is."""
+    if isinstance(value, (str, int, float, tuple, list, type)) or value is None:
+        return f"{value!r:.40}"
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    return f"a {type(value).__name__}{shape}"
 
 
 def _said(value: Any) -> str:

@@ -42,7 +42,7 @@ class Evaluation:
         if self._values is not None:
             self.problem.counts.gradients += 1
             with torch.enable_grad():
-                total = self._values.sum()
+                total = self._values.sum() if self._values.dim() else self._values
                 found = torch.autograd.grad(total, self.leaves, create_graph=self.problem.twice, allow_unused=True)
             self._slopes = [
                 leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, self.leaves, strict=True)
@@ -81,8 +81,6 @@ class Problem:
         self.tol = 0.0
         """The gradient norm that is asked for."""
         self.out_of_time: Callable[[], bool] = lambda: False
-        self.complaint: str | None = None
-        """What a retraction said of the last step that it could not take."""
 
     @property
     def keeps_graphs(self) -> bool:
@@ -119,11 +117,7 @@ class Problem:
         return values
 
     def _check(self, values: Tensor, leaves: list[Tensor]) -> None:
-        shape = (self.rows,) if self.space.batched else ()
-        if tuple(values.shape) != shape:
-            what = f"{self.rows} numbers, one for each problem," if self.space.batched else "one number"
-            way = "Reduce over every axis but the first." if self.space.batched else "Add up what it returns."
-            raise ValueError(f"f returns {what} of shape {shape}; got shape {tuple(values.shape)}. {way}")
+        check_shape(values, (self.rows,) if self.space.batched else ())
         if not values.is_floating_point():
             way = "Take its real part" if values.is_complex() else "Compute it in floating point"
             raise TypeError(f"f returns a real floating-point number; got dtype {values.dtype}. {way}.")
@@ -132,7 +126,16 @@ class Problem:
                 "f does not depend on x as far as autograd knows. Compute it from its argument with torch, without "
                 "detach(), .data, .item() or torch.no_grad()."
             )
-        found = torch.autograd.grad(values.sum(), leaves, retain_graph=True, allow_unused=True)
+        try:
+            found = torch.autograd.grad(values.sum(), leaves, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                raise
+            raise ValueError(
+                "the graph of what f returns is gone: f calls backward(), which solvers do themselves. Leave it out."
+            ) from error
+        if all(g is None for g in found) and self._place is not None:
+            raise ValueError("the loss does not depend on any parameter of the model. Compute it from this model.")
         unused = [str(piece) for piece, g in zip(self.space.pieces, found, strict=True) if g is None]
         if unused and self._place is None:
             raise ValueError(
@@ -146,6 +149,14 @@ class Problem:
                     "depends on other rows. Drop batched=True to solve them as one problem, with the sum of the values."
                 )
         self._checked = True
+
+
+def check_shape(values: Tensor, shape: tuple[int, ...]) -> None:
+    """ValueError unless f returned values of this shape: (B,), or () for one problem."""
+    if tuple(values.shape) != shape:
+        what = f"{shape[0]} numbers, one for each problem," if shape else "one number"
+        way = "Reduce over every axis but the first." if shape else "Add up what it returns."
+        raise ValueError(f"f returns {what} of shape {shape}; got shape {tuple(values.shape)}. {way}")
 
 
 def _same(x: Tensor, y: Tensor) -> bool:

@@ -40,7 +40,7 @@ class History:
         return draw_history(self, axes, line)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The answer of `minimize`, with its certificate.
 
@@ -49,7 +49,8 @@ class Result:
     gradient_norm: of the Riemannian gradient, in the metric: 0 exactly at first-order points.
     reason: why it stopped, in a sentence.
     curvature: the least second derivative along unit tangent vectors that `TrustRegion` saw at x, an upper bound of the
-    smallest eigenvalue of the Hessian: 0 or more, but for rounding, at a minimum. None for other solvers.
+    smallest eigenvalue of the Hessian: 0 or more, but for rounding, at a minimum. NaN where products with it are not
+    finite; None for other solvers, and where no problem converged.
     values_of_starts: with several starts, the value that each ended with; the others are those of the best.
     determinants: signs of the determinants, one for each factor on O(n), where they are kept from the start; None
     where no factor is one of O(n).

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .numbers import Number, any_, full, is_finite, no, pick, smaller, where
+from .numbers import Number, any_, full, is_finite, larger, no, pick, smaller, where
 from .problem import Problem
 from .result import History
 from .solver import Solver, State, start
@@ -22,6 +22,9 @@ from .space import Rows
 
 PATIENCE = 30
 """Steps without a smaller value or gradient norm after which rounding is all that moves."""
+
+NOISE = 1e4
+"""Values at one point that differ by more than so many eps are not rounding."""
 
 SADDLES = 5
 """How often a solver may leave a point where the gradient vanishes."""
@@ -38,6 +41,7 @@ class Why(IntEnum):
     STEPS = 5
     SECONDS = 6
     CALLBACK = 7
+    RANDOM = 8
 
 
 class Point(NamedTuple):
@@ -99,7 +103,7 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
                 value, norm = state.value, state.norm
                 if problem.space.batched:
                     value, norm = value.squeeze(-1), norm.squeeze(-1)
-                if stops.callback(Point(step, whole(state.x), value, norm, seconds)) is True:
+                if _is_true(stops.callback(Point(step, whole(state.x), value, norm, seconds))):
                     why = where(running, float(Why.CALLBACK), why)
                     break
             if not any_(running):
@@ -120,7 +124,11 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
                 why = where(ends, where(finite, stalled, zero + Why.NOT_FINITE), why)
         lost = (why == Why.STALLED) & (kept.norm < state.norm)
         if any_(lost):
-            state = start(problem, pick(lost, kept.x, state.x))
+            state = replace(start(problem, pick(lost, kept.x, state.x)), memory=state.memory)
+        if any_((why == Why.STALLED) | (why == Why.STUCK)):
+            again, size = problem.at(state.x).value, NOISE * torch.finfo(x.dtype).eps
+            differs = no(abs(again - state.value) <= size * larger(abs(state.value), 1.0))
+            why = where(((why == Why.STALLED) | (why == Why.STUCK)) & differs, float(Why.RANDOM), why)
     finally:
         shown.wipe()
     return Run(state, steps, why, history)
@@ -136,13 +144,22 @@ def _better(new: State, old: State) -> State:
     return replace(new, x=x, value=value, norm=norm)
 
 
-def sentence(problem: Problem, why: Sequence[float], norm: float, steps: int, stops: Stops) -> str:
+def _is_true(said: Any) -> bool:
+    """True, of Python, numpy or torch; what else a callback returns means nothing."""
+    if said is True:
+        return True
+    return str(getattr(said, "dtype", "")) in ("bool", "torch.bool") and math.prod(said.shape) == 1 and bool(said)
+
+
+def sentence(
+    problem: Problem, why: Sequence[float], norm: float, steps: int, stops: Stops, curvature: Any = None
+) -> str:
     """Why it stopped; with several problems, how many stopped why. norm and steps are those of the only one."""
     counts = Counter(Why(int(each)) for each in why)
     if len(why) == 1:
         (kind,) = counts
         part, size = _said(kind, problem, stops), "" if kind == Why.CONVERGED else f" (gradient norm {norm:.1e})"
-        if kind == Why.CONVERGED and steps == 0:
+        if kind == Why.CONVERGED and steps == 0 and not (curvature is not None and curvature > 0):
             size = " already at the start, which may be a saddle: try starts=5, or another one"
         return f"{part[0].upper()}{part[1:]}{size}."
     return "; ".join(f"{count} of {len(why)} {_said(kind, problem, stops)}" for kind, count in counts.items()) + "."
@@ -150,8 +167,8 @@ def sentence(problem: Problem, why: Sequence[float], norm: float, steps: int, st
 
 def _said(kind: Why, problem: Problem, stops: Stops) -> str:
     text = _SENTENCES[kind].format(tol=stops.tol, steps=stops.max_steps, seconds=stops.max_seconds)
-    refused = kind == Why.STUCK and problem.complaint is not None
-    return f"{text}; a step was refused: {problem.complaint}" if refused else text
+    complaint = problem.space.complaint if kind in (Why.STUCK, Why.NOT_FINITE) else None
+    return text if complaint is None else f"{text}; the manifold says of a step: {complaint}"
 
 
 _SENTENCES = {
@@ -169,6 +186,10 @@ _SENTENCES = {
     Why.STEPS: "not converged: max_steps={steps} reached",
     Why.SECONDS: "not converged: max_seconds={seconds} reached",
     Why.CALLBACK: "stopped by the callback",
+    Why.RANDOM: (
+        "not converged: f gives another value each time at one point; make it a function, without dropout, batch norm "
+        "in training, or new data at each call, as by model.eval()"
+    ),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,8 @@ SHRINK, TRIALS = 0.25, 8
 def least_curvature(problem: Problem, state: State, times: Product, products: int) -> tuple[Number, Rows]:
     """(<v, H v>, v) with v the unit vector where that is least among those in the Krylov space of a random vector.
 
-    Lanczos: an upper bound of the smallest eigenvalue of H, from so many products with it.
+    Lanczos: an upper bound of the smallest eigenvalue of H, from so many products with it. NaN, and v = 0, where these
+    are not finite.
     Source: Conn, Gould & Toint, Trust Region Methods (2000), section 5.2.
     """
     space, x = problem.space, state.x
@@ -27,28 +30,33 @@ def least_curvature(problem: Problem, state: State, times: Product, products: in
     basis: list[Rows] = []
     alphas: list[Number] = []
     betas: list[Number] = []
+    lives = state.norm >= 0  # where the space still grows
     for _ in range(products):
         h = times(q)
         basis.append(q)
-        alphas.append(space.inner(x, q, h))
+        alpha = space.inner(x, q, h)
+        # of a problem whose space is complete q is 0: a number that is not the least
+        alphas.append(where(lives, alpha, abs(alphas[0]) * 2 + 1) if alphas else alpha)
         # against all, for rounding makes the first ones come back
         for _ in range(2):
             for each in basis:
                 h = h - each * space.inner(x, each, h)
-        betas.append(space.norm(x, h))
+        beta = space.norm(x, h)
         # an invariant space: what is left of h is rounding
-        if not any_(betas[-1] > 1e-10 * (abs(alphas[-1]) + betas[0])):
+        lives = lives & (beta > 1e-10 * (abs(alpha) + (betas[0] if betas else beta)))
+        betas.append(where(lives, beta, 0.0))
+        if not any_(lives):
             break
-        q = space.project(x, h) * over(1.0, betas[-1])
+        q = where(lives, space.project(x, h) * over(1.0, beta), torch.zeros_like(h))
     diagonal, off = _stacked(alphas, x), _stacked(betas, x)[..., :-1]
-    if not bool(torch.isfinite(diagonal).all() and torch.isfinite(off).all()):
-        return full(state.value, 0.0), torch.zeros_like(x)
-    values, vectors = torch.linalg.eigh(
-        torch.diag_embed(diagonal) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    )
+    small = torch.diag_embed(diagonal) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    known = torch.isfinite(small).all(-1).all(-1, keepdim=True)
+    values, vectors = torch.linalg.eigh(torch.where(known[..., None], small, 0.0))
+    values = torch.where(known, values, math.nan)
     weights = vectors[..., :, 0]
     v = torch.stack([each * weights[..., i : i + 1] for i, each in enumerate(basis)]).sum(0)
-    return (values[..., :1] if problem.space.batched else values[0].item()), v
+    least = values[..., :1] if problem.space.batched else values[0].item()
+    return least, torch.where(known, v, torch.zeros_like(v))
 
 
 def leave(problem: Problem, state: State, curvature: Number, v: Rows, wants: Truth) -> State:

@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-import torch
-
 from .numbers import Number, Truth, all_, any_, full, is_finite, pick, where
 from .problem import Evaluation, Problem
 from .space import Rows
@@ -60,11 +58,7 @@ def start(problem: Problem, x: Rows) -> State:
 
 def reach(problem: Problem, x: Rows, v: Rows, moves: Truth) -> tuple[Rows, Truth]:
     """R_x(v) where that can be computed, else x; and where it can, among those that move."""
-    try:
-        y = problem.space.retract(x, v)
-    except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        problem.complaint = str(error)
-        return x, moves & False
+    y = problem.space.retract(x, v)
     # a sum is finite where its terms are, but for rows so long that their points are of no use
     good = moves & is_finite(y.sum(-1, keepdim=True) if problem.space.batched else y.sum().item())
     return pick(good, y, x), good

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from manifolds import Manifold, ProductManifold, Stiefel
+from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
 
 from .numbers import Number, sqrt, where
 
@@ -46,7 +46,10 @@ class Space:
 
     def __init__(self, pieces: Sequence[Piece], batched: bool) -> None:
         self.pieces, self.batched = tuple(pieces), batched
+        self.complaint: str | None = None
+        """What a manifold said of the last rows that it could not work on; the answer is NaN for these."""
         self._widths = [piece.width for piece in self.pieces]
+        self._only = self.pieces[0] if len(self.pieces) == 1 and not self.pieces[0].dtype.is_complex else None
 
     @cached_property
     def is_ambient(self) -> bool:
@@ -58,8 +61,8 @@ class Space:
     def split(self, rows: Rows) -> list[Tensor]:
         """The pieces of rows, as views: (*rows, *shape)."""
         lead = rows.shape[:-1]
-        if len(self.pieces) == 1 and not self.pieces[0].dtype.is_complex:
-            return [rows.reshape(lead + self.pieces[0].shape)]
+        if self._only is not None:
+            return [rows.reshape(lead + self._only.shape)]
         parts = []
         for piece, part in zip(self.pieces, rows.split(self._widths, -1), strict=True):
             if piece.dtype.is_complex:
@@ -96,15 +99,48 @@ class Space:
             x, y = x.expand_as(v), y.expand_as(v)
         return self._each(lambda m, *t: m.transport(*t), x, y, v)
 
+    # Vectors that lie still --------------------------------------------------------------------------------
+    # transport(x, y, v) = fasten(y, loose(x, v)), so that what is loose is carried nowhere. Inner products of loose
+    # vectors are those of the ambient space: with one that is tangent where they are fastened they are right; two
+    # from afar are off by what a projection takes away there, of second order in the way, on O(n) by nothing.
+
+    @cached_property
+    def lies_still(self) -> bool:
+        """Whether each piece is transported by Y X^H or by projection."""
+        return self.is_ambient and all(_lies_still(piece) for piece in self.pieces)
+
+    @cached_property
+    def _turns(self) -> bool:
+        return any(_turns(piece.manifold, piece.shape) for piece in self.pieces)
+
+    def loose(self, x: Rows, v: Rows) -> Rows:
+        """X^H V of what is turned, and what is projected as it is."""
+        if not self._turns:
+            return v
+        return self._each(lambda m, p, a: p.mH @ a if _turns(m, p.shape) else a, x, v)
+
+    def fasten(self, x: Rows, c: Rows) -> Rows:
+        """X C of what is turned, and the projection of what is projected."""
+        return self._each(lambda m, p, a: p @ a if _turns(m, p.shape) else m.project(p, a), x, c)
+
+    def dot(self, u: Rows, v: Rows) -> Number:
+        """The inner product of R^N."""
+        return (u * v).sum(-1, keepdim=True) if self.batched else torch.dot(u, v).item()
+
     def inner(self, x: Rows, u: Rows, v: Rows) -> Number:
         """<u, v> at x, summed over the pieces; of single rows, not of stacks."""
         if self.is_ambient:
-            return (u * v).sum(-1, keepdim=True) if self.batched else torch.dot(u, v).item()
-        total: Number = 0.0
-        for piece, *parts in zip(self.pieces, self.split(x), self.split(u), self.split(v), strict=True):
-            numbers = piece.manifold.inner(*parts)
-            total = total + (numbers.flatten(1).sum(1, keepdim=True) if self.batched else numbers.sum().item())
-        return total
+            return self.dot(u, v)
+
+        def compute(x: Rows, u: Rows, v: Rows) -> Tensor:
+            pieces = zip(self.pieces, self.split(x), self.split(u), self.split(v), strict=True)
+            numbers = [piece.manifold.inner(*parts) for piece, *parts in pieces]
+            total = sum(n.reshape(len(n), -1).sum(1, keepdim=True) if self.batched else n.sum() for n in numbers)
+            # as wide as the rows, as what stands for those on which a manifold raises
+            return total.expand_as(v)  # type: ignore[union-attr]
+
+        found = self._known(compute, x, u, v)
+        return found[..., :1] if self.batched else found[0].item()
 
     def norm(self, x: Rows, v: Rows) -> Number:
         """|v| at x."""
@@ -122,10 +158,27 @@ class Space:
         )
 
     def _each(self, method: Callable[..., Tensor], *rows: Rows) -> Rows:
-        if len(self.pieces) == 1:
-            return self.join([method(self.pieces[0].manifold, *[self.split(r)[0] for r in rows])])
-        parts = zip(self.pieces, *[self.split(r) for r in rows], strict=True)
-        return self.join([method(piece.manifold, *tensors) for piece, *tensors in parts])
+        def compute(*rows: Rows) -> Rows:
+            if (only := self._only) is not None:
+                lead = rows[-1].shape[:-1]
+                shape = lead + only.shape
+                return method(only.manifold, *[r.reshape(shape) for r in rows]).reshape(*lead, -1)
+            parts = zip(self.pieces, *[self.split(r) for r in rows], strict=True)
+            return self.join([method(piece.manifold, *tensors) for piece, *tensors in parts])
+
+        return self._known(compute, *rows)
+
+    def _known(self, compute: Callable[..., Tensor], *rows: Rows) -> Tensor:
+        """compute(*rows), NaN for the rows on which it raises: one problem that cannot go on keeps no other."""
+        try:
+            return compute(*rows)
+        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            self.complaint = str(error)
+        half = rows[-1].shape[-2] // 2 if self.batched else 0
+        if not half:
+            return torch.full_like(rows[-1], math.nan)
+        parts = [[r[..., :half, :] for r in rows], [r[..., half:, :] for r in rows]]
+        return torch.cat([self._known(compute, *part) for part in parts], -2)
 
 
 def is_ambient(manifold: Manifold) -> bool:
@@ -136,3 +189,13 @@ def is_ambient(manifold: Manifold) -> bool:
         return manifold.metric == "euclidean"
     kind = type(manifold)
     return kind.inner is Manifold.inner and kind.gradient is Manifold.gradient
+
+
+def _turns(manifold: Manifold, shape: Sequence[int]) -> bool:
+    square = isinstance(manifold, Stiefel) and shape[-1] == shape[-2]
+    return square or isinstance(manifold, (Orthogonal, SpecialOrthogonal))
+
+
+def _lies_still(piece: Piece) -> bool:
+    projects = type(piece.manifold).transport in (Manifold.transport, Euclidean.transport)
+    return projects or isinstance(piece.manifold, Stiefel) or _turns(piece.manifold, piece.shape)

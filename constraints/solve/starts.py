@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .components import determinants, mirrored
 from .points import Given, Name
-from .problem import Problem
+from .problem import Problem, check_shape
 from .result import Result
 from .run import Run, Stops, Why, sentence
 from .space import Piece, Rows, Space
@@ -27,6 +27,7 @@ class Starts:
     def __init__(self, given: Given, batched: bool, count: int, both: bool, generator: torch.Generator | None) -> None:
         self._names, self._batched, self._is_dict = list(given.points), batched, None not in given.points
         self.manifolds = given.manifolds
+        self._drawn = next(iter(given.points.values())).dtype if given.drawn else None
         points = [given.points] + [self._another(given, generator) for _ in range(count - 1)]
         points = [mirror for each in points for mirror in (self._mirrors(each) if both else [each])]
         self._count = len(points)
@@ -47,7 +48,7 @@ class Starts:
 
     def problem(self, f: Callable[..., Any]) -> Problem:
         """f on the rows."""
-        return Problem(self.space, self._caller(f), self._count * self._problems)
+        return Problem(self.space, self._caller(_told(f, self._drawn)), self._count * self._problems)
 
     def whole(self, rows: Rows) -> Any:
         """Rows as f takes them; of several starts all, on a leading axis."""
@@ -85,7 +86,7 @@ class Starts:
             steps=steps.long() if self._batched else int(steps),
             evaluations=problem.counts,
             converged=why == Why.CONVERGED,
-            reason=sentence(problem, kinds, size, count, stops),
+            reason=sentence(problem, kinds, size, count, stops, None if self._batched else curvature),
             history=done.history,
             curvature=curvature,
             values_of_starts=values,
@@ -98,6 +99,7 @@ class Starts:
         if self._count == 1:
             return lambda parts: f(self._named(parts))
         mapped = torch.vmap(f)
+        shape = (self._problems,) if self._batched else ()
         loops = False
 
         def call(parts: list[Tensor]) -> Any:
@@ -105,11 +107,17 @@ class Starts:
             apart = self._apart(parts)
             if not loops:
                 try:
-                    return mapped(self._named(apart)).reshape(self._count * self._problems)
+                    values = mapped(self._named(apart))
+                    check_shape(values[0], shape)
+                    return values.flatten()
                 except (RuntimeError, ValueError):
                     loops = True  # f does what vmap cannot, or is wrong, which it says itself then
             found = [f(self._named([part[k] for part in apart])) for k in range(self._count)]
-            return torch.stack(found).flatten() if all(isinstance(v, Tensor) for v in found) else found[0]
+            if not all(isinstance(v, Tensor) for v in found):
+                return found[0]
+            for values in found:
+                check_shape(values, shape)
+            return torch.stack(found).flatten()
 
         return call
 
@@ -156,3 +164,17 @@ class Starts:
             signs = iter(pattern)
             images.append({name: mirrored(self.manifolds[name], p, lead, signs) for name, p in points.items()})
         return images
+
+
+def _told(f: Callable[..., Any], drawn: torch.dtype | None) -> Callable[..., Any]:
+    """f, whose complaint about dtypes says in which one the start was drawn."""
+
+    def told(x: Any) -> Any:
+        try:
+            return f(x)
+        except RuntimeError as error:
+            if "dtype" not in str(error) and "scalar type" not in str(error):
+                raise
+            raise TypeError(f"{error}. x0 was drawn in {drawn}; write dtype=torch.float64 for another.") from error
+
+    return f if drawn is None else told

@@ -10,7 +10,7 @@ import torch
 
 from .hessians import Hessian, exact
 from .numbers import Truth, any_, full, is_finite, larger, no, over, smaller, where
-from .options import check_between, check_count
+from .options import check_between, check_count, check_function, check_least
 from .problem import Problem
 from .saddle import least_curvature, leave
 from .solver import Solver, State, moved, reach
@@ -57,6 +57,10 @@ class TrustRegion(Solver):
     needs_hessian = True
 
     def __post_init__(self) -> None:
+        check_function(self, "as those of `hessians`", hessian=self.hessian)
+        if self.preconditioner is not None:
+            check_function(self, "(x, v) -> a tangent vector", preconditioner=self.preconditioner)
+        check_least(self, 0, regularization=self.regularization)
         check_between(self, 0, 1, kappa=self.kappa)
         check_between(self, 0, 0.25, accept=self.accept)
         check_between(self, 0, math.inf, theta=self.theta)
@@ -86,6 +90,9 @@ class TrustRegion(Solver):
         rho = over(state.value - at.value + slack, step.decrease + slack)
         usable = good & is_finite(rho) & (step.decrease + slack > 0)
         taken = usable & (rho > self.accept)
+        if any_(taken):  # where the gradient is not finite, a shorter step
+            usable = usable & is_finite(space.size(at.gradient))
+            taken = taken & usable
         length = space.norm(x, step.v)
         grows = usable & (rho > 0.75) & step.at_boundary
         shrinks = active & no(usable & (rho >= 0.25))
@@ -102,7 +109,7 @@ class TrustRegion(Solver):
         return reached
 
     def settle(self, problem: Problem, state: State, at_rest: Truth) -> tuple[State, Truth]:
-        if not self.saddle_products:
+        if not self.saddle_products or not problem.space.dim():
             return state, at_rest & False
         times = state.memory.get("times") or self.hessian(state.at)
         curvature, v = least_curvature(problem, state, times, min(self.saddle_products, problem.space.dim()))

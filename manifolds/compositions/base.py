@@ -54,8 +54,12 @@ class Composition(ABC, metaclass=ManifoldMeta):
         return sum(manifold.dim(part) for manifold, part in self.parts(shape).values() if manifold is not None)
 
     def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """|x - compose(**decompose(x))| / max(1, |x|), one number per tensor."""
+        """|x - compose(**decompose(x))| / max(1, |x|), one number per tensor; NaN where x is not finite."""
         check_ndim(self, x.shape, self.ndim)
+        sound = x.detach().isfinite().all(tuple(range(-self.ndim, 0)))
+        if not bool(sound.all()):
+            numbers = torch.full(sound.shape, torch.nan, dtype=x.dtype.to_real(), device=x.device)
+            return numbers.masked_scatter(sound, self.residual(x[sound]))
         back = self.made(self.decompose(x), x.shape)
         return length(x - back, self.ndim) / length(x, self.ndim).clamp_min(1)
 

@@ -14,6 +14,7 @@ from ..base import check_ndim
 from ..kernels.linalg import skew, sym
 from ..positive_definite import PositiveDefinite
 from ..symmetric import Skew
+from ._svd import checked, each
 from .base import Composition, Parts
 
 Square = Inexact[Tensor, "*batch n n"]
@@ -60,14 +61,15 @@ class Hurwitz(Composition):
         Source: Roberts, Linear model reduction and solution of the algebraic Riccati equation by use of the sign
         function (1980).
         """
-        eye = torch.eye(x.shape[-1], dtype=torch.promote_types(x.dtype, torch.float64), device=x.device)
-        a = x.to(eye.dtype) + self.margin * eye
+        wide = checked(x)
+        eye = torch.eye(x.shape[-1], dtype=wide.dtype, device=x.device)
+        a = wide + self.margin * eye
         if not bool((torch.linalg.eigvals(a).real < 0).all()):
             raise ValueError(
                 f"a matrix of shape {tuple(x.shape)} has eigenvalues whose real part is not below {-self.margin:g}. "
                 f"Subtract a multiple of the identity, or start with init='haar'."
             )
-        p = torch.stack([_lyapunov(each) for each in a.reshape(-1, *x.shape[-2:])]).reshape(a.shape)
+        p = each(_lyapunov, a, a)
         return {"p": p.to(x.dtype), "q": eye.expand(a.shape).to(x.dtype), "s": skew(p @ a).to(x.dtype)}
 
 

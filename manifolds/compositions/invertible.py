@@ -13,6 +13,7 @@ from ..base import check_ndim
 from ..kernels.linalg import sym
 from ..orthogonal import SpecialOrthogonal
 from ..positive_definite import PositiveDefinite
+from ._svd import checked, each
 from .base import Composition, Parts
 
 Square = Inexact[Tensor, "*batch n n"]
@@ -43,8 +44,8 @@ class Invertible(Composition):
 
     def decompose(self, x: Square) -> dict[str, Tensor]:
         """The polar decomposition. Raises ValueError where a determinant is not positive, or a matrix singular."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float64))
-        signs = torch.stack([torch.linalg.slogdet(each)[0] for each in wide.reshape(-1, *x.shape[-2:])])
+        wide = checked(x)
+        signs = each(lambda a: torch.linalg.slogdet(a)[0], wide, wide[..., 0, 0])
         wrong = (signs - 1).abs() > torch.finfo(x.dtype).eps ** 0.5
         if bool(wrong.any()):
             raise ValueError(

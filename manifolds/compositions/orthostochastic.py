@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
+from .._points import check_real
 from ..base import check_ndim, tolerance
 from ..orthogonal import SpecialOrthogonal
+from ._svd import checked, each
 from .base import Composition, Parts
 
 Square = Inexact[Tensor, "*batch n n"]
@@ -48,9 +50,9 @@ class Orthostochastic(Composition):
 
         Raises ValueError where that finds none: x is not doubly stochastic, or not orthostochastic.
         """
-        wide = x.detach().to(torch.float64)
-        flat = wide.reshape(-1, *x.shape[-2:])
-        return {"q": torch.stack([_root(each, x) for each in flat]).reshape(x.shape).to(x.dtype)}
+        check_real(self, x.dtype)
+        wide = checked(x.detach())
+        return {"q": each(lambda w: _root(w, x), wide, wide).to(x.dtype)}
 
 
 def _root(w: Tensor, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..base import check_ndim
 from ..euclidean import Euclidean
+from ._svd import checked
 from .base import Composition, Parts
 
 Square = Inexact[Tensor, "*batch n n"]
@@ -50,7 +51,7 @@ class PositiveSemidefinite(Composition):
     def decompose(self, x: Square) -> dict[str, Tensor]:
         """The r largest eigenvalues, cut at 0, and their vectors: of the nearest matrix of the set."""
         r = x.shape[-1] if self.rank is None else self.rank
-        wide = x.to(torch.promote_types(x.dtype, torch.float64))
+        wide = checked(x)
         values, vectors = torch.linalg.eigh((wide + wide.mH) / 2)
         largest = values[..., -1:].clamp_min(0)
         tiny = torch.finfo(x.dtype).eps * torch.where(largest > 0, largest, 1)

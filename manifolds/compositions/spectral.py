@@ -13,7 +13,7 @@ from torch import Tensor
 from ..base import check_ndim
 from ..euclidean import Euclidean
 from ..stiefel import Stiefel
-from ._svd import columns
+from ._svd import checked, columns
 from .base import Composition, Parts
 
 Matrices = Inexact[Tensor, "*batch n m"]
@@ -71,8 +71,7 @@ class SpectralBall(Composition):
         """[B; (I - B^H B)^(1/2)] with the singular values of B = x / R cut at 1: of the nearest matrix of the ball."""
         if x.shape[-2] < x.shape[-1]:
             return {"q": self.decompose(x.mH)["q"].mH}
-        wide = torch.promote_types(x.dtype, torch.float64)
-        u, s, vh = torch.linalg.svd(x.to(wide) / self.radius, full_matrices=False)
+        u, s, vh = torch.linalg.svd(checked(x) / self.radius, full_matrices=False)
         s = s.clamp(max=1 - torch.finfo(x.dtype).eps)
         rest = ((1 - s) * (1 + s)).sqrt()
         q = torch.cat([(u * s.unsqueeze(-2)) @ vh, (vh.mH * rest.unsqueeze(-2)) @ vh], -2)

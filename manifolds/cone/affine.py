@@ -58,6 +58,7 @@ class AffineInvariant(Metric):
     def distance(self, x: Square, y: Square) -> Numbers:
         return length(hermitian.log_of_gram(seen(cholesky(x), y)), 2)
 
+    @torch.no_grad()  # its derivatives are those of its equation
     def mean(self, x: Square, shares: Inexact[Tensor, "*batch N 1 1"]) -> Square | None:
         """Y <- exp(Y, t sum w log(Y, X_i)) from the log-Euclidean mean, t = 2 / (1 + h), where the second derivative of
         the sum is between 1 and h = sum w l/2 coth l/2, l the logarithm of the condition of X_i as seen from Y: a step
@@ -65,13 +66,14 @@ class AffineInvariant(Metric):
 
         Source: Bini & Iannazzo, Computing the Karcher mean of symmetric positive definite matrices (2013).
         """
-        y, last = LogEuclidean().mean(x, shares), math.inf
+        y, last, roots = LogEuclidean().mean(x, shares), math.inf, cholesky(x)
         eps = torch.finfo(x.dtype).eps
         for _ in range(STEPS):
             factor = cholesky(y).unsqueeze(-3)
-            values, q = torch.linalg.eigh(inside(factor.expand(x.shape), x))
-            logs = values.log()
-            spread = (logs[..., -1:] - logs[..., :1]).unsqueeze(-1) / 2
+            # singular values of a root of X_i: eigenvalues would have half of the digits
+            q, values, _ = torch.linalg.svd(torch.linalg.solve_triangular(factor.expand(x.shape), roots, upper=False))
+            logs = 2 * values.log()
+            spread = (logs[..., :1] - logs[..., -1:]).unsqueeze(-1) / 2
             h = (shares * torch.where(spread < 1e-3, 1, spread / torch.where(spread < 1e-3, 1, spread).tanh())).sum(-3)
             v = (shares * hermitian.rebuilt(logs, q)).sum(-3)
             y = sym(factor.squeeze(-3) @ hermitian.exp(2 / (1 + h) * v) @ factor.squeeze(-3).mH)

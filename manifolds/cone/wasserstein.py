@@ -18,11 +18,11 @@ class BuresWasserstein(Metric):
     and b eigenvalues."""
 
     def vector(self, x: Square, w: Square) -> Square:
-        values, q = hermitian.eigen(x)
+        values, q = hermitian.definite(x)
         return hermitian.weighted(q, _sums(values).sqrt(), w)
 
     def frame(self, x: Square, v: Square) -> Square:
-        values, q = hermitian.eigen(x)
+        values, q = hermitian.definite(x)
         return hermitian.weighted(q, _sums(values).rsqrt(), v)
 
     def pulled(self, x: Square, g: Square) -> Square:
@@ -62,12 +62,10 @@ class BuresWasserstein(Metric):
 
     def _root(self, factor: Square, y: Square) -> Square:
         """R^-H (R^H Y R)^1/2, a Z with Z Z^H = Y."""
-        root = hermitian.sqrt(factor.mH @ y @ factor)
+        root = hermitian.sqrt_of_gram(factor.mH @ cholesky(y))
         return torch.linalg.solve_triangular(factor.mH, root, upper=True)  # type: ignore[no-any-return]
 
 
 def _sums(values: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n n"]:
-    # what is nearly singular may have eigenvalues of rounding, of any sign
-    values = values.clamp_min(0).add(torch.finfo(values.dtype).tiny)
     sums: Tensor = 2 * (values.unsqueeze(-1) + values.unsqueeze(-2))
     return sums

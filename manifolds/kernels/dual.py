@@ -20,13 +20,14 @@ from torch import Tensor
 Points = Inexact[Tensor, "*batch n p"]
 Square = Inexact[Tensor, "*batch p p"]
 
-GAP = 1e-7
+GAP = 2e-7
 """What the result may lack of the optimum, as a part of it. It is reached in 10 to 20 steps where [Omega + S; N] keeps
-its rank at the best S, in 60 to 90 where it does not, as for real X of odd n < 2p; there, for one point in a thousand,
-it is not, and the result lacks up to 1e-3."""
+its rank at the best S, in 30 to 60 where it does not, as for real X of odd n < 2p."""
 STEPS, INNER = 200, 40
 SMALLEST = 1e-15  # e, for |M| = 1: the sum is then right to 3e-8 for each singular value that is 0
-CENTRED = 0.001  # the slope of the sum from which on e goes on
+CENTRED = 0.1
+"""Of what e adds to the sum: where a Newton step gains less, S is at the minimum for e, and e goes on. Going on from
+further away S falls behind, and no step reaches the minimum for the next e."""
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.02, 0.004, 0.001)
 
 
@@ -79,7 +80,8 @@ def _solved(omega: Square, corner: Square) -> tuple[Square, Square]:
             if bool(found.all()):
                 break
         s = to
-        e = torch.where(_dot(slope, slope).sqrt() < CENTRED, (e / 10).clamp_min(SMALLEST), e)
+        smoothed = (e / at.root.unsqueeze(-2)).sum(-1, keepdim=True)  # what e may add to the sum
+        e = torch.where(-decrease < CENTRED * smoothed, (e / 10).clamp_min(SMALLEST), e)
     return best[1], best[2]
 
 

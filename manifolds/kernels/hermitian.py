@@ -61,6 +61,12 @@ def eigen(s: Square) -> tuple[Values, Square]:
     return values, q
 
 
+def definite(x: Square) -> tuple[Values, Square]:
+    """`eigen` of a positive definite matrix: where rounding makes an eigenvalue 0 or less, eps times the largest."""
+    values, q = eigen(x)
+    return torch.where(values > 0, values, torch.finfo(values.dtype).eps * values[..., -1:]), q
+
+
 def rebuilt(values: Values, q: Square) -> Square:
     """Q diag(values) Q^H."""
     return (q * values.unsqueeze(-2)) @ q.mH
@@ -157,6 +163,14 @@ def log_of_gram(a: Square) -> Square:
     return log(a @ a.mH, (values.square(), u))
 
 
+def sqrt_of_gram(a: Square) -> Square:
+    """(A A^H)^1/2, by singular values too; no square under- or overflows."""
+    scale = a.detach().abs().amax((-2, -1), keepdim=True)
+    a = a / torch.where(scale == 0, 1, scale)
+    u, values, _ = torch.linalg.svd(a.detach())
+    return scale * sqrt(a @ a.mH, (values.square(), u))
+
+
 def log_at(x: Square, e: Square) -> Square:
     """Dlog(X)[E]."""
     if not is_recorded(x):
@@ -175,7 +189,7 @@ def exp_at(x: Square, e: Square) -> Square:
 
 def lyapunov(x: Square, c: Square) -> Square:
     """The Hermitian Z with X Z + Z X = C, for positive definite X and the Hermitian part of C."""
-    values, q = eigen(x)
+    values, q = definite(x)
     pairs = 1 / (values.unsqueeze(-1) + values.unsqueeze(-2))
     z = weighted(q, pairs, c)
     if is_recorded(x):

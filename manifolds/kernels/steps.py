@@ -64,6 +64,19 @@ def mix_tall(
     return minus(b, x, twice_n, 1.0, 0.5), square
 
 
+def mix_horizontal(x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Numbers] | None:
+    """(keep P(M) + add grad, |grad|^2) with P(M) = M - X X^H M and grad = P(G), as in `mix_tall`: |G|^2 - |A|^2."""
+    if not may_look(x):
+        return None
+    a = gram(x, g)
+    total, normal = _squares(g), norms(a)
+    square = torch.addcmul(total, normal, normal, value=-1)
+    if not _keeps_digits(square, total):
+        square = _squares(minus(g.clone(), x, a, 1.0, 1.0))
+    b = _mixed(stored, g, keep, add)
+    return minus(b, x, gram(x, b), 1.0, 1.0), square
+
+
 def polar_step(x: Points, c: Points, size: Size) -> Points | None:
     """The polar factor of Y = X + size C, by (I + E)^(-1/2) with I + E = Y^H Y: a few terms of its series, or eigh."""
     if not may_look(x):

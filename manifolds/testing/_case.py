@@ -14,6 +14,8 @@ from .._points import inner
 from ..base import Manifold, NearestPointManifold, per_point, tolerance
 from ..engine import Engine, engine
 
+HALVINGS = 64  # more than take any number to a boundary that another of its dtype is at
+
 
 class Finding(NamedTuple):
     """One number a theorem speaks of, and the largest it may be; where says which call, item or value it is about."""
@@ -128,19 +130,20 @@ class Case:
         noise = torch.randn(self.shape, generator=self.generator(number), dtype=self.dtype, device=self.device)
         return self.unit(noise)
 
-    def tangent(self, number: int) -> Tensor:
-        """A tangent vector at x of norm 1, or zero where there is no other. On open sets 1 is the larger of two norms:
-        of the ambient one, and of the metric, in which the boundary is far."""
-        v = self._made(self.manifold.project, number)
-        return self._limited(v, self.manifold.inner(self.x, v, v)) if self.is_open else v
+    def tangent(self, number: int, at: Tensor | None = None) -> Tensor:
+        """A tangent vector of norm 1 at x, or at another point, zero where there is no other. On open sets 1 is the
+        larger of two norms, the ambient one and that of the metric, and of both sides x + 2v is in the set too: a
+        boundary that is near, as it may be in the metric, bends what is measured at shorter steps than those."""
+        x = self.x if at is None else at
+        v = self._made(x, self.manifold.project, number)
+        return self._inside(x, self._limited(v, self.manifold.inner(x, v, v))) if self.is_open else v
 
     def steps(self) -> tuple[Tensor, ...]:
         """Tangent vectors to take steps along: of norm 1, on open sets in the metric."""
-        v = self.tangent(2)
         if not self.is_open:
-            return (v,)
-        u = self.tangent(3)
-        return tuple(sign * self._to_metric(w, self.manifold.inner(self.x, w, w)) for w in (u, v) for sign in (1, -1))
+            return (self.tangent(2),)
+        vectors = [self._made(self.x, self.manifold.project, number) for number in (3, 2)]
+        return tuple(sign * self._to_metric(w, self.manifold.inner(self.x, w, w)) for w in vectors for sign in (1, -1))
 
     def direction(self, number: int) -> Tensor:
         """`ambient`, on open sets no longer than makes its tangent part of norm 1 in the metric."""
@@ -152,7 +155,7 @@ class Case:
 
     def coordinates(self, number: int) -> Tensor:
         """Coordinates at x of norm 1, or zero where there are no others."""
-        c = self._made(self.engine.coordinates, number)
+        c = self._made(self.x, self.engine.coordinates, number)
         return self._limited(c, self.engine.coordinate_inner(self.x, c, c)) if self.is_open else c
 
     def coordinate_steps(self) -> tuple[Tensor, ...]:
@@ -164,9 +167,19 @@ class Case:
         square = self.engine.coordinate_inner
         return tuple(sign * self._to_metric(w, square(self.x, w, w)) for w in (c, d) for sign in (1, -1))
 
-    def _made(self, projection: Callable[[Tensor, Tensor], Tensor], number: int) -> Tensor:
+    def _made(self, x: Tensor, projection: Callable[[Tensor, Tensor], Tensor], number: int) -> Tensor:
         # once more: division by a small norm magnifies what rounding leaves of the normal part
-        return projection(self.x.clone(), self.unit(projection(self.x.clone(), self.ambient(number))))
+        return projection(x.clone(), self.unit(projection(x.clone(), self.ambient(number))))
+
+    def _inside(self, x: Tensor, v: Tensor) -> Tensor:
+        """v, halved until neither x + 2v nor x - 2v is beyond a boundary, where a residual is infinite."""
+        for _ in range(HALVINGS):
+            residuals = self.manifold.residual(x + 2 * v), self.manifold.residual(x - 2 * v)
+            beyond = ~(residuals[0].isfinite() & residuals[1].isfinite())
+            if not bool(beyond.any()):
+                break
+            v = self.times(torch.where(beyond, 0.5, 1.0), v)
+        return v
 
     def _limited(self, v: Tensor, square: Tensor) -> Tensor:
         """v / max(1, its norm), for the square of it; v where that is none."""

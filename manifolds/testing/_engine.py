@@ -154,3 +154,17 @@ def _(case: Case) -> Iterator[Finding]:
         yield within(case.apart(e.advance(x, c, scale), expected), case.rounding, f"s = {scale}")
         expected = e.move(x, scale * sizes * c)
         yield within(case.apart(e.advance(x, c, scale * sizes), expected), case.rounding, f"s up to {scale}")
+
+
+@theorem(
+    "travel: advance and store",
+    "travel(x, c, s) = (y, store(x, y, c)) with y = advance(x, c, s), on (B, *point)",
+    needs=("advance: move", "store and recall: carry"),
+)
+def _(case: Case) -> Iterator[Finding]:
+    e, x, c = case.engine, case.flat(case.x), case.flat(case.coordinates(2))
+    for scale in (1e-3, 1.0):
+        y = e.advance(x, c, scale)
+        reached, stored = e.travel(x, c.clone(), scale)
+        yield within(case.apart(reached, y), case.rounding, f"s = {scale}")
+        yield within(case.apart(e.recall(y, stored), e.carry(x, y, c)), case.rounding, f"what is stored, s = {scale}")

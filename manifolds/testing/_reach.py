@@ -69,7 +69,7 @@ def _reached(case: Case, x: Tensor, y: Tensor) -> Tensor:
         z = x
         for _ in range(HALVINGS):
             there = e.move(x, e.coordinates(x, per_point(size, m.ndim) * c))
-            better = ~closer & (case.apart(there, y) < 0.999 * far)  # not where it is NaN
+            better = ~closer & m.contains(there) & (case.apart(there, y) < 0.999 * far)  # not where it is NaN
             z = torch.where(per_point(better, m.ndim), there, z)
             closer = closer | better
             if bool(closer.all()):

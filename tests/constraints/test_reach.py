@@ -99,6 +99,27 @@ def test_every_point_of_the_component_is_reached_as_soon_as_by_others(
     assert ours[len(ours) // 2] <= 1.125 * max(each[len(each) // 2] for each in others)
 
 
+@pytest.mark.parametrize("shape", [(40, 3), (3, 40)], ids=str)
+def test_the_leading_subspace_is_found_from_every_start(shape: tuple[int, int]) -> None:
+    """At a rate that falls: at one that stays, Adam ends in a cycle about the optimum, as wide as its steps."""
+    generator = torch.Generator().manual_seed(0)
+    basis = Stiefel().random(40, 40, generator=generator, dtype=torch.float64)
+    values = torch.linspace(1, 10, 40, dtype=torch.float64)
+    matrix, steps = (basis * values) @ basis.mT, 300
+    module = held(Stiefel().random(10, *shape, generator=generator, dtype=torch.float64), Stiefel())
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        w = module.w if shape[0] == 40 else module.w.mT
+        found = (w * (matrix @ w)).sum((-2, -1))
+        (-found.sum()).backward()
+        optimizer.step()
+        rates.step()
+    # to a direction turned into the next one by less than a hundredth of a radian: the gap times its square
+    assert bool((values[-3:].sum() - found <= 1e-4 * (values[-3] - values[-4])).all())
+
+
 def test_a_fixed_base_does_not_reach_them() -> None:
     start, goals = targets(SpecialOrthogonal(), (20, 8, 8), torch.float64)
     module = held(start, SpecialOrthogonal(), rebase_every=math.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -15,10 +16,12 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from constraints import Riemannian, Trivialization, constrain, param_groups, records, report, unconstrain, watch
+import constraints
+import manifolds
+from constraints import Riemannian, Trivialization, constrain, optim, param_groups, records, report, unconstrain, watch
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from constraints.records import manifold_of, name_of
-from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import Euclidean, Manifold, Orthogonal, PositiveDefinite, SpecialOrthogonal, Sphere, Stiefel
 
 X = torch.arange(30.0).reshape(3, 2, 5).sin()
 
@@ -184,6 +187,15 @@ def test_groups_hold_every_parameter_once() -> None:
     assert sorted(id(p) for p in model.parameters() if p.requires_grad) == sorted(id(p) for p in every)
 
 
+def test_coordinates_are_the_last_group_wherever_they_are_in_the_model() -> None:
+    """So that `free, coordinates = param_groups(model)` gives each its rate, also where the first weight is held."""
+    first = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3))
+    free, coordinates = param_groups(constrain(first, "0.weight", Stiefel))
+    assert [name for name, _ in free["params"]] == ["1.weight", "1.bias"]
+    assert [name for name, _ in coordinates["params"]] == ["0.parametrizations.weight.original"]
+    assert coordinates["weight_decay"] == 0.0
+
+
 def test_groups_hold_frozen_parameters_too() -> None:
     """As model.parameters() does: what is unfrozen later is trained."""
     module = constrained_gru().requires_grad_(False)
@@ -269,9 +281,49 @@ def test_a_step_of_another_optimizer_is_refused(name: str, given: str, held: str
 
     loss()
     for _ in range(2):
-        with pytest.raises(ValueError, match=rf"{weight} of shape .* is held on .*RiemannianAdam.*keeps_manifolds = T"):
+        with pytest.raises(ValueError, match=rf"{weight} of shape .* is held on .*optim\.Rie.*keeps_manifolds = T"):
             optimizer.step(loss)
     assert all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
+
+
+TORCHS = [
+    each for each in vars(torch.optim).values() if isinstance(each, type) and issubclass(each, torch.optim.Optimizer)
+]
+TORCHS.remove(torch.optim.Optimizer)
+
+
+@pytest.mark.parametrize("kind", TORCHS, ids=lambda kind: kind.__name__)
+def test_each_way_out_of_a_foreign_step_trains_the_whole_model(kind: type[torch.optim.Optimizer]) -> None:
+    """What the error tells to write is run as it is written, for every optimizer of torch, biases and all."""
+    model = constrain(nn.GRU(5, 4), "weight_hh_l0", Stiefel**3, Riemannian())
+
+    def loss() -> torch.Tensor:
+        total: torch.Tensor = model(X)[0].square().sum()
+        total.backward()
+        return total
+
+    loss()
+    made: Any = kind
+    with pytest.raises(ValueError, match="would leave the manifold") as refused:
+        made([model.weight_hh_l0], lr=1e-2).step(loss)
+    found = re.search(r"Use (.*), or constrain it with", str(refused.value))
+    assert found is not None
+    ways = found.group(1).split(" or ")
+    assert ways[0].startswith("constraints.optim.Riemannian")
+    names = {
+        **vars(torch.optim),
+        **vars(optim),
+        "constraints": constraints,
+        "model": model,
+        "param_groups": param_groups,
+    }
+    for way in ways:
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer = eval(way, names)
+        loss()
+        optimizer.step(loss if kind is torch.optim.LBFGS else None)
+        assert not any(torch.equal(p, before[name]) for name, p in model.named_parameters())
+        assert report(model)[0].ok
 
 
 class Ours(RiemannianAdam):
@@ -621,6 +673,40 @@ def test_a_write_to_data_is_an_error_at_the_next_step(write: str, manifold: Mani
     layer.zero_grad()
     layer(x).square().mean().backward()
     optimizer.step()
+
+
+OPEN: dict[str, tuple[Manifold, str | None]] = {
+    "nearest": (Stiefel(), None),
+    "packed": (Stiefel() ** 2, None),
+    "open": (PositiveDefinite(), "haar"),
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_each_way_out_of_a_write_is_right_as_it_is_written(name: str) -> None:
+    """A point by .copy_, and the same constrain once more, with an init where there is no nearest point."""
+    manifold, init = OPEN[name]
+    layer = constrain(nn.Linear(4, 4), "weight", manifold, Riemannian(), init=init)  # type: ignore[arg-type]
+    optimizer = RiemannianAdam(layer, lr=0.01)
+
+    def refusal() -> str:
+        with torch.no_grad():
+            layer.weight.copy_(2 * torch.eye(4) - torch.ones(4, 4))
+        layer(torch.ones(2, 4)).sum().backward()
+        with pytest.raises(ValueError, match="was changed to a value that is not on") as error:
+            optimizer.step()
+        return str(error.value)
+
+    found = re.search(r"by \.copy_\((.*)\) under torch", refusal())
+    assert found is not None
+    with torch.no_grad():
+        layer.weight.copy_(eval(found.group(1), {**vars(manifolds), "value": layer.weight}))
+    optimizer.step()
+    assert ("takes the nearest point" in refusal()) == (init is None)
+    constrain(layer, "weight", manifold, Riemannian(), init=init)  # type: ignore[arg-type]
+    layer(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert report(layer)[0].ok
 
 
 def test_a_point_written_to_data_is_taken() -> None:

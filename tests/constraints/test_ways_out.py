@@ -75,6 +75,46 @@ def test_a_checkpoint_off_the_manifold_is_projected_as_the_error_says() -> None:
     gru.load_state_dict(state)
 
 
+POSES: list[
+    tuple[tuple[int, ...], Any, BlockSpec | None, int]
+] = [  # shape, product, layout, how many layouts are named
+    ((4, 6, 3), Stiefel**2, None, 2),
+    ((5, 6, 3), Stiefel**2, None, 1),
+    ((6, 4, 3), Stiefel**3, None, 1),
+    ((2, 3, 3), SpecialOrthogonal**2, None, 1),
+    ((4, 6), Sphere**2, None, 2),
+    ((10, 3, 4), SpecialOrthogonal * Euclidean, BlockSpec(rows=(3, 1), axis=1), 1),
+    ((10, 3, 4), SpecialOrthogonal * Euclidean, None, 0),
+    ((5, 7), Sphere**2, None, 0),
+]
+
+
+@pytest.mark.parametrize(("shape", "product", "layout", "count"), POSES)
+def test_each_layout_that_is_named_for_a_batch_cuts_it(
+    shape: tuple[int, ...], product: Any, layout: BlockSpec | None, count: int
+) -> None:
+    """A layout that does not fit the tensor is not named; where none fits, the way out is to give the sizes."""
+    layer = nn.ParameterDict({"weight": torch.randn(shape, generator=torch.Generator().manual_seed(0))})
+    with pytest.raises(ValueError, match="counts its axis from the first one") as caught:
+        constrain(layer, "weight", product, layout=layout)
+    ways = re.findall(r"layout=(BlockSpec\(.*?, axis=-\d\)) to cut", str(caught.value))
+    assert len(ways) == count
+    assert ("sizes of the blocks" in str(caught.value)) == (not ways)
+    for way in ways:
+        constrain(layer, "weight", product, Riemannian(), layout=eval(way, NAMES))
+        assert report(layer)[0].ok
+        unconstrain(layer, "weight")
+
+
+def test_a_pose_is_a_rotation_beside_a_translation() -> None:
+    """The columns of R stay orthonormal with determinant 1, and t, the fourth column, is not touched."""
+    poses = torch.randn(10, 3, 4, generator=torch.Generator().manual_seed(0))
+    layer = nn.ParameterDict({"pose": poses.clone()})
+    constrain(layer, "pose", SpecialOrthogonal * Euclidean, layout=BlockSpec(rows=(3, 1), axis=-1))
+    assert bool(SpecialOrthogonal().contains(layer["pose"][..., :3]).all())
+    assert torch.equal(layer["pose"][..., 3], poses[..., 3])
+
+
 # A reflection is not turned silently --------------------------------------------------------------------------------
 
 

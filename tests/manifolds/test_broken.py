@@ -531,6 +531,12 @@ class AdvancesToFirstOrder(Sound):
         return x + size * c
 
 
+@breaks("travel: advance and store")
+class TravelsWithoutTransport(Sound):
+    def travel(self, x: Tensor, c: Tensor, size: float | Tensor) -> tuple[Tensor, Tensor]:
+        return self.retract(x, size * c), c
+
+
 # Geodesics -------------------------------------------------------------------------------------------------
 
 

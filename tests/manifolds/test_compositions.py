@@ -240,3 +240,34 @@ def test_the_algebra_of_products_takes_compositions() -> None:
 def test_what_is_no_composition_is_refused(make: object, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         make()  # type: ignore[operator]
+
+
+@every_case
+def test_what_is_not_finite_has_no_parts_and_spoils_nothing_beside_it(
+    composition: Composition, shape: tuple[int, ...]
+) -> None:
+    x = composition.random(2, *shape, generator=torch.Generator().manual_seed(0)).contiguous()
+    for bad in (torch.nan, torch.inf):
+        x[0].view(-1)[0] = bad
+        with pytest.raises(ValueError, match=r"NaN|infinite|multiple"):
+            composition.decompose(x)
+        residual = composition.residual(x)
+        assert bool(residual[0].isnan().any())
+        assert bool(residual[1].isfinite().all())
+    assert bool(composition.residual(x[0]).isnan().any())
+
+
+@every_case
+def test_a_batch_of_tensors_may_be_empty(composition: Composition, shape: tuple[int, ...]) -> None:
+    x = composition.random(0, *shape)
+    points = composition.decompose(x)
+    assert {name: tuple(p.shape) for name, p in points.items()} == {
+        name: part for name, (_, part) in composition.parts((0, *shape)).items()
+    }
+    assert composition.made(points, x.shape).shape == (0, *shape)
+    assert composition.residual(x).numel() == 0
+
+
+def test_orthostochastic_matrices_are_real() -> None:
+    with pytest.raises(ValueError, match="are real"):
+        Orthostochastic().decompose(torch.eye(2, dtype=torch.complex64))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from manifolds import BlockSpec, GeodesicManifold, Hyperboloid, Manifold, PoincareBall, ProductManifold, Sphere
+from manifolds.engine import Engine, engine
+from manifolds.kernels import ball
 from manifolds.testing import check_manifold
 
 F64 = torch.float64
@@ -205,3 +207,82 @@ def test_a_circle_on_the_ball_is_as_long_as_it_should_be() -> None:
     points = math.tanh(1.0) * torch.stack([angle.cos(), angle.sin()], -1)
     length = ball.distance(points, points.roll(1, 0)).sum()
     assert float(length) == pytest.approx(2 * math.pi * math.sinh(2.0), rel=1e-4)
+
+
+def cloud(k: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """1,000 points, some of them near the boundary, with two tensors of their shape."""
+    generator = torch.Generator().manual_seed(0)
+    x, c, g = torch.randn(3, 1000, 6, generator=generator, dtype=F64)
+    depths = 10 ** torch.linspace(-3, 0, 1000, dtype=F64)  # of 1 - |x| / R
+    x = x / x.norm(dim=-1, keepdim=True) * (1 - 0.99 * depths[:, None]) * (-k) ** -0.5
+    return x.to(dtype), c.to(dtype), g.to(dtype)
+
+
+@curvatures
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("size", [0.0, -1e-3, 0.1, 30.0, "one a point", math.nan])
+def test_one_pass_of_a_step_is_the_step(k: float, dtype: torch.dtype, size: Any, monkeypatch: Any) -> None:
+    """mix and travel are the plain ones in float64, whatever the size of the chunks and of the steps."""
+    monkeypatch.setattr(ball, "CHUNK", 64 * 6 * dtype.itemsize)  # chunks of 64 points, the last one of 40
+    manifold, (x, c, g) = PoincareBall(k), cloud(k, dtype)
+    e = engine(manifold)
+    exact_x, exact_c, exact_g = x.double(), c.double(), g.double()
+    if size == "one a point":
+        size = torch.linspace(-0.5, 0.5, 1000, dtype=dtype)[:, None]
+        size[777] = 100  # a long step, in a chunk of short ones
+    kept = c.clone()
+    y, stored = e.travel(x, kept, size)
+    exact_y = e.advance(exact_x, exact_c, size if isinstance(size, float) else size.double())
+    eps, r, short = torch.finfo(dtype).eps, (-k) ** -0.5, isinstance(size, float) and abs(size) < 1  # no chunk is plain
+    torch.testing.assert_close(y.double(), exact_y, rtol=0, atol=8 * eps * r, equal_nan=True)
+    if dtype == F64 or short:  # long ones are plain, and lose digits near the boundary
+        expected = e.store(exact_x, exact_y, exact_c)
+        # |c| < 5, and 1 - |x|^2 / R^2 > 2e-3: the plain one, which goes by the rounded y, is off by eps over that
+        atol = 5 * 4 * (eps / 2e-3 if dtype == F64 else eps)
+        torch.testing.assert_close(stored.double(), expected, rtol=0, atol=atol, equal_nan=True)
+    mixed, square = e.mix(x, c.clone(), g, 0.9, 0.1)
+    expected, expected_square = Engine.mix(e, exact_x, exact_c.clone(), exact_g, 0.9, 0.1)
+    torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=16 * eps)
+    torch.testing.assert_close(square.double(), expected_square, rtol=0, atol=64 * eps)
+
+
+def test_the_carried_vector_keeps_its_length_near_the_boundary() -> None:
+    x, c, _ = cloud(-1.0, torch.float32)
+    _, stored = engine(PoincareBall()).travel(x, c.clone(), 1e-2)
+    error = (stored.double().norm(dim=-1) / c.double().norm(dim=-1) - 1).abs().max()
+    assert float(error) < 8 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_points_that_reach_the_boundary_stay_inside_in_one_pass(dtype: torch.dtype) -> None:
+    manifold = PoincareBall()
+    x, _, _ = cloud(-1.0, dtype)
+    x = x / x.norm(dim=-1, keepdim=True) * (1 - 20 * torch.finfo(dtype).eps)
+    c = x.clone()
+    for _ in range(5):
+        x, c = engine(manifold).travel(x, c, 0.5)
+        assert bool(manifold.contains(x).all())
+        assert bool(c.isfinite().all())
+
+
+@pytest.mark.parametrize(("dtype", "radius"), [(torch.float32, 30.0), (torch.float64, 300.0)], ids=str)
+def test_points_far_from_the_origin_are_as_far_as_they_are(dtype: torch.dtype, radius: float) -> None:
+    """On the hyperboloid, whose entries there are e^radius; from the larger point all digits would cancel."""
+    m, origin = Hyperboloid(), torch.tensor([1.0, 0.0, 0.0], dtype=dtype)
+    x, y = (m.exp(origin, radius * axis) for axis in torch.eye(3, dtype=dtype)[1:])
+    few = 8 * torch.finfo(dtype).eps
+    for a, b in ((origin, x), (x, origin), (y, origin)):
+        assert abs(float(m.distance(a, b)) / radius - 1) <= few
+    assert abs(float(m.norm(origin, m.log(origin, x))) / radius - 1) <= few
+    # the law of cosines for a right angle: cosh c = cosh^2 radius, c = 2 radius - log 2
+    assert abs(float(m.distance(x, y)) / (2 * radius - math.log(2)) - 1) <= few
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_geodesics_of_the_ball_stay_in_it(dtype: torch.dtype) -> None:
+    m = PoincareBall(-0.25)
+    x = m.random(20, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    for length in (10, 1e2, 1e4):
+        y = m.exp(x, length * m.random_tangent(x, torch.Generator().manual_seed(1)))
+        assert bool(m.contains(y).all())
+        assert bool(m.distance(x, y).isfinite().all())

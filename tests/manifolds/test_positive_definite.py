@@ -266,3 +266,35 @@ def test_residual_tells_the_boundary() -> None:
     assert m.residual(-torch.eye(2)) == torch.inf
     assert m.residual(torch.zeros(2, 2)) == torch.inf
     assert 0.1 < m.residual(torch.tensor([[2.0, 1.0], [0.0, 2.0]])) < 1
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e6])
+def test_bures_wasserstein_goes_to_singular_matrices(condition: float) -> None:
+    """They are at a finite distance: in float32 it is that of float64, of which a root takes half of the digits."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.linalg.qr(torch.randn(2, 40, 3, 3, dtype=torch.float64, generator=generator)).Q
+    x = (q * torch.tensor([1, condition**-0.5, 1 / condition], dtype=torch.float64)) @ q.mT
+    x, y = ((x + x.mT) / 2).float()
+    m, eps = PositiveDefinite("bures-wasserstein"), torch.finfo(torch.float32).eps
+    assert bool(m.contains(x).all())
+    exact = m.distance(x.double(), y.double())
+    assert float((m.distance(x, y) - exact).abs().max()) <= 0.1 * eps**0.5
+    assert bool(m.log(x, y).isfinite().all())
+    v = m.random_tangent(x, generator=torch.Generator().manual_seed(1))
+    assert bool((m.inner(x, v, v) > 0).all())
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-100, 1e100, 1e300])
+def test_bures_wasserstein_scales(size: float) -> None:
+    """distance(c x, c y) = c^1/2 distance(x, y) and log(c x, c y) = c log(x, y), also where squares have no number."""
+    m = PositiveDefinite("bures-wasserstein")
+    x, y = m.random(2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ratio = m.distance(size * x, size * y) / m.distance(x, y) / size**0.5
+    assert abs(float(ratio) - 1) <= 1e-14
+    torch.testing.assert_close(m.log(size * x, size * y) / size, m.log(x, y), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", [25, 99])
+def test_conformance_stops_at_singular_matrices(seed: int) -> None:
+    """Seeds whose steps end so near to one that eigenvalues are rounding."""
+    check_manifold(PositiveDefinite("bures-wasserstein"), (3, 3), dtype=torch.float32, seed=seed)

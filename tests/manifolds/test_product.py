@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,7 +158,8 @@ class Counted(Counts, Stiefel):
 
 
 class CountedEngine(Counts, StiefelEngine):
-    pass
+    def of_shape(self, point: Sequence[int]) -> Engine:
+        return self
 
 
 def counted(product: ProductManifold, shape: tuple[int, ...]) -> None:

@@ -106,6 +106,16 @@ def test_a_shape_is_numbers_or_one_tuple(manifold: Manifold) -> None:
             draw(*wrong)
 
 
+@ALL
+def test_too_few_sizes_are_refused_with_a_way_out_for_sizes(manifold: Manifold) -> None:
+    """random(7) of a set of matrices: there is no tensor that could be reshaped."""
+    if manifold.ndim < 2 or isinstance(manifold, Oblique):  # whose dim is the user's
+        return
+    with pytest.raises(ValueError, match=re.escape("(7,)")) as refusal:
+        manifold.random(7)
+    assert "write every axis" in str(refusal.value)
+
+
 @pytest.mark.parametrize("wrong", ["qr", 10, None, torch.ones(2), retractions], ids=lambda w: type(w).__name__)
 @pytest.mark.parametrize("family", [Stiefel, Orthogonal, SpecialOrthogonal])
 def test_what_is_no_function_is_no_retraction(family: type, wrong: Any) -> None:

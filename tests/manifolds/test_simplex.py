@@ -139,3 +139,9 @@ def test_what_is_no_point_is_told() -> None:
         m.random(3, dtype=torch.complex64)
     with pytest.raises(ValueError, match=r"points of Simplex are real"):
         m.residual(torch.ones(3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("seed", [9, 10, 126])
+def test_conformance_asks_within_the_boundary(seed: int) -> None:
+    """Seeds whose points are so near to it that a step of length 0.1 is reflected there."""
+    check_manifold(Simplex(), (5,), dtype=torch.float32, seed=seed)

@@ -5,6 +5,7 @@ from .bucket import Bucket
 from .checks import Group, check_at_least_zero, check_ways
 from .optimizer import Params, RiemannianOptimizer
 from .options import decays_in, rate
+from .travel import travel
 
 __all__ = [
     "Bucket",
@@ -15,4 +16,5 @@ __all__ = [
     "check_ways",
     "decays_in",
     "rate",
+    "travel",
 ]

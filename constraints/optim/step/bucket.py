@@ -52,7 +52,7 @@ class Bucket:
         """home: the memory of the parameter, where it is all of the bucket; numbers: the keys of state with one number
         per point."""
         self.kind, self.factor, self.leaves, self._numbers = kind, kind.factor, leaves, numbers
-        self.engine = engine(kind.factor)
+        self.engine = engine(kind.factor).of_shape(kind.point)
         self.shape = (leaves[-1].stop, *kind.point)
         self.dtype, self.device = master_dtype(kind.dtype), kind.device
         self.ok: Bool[Tensor, " B"] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,6 @@ from ...precision import exact_products
 from ...records import constrained, name_of
 from ...sharding import is_sharded, whole
 from ...values import master_dtype, point_code
-from .parts import key_of, part_of
 
 Group = dict[str, Any]
 
@@ -65,13 +63,16 @@ def check_ways(optimizer: str, group: Group) -> None:
         )
     if group["foreach"] and group["fused"]:
         raise ValueError(f"foreach and fused of {optimizer} are two ways of one step; at most one of them is True.")
+    is_odd = any(not p.is_floating_point() for p in group["params"])
+    if group["fused"] and group["manifold"] is None and is_odd:
+        raise ValueError(f"fused=True of {optimizer} takes real free tensors; got complex ones. Pass fused=None.")
 
 
 def warn_of_decay(group: Group, unasked: float) -> bool:
     """Warn if decay that was asked for does nothing on factors of this group, and say whether it was said."""
     if group["manifold"] is None or group.get("weight_decay", 0) in (0, unasked):
         return False
-    factors = {str(f) for p in group["params"] for f, _ in _stacks(p, group["manifold"]) if f.constant_norm}
+    factors = {str(f) for p in group["params"] for f, _ in stacks_of(p, group["manifold"]) if f.constant_norm}
     if factors:
         warnings.warn(
             f"weight_decay does nothing on {' and '.join(sorted(factors))}, where all points have one norm, and is "
@@ -79,39 +80,6 @@ def warn_of_decay(group: Group, unasked: float) -> bool:
             stacklevel=5,
         )
     return bool(factors)
-
-
-def name_of_value(value: Any) -> str:
-    """What stands in a state dict for an option that is a function."""
-    return str(getattr(value, "__qualname__", None) or repr(value))
-
-
-def check_loaded(
-    loaded: dict[str, Any],
-    groups: Sequence[Group],
-    numbers: frozenset[str],
-    values: Sequence[str] = (),
-    mixed: bool = False,
-) -> None:
-    """ValueError where saved state is of other manifolds, or has tensors that do not fit the factors."""
-    if [len(g["params"]) for g in loaded["param_groups"]] != [len(g["params"]) for g in groups]:
-        return  # torch says so
-    for i, (group, saved) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
-        manifold, other = group["manifold"], saved.get("manifold")
-        if (None if manifold is None else repr(manifold)) != other:
-            raise ValueError(
-                f"group {i} holds its parameters on {manifold}, but the saved state is of a group on {other}. "
-                f"Constrain the model as it was when the state was saved."
-            )
-        for name in values:
-            if saved.get(name, name_of_value(group[name])) != name_of_value(group[name]):
-                raise ValueError(
-                    f"group {i} has {name}={name_of_value(group[name])}, but the saved state is of a group with "
-                    f"{saved[name]}. Make the optimizer as it was when the state was saved."
-                )
-        for key, p in zip(saved["params"], group["params"], strict=True):
-            if manifold is not None:
-                _check_state(name_in(groups, p), p, manifold, loaded["state"].get(key, {}), numbers, mixed)
 
 
 def name_in(groups: Sequence[Group], p: Tensor) -> str:
@@ -124,7 +92,7 @@ def name_in(groups: Sequence[Group], p: Tensor) -> str:
     raise AssertionError("the tensor is in no group")
 
 
-def _stacks(p: Tensor, manifold: Manifold) -> list[tuple[Manifold, Tensor]]:
+def stacks_of(p: Tensor, manifold: Manifold) -> list[tuple[Manifold, Tensor]]:
     """The stacks of factors of p, of which only the shapes are asked."""
     return engine(manifold).split(torch.empty(p.shape, device="meta") if is_sharded(p) else p.detach())
 
@@ -167,25 +135,3 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
             f"{manifold}, Riemannian()), which takes the nearest point or says how to start, or copy "
             f"{point_code(manifold, p.shape).replace('(value)', '(weight)')} into it."
         )
-
-
-def _check_state(
-    name: str, p: Tensor, manifold: Manifold, entry: dict[str, Any], numbers: frozenset[str], mixed: bool
-) -> None:
-    stacks = _stacks(p, manifold)
-    parts = [part_of(entry, i, len(stacks)) for i in range(len(stacks))]
-    keys = sorted(set().union(*parts))
-    known = {"step"} | {key_of(key, i, len(stacks)) for key in keys for i in range(len(stacks))}
-    for key in [*keys, *sorted(entry.keys() - known)]:
-        sizes = [math.prod(s.shape[: s.dim() - f.ndim]) if key in numbers else s.numel() for f, s in stacks]
-        shapes = [tuple(part[key].shape) for part in parts if key in part] or [tuple(entry[key].shape)]
-        if key == "drift":  # some factors need none
-            sizes = [1 for _ in shapes]
-        elif mixed:
-            sizes = [size for size, part in zip(sizes, parts, strict=True) if key in part]
-        if [math.prod(shape) for shape in shapes] != sizes:
-            raise ValueError(
-                f"the saved state {key!r} of {name} has shapes {shapes}, but {manifold} needs tensors of {sizes} "
-                f"numbers for a parameter of shape {tuple(p.shape)}. Load the state of an optimizer of the same kind, "
-                f"for a model that was constrained in the same way."
-            )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
-from manifolds.kernels.tiny import batch_last, in_order_of, product
+from manifolds import Manifold
 
 from .bucket import Bucket
+from .checks import Group, name_in
+from .frames import Frame
 from .plan import Member, Plan
 
 MOMENTA = ("exp_avg", "momentum_buffer")
@@ -23,6 +24,18 @@ POINTS = ("z", "ax")
 State = Mapping[Tensor, Mapping[str, Any]]
 
 
+def check_moments(groups: Sequence[Group], p: Tensor, entry: Mapping[str, Any]) -> None:
+    """ValueError where the first moments of a parameter have another shape or dtype than it has now."""
+    for key in MOMENTA:
+        m = entry.get(key)
+        if isinstance(m, Tensor) and (m.shape, m.dtype) != (p.shape, p.dtype):
+            raise ValueError(
+                f"{name_in(groups, p)} has the shape {tuple(p.shape)} and {p.dtype} now, and its {key!r} "
+                f"{tuple(m.shape)} and {m.dtype}. Nothing was changed. Drop its state, optimizer.state.pop(parameter), "
+                f"to start again, or make a new optimizer."
+            )
+
+
 def entries(state: State, plan: Plan, key: str) -> Iterator[tuple[Tensor | None, Member]]:
     """The state under this key, where it is a tensor like the parameter, member by member."""
     for member in plan.members:
@@ -31,14 +44,21 @@ def entries(state: State, plan: Plan, key: str) -> Iterator[tuple[Tensor | None,
         yield (value if fits else None), member
 
 
-def momenta(state: State, plan: Plan) -> dict[str, list[Tensor]]:
-    """First moments, by key and bucket; zero for parameters that have none."""
-    rows = {}
+def carry(
+    state: State, plan: Plan, means: frozenset[str], by: Callable[[Bucket], Frame], reached: Sequence[Tensor]
+) -> None:
+    """Take first moments to the points that are reached. means: the keys of means of what the optimizer was given."""
+    if all(by(bucket).stays(bucket) or bucket.moves is False for bucket in plan.buckets):
+        return
     for key in MOMENTA:
         values = list(entries(state, plan, key))
-        if any(value is not None for value, _ in values):
-            rows[key] = plan.gather([torch.zeros_like(m.parameter) if v is None else v for v, m in values])
-    return rows
+        if all(value is None for value, _ in values):
+            continue
+        rows = plan.gather([torch.zeros_like(m.parameter) if v is None else v for v, m in values])
+        there = [_carried(b, y, m, key in means, by(b)) for b, y, m in zip(plan.buckets, reached, rows, strict=True)]
+        for (value, _), new in zip(values, plan.spread(there), strict=True):
+            if value is not None:
+                value.copy_(new)
 
 
 def second_points(state: State, plan: Plan, first: Sequence[Tensor]) -> dict[str, list[Tensor]]:
@@ -49,31 +69,14 @@ def second_points(state: State, plan: Plan, first: Sequence[Tensor]) -> dict[str
     }
 
 
-def carried(bucket: Bucket, y: Tensor, m: Tensor) -> Tensor:
-    """The tangent part of m at x, transported to y; m of points that stay."""
-    if bucket.moves is False:
-        return m
-    factor, engine, x = bucket.factor, bucket.engine, bucket.x
-    if is_ambient(factor):
-        there = vector(bucket, y, engine.carry(x, y, engine.lift(x, m)))
-    else:
-        there = factor.transport(x, y, factor.project(x, m))
-    return there if bucket.ok is None else torch.where(bucket.per_point(bucket.ok), there, m)
-
-
-def vector(bucket: Bucket, x: Tensor, c: Tensor) -> Tensor:
-    """The tangent vector at x with coordinates c: X C on square matrices, else c."""
-    square = isinstance(bucket.factor, (Orthogonal, SpecialOrthogonal, Stiefel)) and x.shape[-1] == x.shape[-2]
-    return in_order_of(product(batch_last(x), batch_last(c)), x) if square else c
-
-
 def back(manifold: Manifold, x: Tensor, a: Tensor) -> Tensor:
     """R_x(P_x(a - x))."""
     return manifold.retract(x, manifold.project(x, a - x))
 
 
-def is_ambient(factor: Manifold) -> bool:
-    """Whether the Riemannian gradient is the projection, so that `Engine.lift` gives coordinates of a projection."""
-    if isinstance(factor, Stiefel):
-        return factor.metric == "euclidean"
-    return type(factor).gradient is Manifold.gradient
+def _carried(bucket: Bucket, y: Tensor, m: Tensor, is_mean: bool, frame: Frame) -> Tensor:
+    """The moment at y; m of points that stay."""
+    if bucket.moves is False or frame.stays(bucket):
+        return m
+    there = frame.carried(bucket, y, m, is_mean)
+    return there if bucket.ok is None else torch.where(bucket.per_point(bucket.ok), there, m)

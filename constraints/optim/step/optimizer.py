@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,20 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from manifolds import Euclidean
-
 from ...precision import exact_products
 from ...riemannian import param_groups
 from ...sharding import is_sharded
 from ...watch import look
-from .before import check_before, refuse_gradient
+from .before import check_before
 from .bucket import Bucket
-from .checks import Group, check_group, check_loaded, name_in, name_of_value, warn_of_decay
-from .options import decays_in, moves, same_options
+from .checks import Group, check_group, name_in, warn_of_decay
+from .compiled import outside_of_graphs
+from .loading import check_fits, check_loaded, name_of_value, named
+from .options import decays_in, moves
 from .parts import tensors_only
-from .plan import Member, Plan
+from .plan import Plan
 from .shards import Shards
-from .tables import Rows, Table, check_rows
+from .tables import Rows, tables_of
+from .work import Options, Work, sort
 
 Params = nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Group]
 
@@ -86,6 +87,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     # A step ----------------------------------------------------------------------------------------------
 
+    @outside_of_graphs
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient, once; the loss of closure, which is called with gradients enabled.
 
@@ -94,32 +96,26 @@ class RiemannianOptimizer(Optimizer, ABC):
         is changed. Also for a step too long to be computed: no parameter moves, but moments hold the gradient then.
         Within torch.compile it runs as it is: what a step does depends on values, at each of which a graph would end.
         """
-        if torch.compiler.is_compiling():
-            return _step_outside_of_graphs(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(False):  # fewer calls than no_grad
-            free, plans, tables = self._plan_step()
-            rows = Rows(tables, self.state, self._numbers) if tables else None
-            every = plans if rows is None else [*plans, rows.plan]
+            work = sort(self.param_groups, self._takes_sparse, self._shards is not None)
+            plans, finish = self._plans(work)
             together = list if self._shards is None else self._shards.together
-            with exact_products(*{device for plan in every for device in plan.devices}):
-                for plan in every:
+            with exact_products(*{device for plan in plans for device in plan.devices}):
+                for plan in plans:
                     plan.read_points()
-                together(map(partial(check_before, self.param_groups), every))
-                reached = together([self._reach(bucket, plan) for bucket in plan.buckets] for plan in every)
-                for group, params in free:
+                together(map(partial(check_before, self.param_groups), plans))
+                reached = together([self._reach(bucket, plan) for bucket in plan.buckets] for plan in plans)
+                for _, group, params in work.free:
                     self._step_free(group, params, [p.grad for p in params if p.grad is not None])
-                for plan, points in zip(every, reached, strict=True):
+                for plan, points in zip(plans, reached, strict=True):
                     plan.write_points(points)
                     self._count_skipped(plan)
-            if rows is not None:
-                rows.write(self.state)
-            if self._shards is not None:
-                self._shards.finish(self.state)
-            plans[0].publish(self.state)
+            for each in finish:
+                each(self.state)
         return loss
 
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
@@ -144,56 +140,29 @@ class RiemannianOptimizer(Optimizer, ABC):
         """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them."""
         return sum(int(count) for count in self._skipped.values())
 
-    def _plan_step(self) -> tuple[list[tuple[Group, list[Tensor]]], list[Plan], list[Table]]:
-        """The free parameters that have a gradient, group by group; the plan for the others, with theirs gathered, and
-        that for the shards; and those whose rows move."""
-        free, groups, params, grads, tables = [], [], [], [], []
-        sharded: list[tuple[int, Group, Tensor]] = []
-        for i, group in enumerate(self.param_groups):
-            given = [p for p in group["params"] if p.grad is not None]
-            is_free = group["manifold"] is None
-            if not (is_free and self._takes_sparse) and any(p.grad.is_sparse for p in given):
-                tables += self._tables(i, given)
-                given = [p for p in given if not p.grad.is_sparse]
-            if is_free:
-                free.append((group, given))
-            else:
-                groups.append((i, group))
-                if self._shards is not None:
-                    sharded += [(i, group, p) for p in given if is_sharded(p)]
-                    given = [p for p in given if not is_sharded(p)]
-                params += given
-                grads += [p.grad for p in given]
-        options = same_options(self.defaults, groups), tuple([group["manifold"] for _, group in groups])
+    def _plans(self, work: Work) -> tuple[list[Plan], list[Callable[[Any], None]]]:
+        """The plans of a step, with gradients gathered: for whole parameters, for shards, for rows of tables; and what
+        is to be called with the state when they have moved."""
+        options = Options(self.defaults, work.held)
+        params = [p for part in work.held for p in part.params]
         plan = self._plan
-        if plan is None or not plan.fits(params, options, self.state):
-            first = dict(zip((i for i, _ in groups), options[0], strict=True))
-            members = [
-                Member(p, group["manifold"], first[i], group.get("capturable", False))
-                for i, group in groups
-                for p in group["params"]
-                if p.grad is not None and not p.grad.is_sparse and (self._shards is None or not is_sharded(p))
-            ]
-            plan = self._plan = Plan(members, options, self.state, self._numbers)
-        plan.read_gradients(grads)
-        plans = [plan]
+        if plan is None or not plan.fits(params, options.key, self.state):
+            members = list(options.members(work.held))
+            check_fits(self.param_groups, members, self.state, self._numbers, self._mixed)
+            plan = self._plan = Plan(members, options.key, self.state, self._numbers)
+        plan.read_gradients([p.grad for p in params if p.grad is not None])
+        plans: list[Plan] = [plan]
+        finish: list[Callable[[Any], None]] = []
         if self._shards is not None:
-            first = dict(zip((i for i, _ in groups), options[0], strict=True))
-            cut = [Member(p, group["manifold"], first[i], group.get("capturable", False)) for i, group, p in sharded]
-            plans += self._shards.plans(cut, options, self.state, self._numbers)
-        return [(group, given) for group, given in free if given], plans, tables
-
-    def _tables(self, i: int, given: Sequence[Tensor]) -> list[Table]:
-        """Those parameters of group i whose gradient is sparse."""
-        group, tables = self.param_groups[i], []
-        for p in given:
-            if p.grad is not None and p.grad.is_sparse:
-                manifold = group["manifold"] or Euclidean()
-                if not self._takes_rows:
-                    refuse_gradient(self.param_groups, p, "a sparse layout", "Make its layer with sparse=False")
-                check_rows(self.param_groups, p, manifold)
-                tables.append(Table(p, manifold, i, group.get("capturable", False)))
-        return tables
+            plans += self._shards.plans(list(options.members(work.sharded)), options.key, self.state, self._numbers)
+            finish.append(self._shards.finish)
+        if work.sparse:
+            tables = [each for part in work.sparse for each in tables_of(self.param_groups, part, self._takes_rows)]
+            check_fits(self.param_groups, tables, self.state, self._numbers, self._mixed)
+            rows = Rows(tables, self.state, self._numbers)
+            plans.append(rows.plan)
+            finish.append(rows.write)
+        return plans, [*finish, plan.publish]  # which notes what the state is then
 
     def _descent(self, bucket: Bucket, group: Group) -> Tensor:
         """The Euclidean gradient of what is to be minimized, with the L2 decay where it does anything and is not
@@ -238,10 +207,10 @@ class RiemannianOptimizer(Optimizer, ABC):
         as "exp_avg:0" and "exp_avg:1".
         """
         saved = super().state_dict()
-        for group in saved["param_groups"]:
-            if group["manifold"] is not None:
-                group["manifold"] = repr(group["manifold"])
-            group.update({name: name_of_value(group[name]) for name in self._values})
+        saved["param_groups"] = [
+            {**named(group), **{name: name_of_value(group[name]) for name in self._values}}
+            for group in saved["param_groups"]
+        ]
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -256,7 +225,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         def check(_: Optimizer, loaded: dict[str, Any]) -> None:
             loaded["state"] = {key: tensors_only(entry) for key, entry in loaded["state"].items()}
             saved.update(loaded)
-            check_loaded(loaded, self.param_groups, self._numbers, self._values, self._mixed)
+            check_loaded(type(self).__name__, loaded, self.param_groups, self._numbers, self._values, self._mixed)
 
         def restore(_: Optimizer) -> None:
             for group, old, kept in zip(self.param_groups, present, saved["param_groups"], strict=True):
@@ -287,11 +256,6 @@ class RiemannianOptimizer(Optimizer, ABC):
         self._plan = None
         sharded = any(is_sharded(p) for g in self.param_groups if g.get("manifold") for p in g["params"])
         self._shards = Shards() if sharded else None
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _step_outside_of_graphs(optimizer: RiemannianOptimizer, closure: Callable[[], Any] | None) -> Any:
-    return optimizer.step(closure)
 
 
 def _own(value: Any, device: torch.device) -> Any:

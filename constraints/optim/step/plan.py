@@ -101,26 +101,35 @@ class Plan:
             parts = [self._places[leaf.source] for _, leaf in self._in_order(i)]
             self._homes[i].copy_(engine(self.members[i].manifold).join(parts, self._homes[i].shape))
 
-    def gather(self, tensors: list[Tensor]) -> list[Points]:
-        """Tensors of the shapes of the parameters, bucket by bucket in the shape of its points. May be views."""
+    def gather(self, tensors: list[Tensor], out: Sequence[Tensor] | None = None) -> list[Points]:
+        """Tensors of the shapes of the parameters, bucket by bucket in the shape of its points. May be views; are out
+        where the tensors are all views of that, as after `spread(out)`."""
         cut, gathered = self.cut(tensors), []
-        for bucket in self.buckets:
+        for i, bucket in enumerate(self.buckets):
+            if out is not None and all(leaf.source < len(self.members) for leaf in bucket.leaves):
+                gathered.append(out[i].view(bucket.x.shape))
+                continue
             rows = [cut[leaf.source].reshape(-1, *bucket.kind.point) for leaf in bucket.leaves]
             gathered.append((rows[0] if len(rows) == 1 else torch.cat(rows)).to(bucket.dtype).view(bucket.x.shape))
         return gathered
 
     def spread(self, points: Iterable[Points]) -> list[Tensor]:
-        """The inverse of `gather`, in memory of its own."""
-        whole = [torch.empty_like(home) for home in self._homes]
-        cut = self.cut(whole)
+        """The inverse of `gather`; contiguous points that are whole parameters are given as views."""
+        parts: dict[int, Tensor] = {}
         for bucket, values in zip(self.buckets, points, strict=True):
-            rows = values.reshape(bucket.shape)
-            for leaf in bucket.leaves:
-                cut[leaf.source].copy_(rows[leaf.start : leaf.stop].reshape(leaf.shape))
-        for i in self._copied:
-            parts = [cut[leaf.source] for _, leaf in self._in_order(i)]
-            whole[i].copy_(engine(self.members[i].manifold).join(parts, whole[i].shape))
-        return whole
+            rows = values.reshape(bucket.shape).contiguous()
+            pieces = rows.split([leaf.stop - leaf.start for leaf in bucket.leaves])
+            parts.update({leaf.source: r.view(leaf.shape) for leaf, r in zip(bucket.leaves, pieces, strict=True)})
+        for i in self._packed:
+            home, manifold = self._homes[i], engine(self.members[i].manifold)
+            mine = [parts[leaf.source] for _, leaf in self._in_order(i)]
+            parts[i] = whole = torch.empty_like(home)
+            if i in self._copied:
+                whole.copy_(manifold.join(mine, home.shape))
+            else:
+                for (_, target), part in zip(manifold.split(whole), mine, strict=True):
+                    target.copy_(part)
+        return [parts[i] for i in range(len(self.members))]
 
     def publish(self, state: State) -> None:
         """Make the state of each parameter views of the buckets: a tensor for each key and stack, see `parts`."""

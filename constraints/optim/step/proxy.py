@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from .checks import Group
+from .loading import check_kind, named
 
 
 class Proxy(Optimizer):
@@ -41,19 +42,13 @@ class Proxy(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """That of the optimizer, with the repr of each group's manifold."""
         saved: dict[str, Any] = self.inner.state_dict()
-        for group in saved["param_groups"]:
-            group["manifold"] = None if group.get("manifold") is None else repr(group["manifold"])
-        return saved
+        return {**saved, "param_groups": [named(group) for group in saved["param_groups"]]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As that of the optimizer; manifolds stay those of this one. Raises ValueError where their reprs differ."""
+        """As that of the optimizer; manifolds stay those of this one. Raises ValueError where their reprs differ, or
+        where it is the state of an optimizer of another kind."""
         mine = [group["manifold"] for group in self.param_groups]
-        theirs = [group.get("manifold") for group in state_dict["param_groups"]]
-        if len(mine) == len(theirs) and [None if m is None else repr(m) for m in mine] != theirs:
-            raise ValueError(
-                f"this optimizer holds its groups on {mine}, but the saved state is of groups on {theirs}. Constrain "
-                f"the model as it was when the state was saved."
-            )
+        check_kind(type(self.inner).__name__, state_dict["param_groups"], self.param_groups)
         self.inner.load_state_dict(state_dict)
         for group, manifold in zip(self.param_groups, mine, strict=True):
             group["manifold"] = manifold
@@ -90,13 +85,16 @@ def check_wrapped(optimizer: Any) -> None:
 
 
 @contextmanager
-def lent(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Iterator[None]:
-    """These gradients in place of the parameters' own for a time."""
-    own = [p.grad for p in parameters]
+def lent(parameters: Sequence[Tensor], values: Sequence[Tensor], gradients: Sequence[Tensor]) -> Iterator[None]:
+    """These values and gradients in place of the parameters' own for a time."""
+    own = [(p.data, p.grad) for p in parameters]
     try:
-        for p, g in zip(parameters, gradients, strict=True):
-            p.grad = g
+        for p, value, g in zip(parameters, values, gradients, strict=True):
+            p.data, p.grad = value, g
         yield
+        for p, value in zip(parameters, values, strict=True):
+            if not p.is_set_to(value):  # an optimizer that writes p.data = ...
+                value.copy_(p.data)
     finally:
-        for p, kept in zip(parameters, own, strict=True):
-            p.grad = kept
+        for p, (data, grad) in zip(parameters, own, strict=True):
+            p.data, p.grad = data, grad

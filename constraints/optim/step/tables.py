@@ -5,13 +5,13 @@ The rows, and the rows of their state, are copied out, moved as parameters of th
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from manifolds import Manifold, Oblique
+from manifolds import Euclidean, Manifold, Oblique
 from manifolds.engine import engine, settled
 
 from .before import refuse_gradient
@@ -19,21 +19,24 @@ from .bucket import COUNTS
 from .checks import Group
 from .parts import key_of
 from .plan import Member, Plan
+from .work import Part
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
 
-class Table(NamedTuple):
-    """A parameter (N, ...) with a sparse gradient, whose rows are points or batches of them."""
+def tables_of(groups: Sequence[Group], part: Part, takes_rows: bool) -> Iterator[Member]:
+    """Parameters (N, ...) with a sparse gradient, whose rows are points or batches of them; entries, where they are
+    free. ValueError for a sparse gradient that does not name whole points."""
+    place, group, params = part
+    for p in params:
+        manifold = group["manifold"] or Euclidean()
+        if not takes_rows:
+            refuse_gradient(groups, p, "a sparse layout", "Make its layer with sparse=False")
+        _check_rows(groups, p, manifold)
+        yield Member(p, manifold, place, group.get("capturable", False))
 
-    parameter: Tensor
-    manifold: Manifold
-    group: int
-    capturable: bool
 
-
-def check_rows(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None:
-    """ValueError for a sparse gradient that does not name whole points."""
+def _check_rows(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None:
     assert p.grad is not None
     if p.grad.sparse_dim() == 1 and manifold.ndim < p.dim():
         return
@@ -46,7 +49,7 @@ def check_rows(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None:
 class Rows:
     """The touched rows of tables, for one step."""
 
-    def __init__(self, tables: Sequence[Table], state: State, numbers: frozenset[str]) -> None:
+    def __init__(self, tables: Sequence[Member], state: State, numbers: frozenset[str]) -> None:
         self._tables, self._indices, grads, members = [], [], [], []
         self._taken: State = {}
         for table in tables:
@@ -56,7 +59,7 @@ class Rows:
             index, values = g.indices()[0], g.values()
             if not len(index):
                 if "step" in entry:
-                    entry["step"] += 1
+                    _set_steps(state, p, entry["step"] + 1)
                 continue
             rows = p.detach().index_select(0, index)
             self._taken[rows] = {
@@ -64,7 +67,7 @@ class Rows:
                 for key, value in entry.items()
                 if key == "step" or not _is_count(key)
             }
-            members.append(Member(rows, table.manifold, table.group, table.capturable, table=p))
+            members.append(table._replace(parameter=rows, table=p))
             self._tables.append(table)
             self._indices.append(index)
             grads.append(values)
@@ -78,7 +81,7 @@ class Rows:
             p, kept = table.parameter.detach(), state.setdefault(table.parameter, {})
             for key, rows in self._taken[member.parameter].items():
                 if key == "step":
-                    kept[key] = kept[key].copy_(rows) if key in kept else rows
+                    _set_steps(state, table.parameter, rows)
                 elif not _is_count(key):
                     if key not in kept:
                         kept[key] = _whole(table, key, rows)
@@ -86,11 +89,22 @@ class Rows:
             p.index_copy_(0, index, member.parameter)
 
 
+def _set_steps(state: State, p: Tensor, steps: Tensor) -> None:
+    """In place, by which a plan knows that nobody else wrote to the state; not where others count by the same tensor,
+    as after a step with a dense gradient."""
+    entry = state[p]
+    known = entry.get("step")
+    if known is None or any(other is not entry and other.get("step") is known for other in state.values()):
+        entry["step"] = steps
+    else:
+        known.copy_(steps)
+
+
 def _is_count(key: str) -> bool:
     return key.partition(":")[0] in COUNTS
 
 
-def _whole(table: Table, key: str, rows: Tensor) -> Tensor:
+def _whole(table: Member, key: str, rows: Tensor) -> Tensor:
     """State of all rows, of which some are there: zero, or masters of the values in half precision."""
     p = table.parameter.detach()
     if key.partition(":")[0] != "master":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..numbers import Number, any_, is_finite, larger, no, over, smaller, where
-from ..options import check_between, check_count
+from ..options import check_between, check_count, check_least
 from .line import Found, Line, LineSearch
 
 
@@ -28,6 +28,7 @@ class Armijo(LineSearch):
     def __post_init__(self) -> None:
         check_between(self, 0, 1, decrease=self.decrease)
         check_count(self, limit=self.limit)
+        check_least(self, 0, slack=self.slack)
 
     def search(self, line: Line, first: Number) -> Found:
         found, t, active = Found.none(line), first, line.active
@@ -36,6 +37,8 @@ class Armijo(LineSearch):
             trial = line.at(t, active)
             taken = active & (trial.value <= allowed + self.decrease * t * line.slope)
             if any_(taken):
+                size = line.problem.space.size(trial.gradient)
+                taken = taken & is_finite(size)
                 found.take(trial, taken)
                 active = active & no(taken)
             if not any_(active) or line.problem.out_of_time():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..numbers import Number, any_, full, no, over, smaller, where
-from ..options import check_between, check_count
-from .line import NARROW, Found, Line, LineSearch
+from ..numbers import Number, full, no, over, smaller, where
+from ..options import check_between, check_count, check_least
+from .line import Found, Line, LineSearch
+from .trials import Trials
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,30 +36,21 @@ class HagerZhang(LineSearch):
         check_between(self, self.delta, 1, sigma=self.sigma)
         check_between(self, 1, math.inf, expand=self.expand)
         check_count(self, limit=self.limit)
+        check_least(self, 0, slack=self.slack)
 
     def search(self, line: Line, first: Number) -> Found:
-        found, best = Found.none(line), Found.none(line)
-        highest = line.value + line.allowance(self.slack)
-        c, active = first, line.active
+        trials, highest, c = Trials(line), line.value + line.allowance(self.slack), first
         # a: the lower end, where f falls and is low; b: the upper end, infinite before there is one
         a, value_a, slope_a = full(c, 0.0), line.value, line.slope
         b, slope_b, width = full(c, math.inf), full(c, math.nan), full(c, math.inf)
         for _ in range(self.limit):
-            trial = line.at(c, active)
-            value, slope = trial.value, trial.slope()
+            trial = line.at(c, trials.active)
+            value, slope = trial.numbers()
             flat_enough = slope >= self.sigma * line.slope
             wolfe = flat_enough & (value <= line.value + self.delta * c * line.slope)
             low = value <= highest
-            taken = active & (wolfe | (flat_enough & low & (slope <= (2 * self.delta - 1) * line.slope)))
-            if any_(taken):
-                found.take(trial, taken)
-                active = active & no(taken)
-            if not any_(active):
-                return found
-            better = active & (value < best.value)
-            if any_(better):
-                best.take(trial, better)
-            if line.problem.out_of_time():
+            approximate = flat_enough & low & (slope <= (2 * self.delta - 1) * line.slope)
+            if not trials.goes_on(trial, value, wolfe | approximate):
                 break
             up, falls = slope >= 0, low & (slope < 0)
             high = no(up | falls)  # too high, or NaN
@@ -66,12 +58,8 @@ class HagerZhang(LineSearch):
             b = where(falls, b, c)
             slope_b = where(up, slope, where(high, math.nan, slope_b))
             gap = b - a
-            ends = active & best.done & (gap <= NARROW * b) & (b < math.inf)
-            if any_(ends):
-                found.take(best, ends)
-                active = active & no(ends)
-                if not any_(active):
-                    return found
+            if not trials.narrows(a, b):
+                break
             secant = over(a * slope_b - b * slope_a, slope_b - slope_a)
             parabola = a - over(slope_a * gap * gap, 2 * (value - value_a - slope_a * gap))
             inside = where(high, smaller(parabola, (a + b) / 2), secant)
@@ -80,5 +68,4 @@ class HagerZhang(LineSearch):
             open_ended = b == math.inf
             width = where(open_ended, width, gap)
             c = where(open_ended, self.expand * c, where(fits, inside, (a + b) / 2))
-        found.take(best, active & best.done)
-        return found
+        return trials.end()

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from ..numbers import Number, Truth, full, pick
+from ..numbers import Number, Truth, full, is_finite, pick
 from ..problem import Evaluation, Problem
 from ..solver import State, reach, repr_of
 from ..space import Rows
-
-NARROW = 0.05
-"""An interval so short, as part of its upper end, is searched no more: slopes are those of the transport, which are off
-by O(t |d|), so that on long steps no point may have the slope that is asked for."""
 
 
 class Trial:
@@ -34,7 +31,15 @@ class Trial:
         """<grad f(R_x(t d)), T d> with T the transport: the derivative of f along the curve, but for a relative error
         of O(t |d|), which is that between T d and the velocity of the curve."""
         space, line = self._line.problem.space, self._line
+        if space.lies_still:
+            return space.dot(space.loose(self.y, self.gradient), line.loose)
         return space.inner(self.y, self.gradient, space.transport(line.x, self.y, line.d))
+
+    def numbers(self) -> tuple[Number, Number]:
+        """(value, slope), both NaN where the slope is not finite: nobody goes where there is no gradient."""
+        slope = self.slope()
+        finite = is_finite(slope)
+        return pick(finite, self.value, math.nan), pick(finite, slope, math.nan)
 
 
 class Line:
@@ -46,6 +51,11 @@ class Line:
     def __init__(self, problem: Problem, state: State, d: Rows, active: Truth, slope: Number) -> None:
         self.problem, self.x, self.d, self.active = problem, state.x, d, active
         self.value, self.slope, self.state = state.value, slope, state
+
+    @cached_property
+    def loose(self) -> Rows:
+        """d, of which the transport is made at each trial."""
+        return self.problem.space.loose(self.x, self.d)
 
     def allowance(self, slack: float) -> Number:
         """slack eps |f(x)|."""

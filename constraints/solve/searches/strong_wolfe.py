@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..numbers import Number, any_, full, larger, no, over, smaller, sqrt, where
-from ..options import check_between, check_count
-from .line import NARROW, Found, Line, LineSearch
+from ..numbers import Number, full, larger, no, over, smaller, sqrt, where
+from ..options import check_between, check_count, check_least
+from .line import Found, Line, LineSearch
+from .trials import Trials
 
 
 @dataclass(frozen=True, repr=False)
@@ -15,8 +16,7 @@ class StrongWolfe(LineSearch):
     """phi(t) <= phi(0) + decrease t phi'(0) and |phi'(t)| <= curvature |phi'(0)|, by cubics on a shrinking interval.
 
     Where these are not met within `limit` trials, or until the interval is short, the best point with a decrease is
-    taken; slack eps |phi(0)| is
-    allowed for rounding. Raises ValueError for options out of range.
+    taken; slack eps |phi(0)| is allowed for rounding. Raises ValueError for options out of range.
     Source: Nocedal & Wright, Numerical Optimization (2006), algorithms 3.5 and 3.6, and (3.59).
 
     >>> LBFGS(search=StrongWolfe(curvature=0.5))
@@ -32,28 +32,18 @@ class StrongWolfe(LineSearch):
         check_between(self, 0, 1, decrease=self.decrease)
         check_between(self, self.decrease, 1, curvature=self.curvature)
         check_count(self, limit=self.limit)
+        check_least(self, 0, slack=self.slack)
 
     def search(self, line: Line, first: Number) -> Found:
-        found, best = Found.none(line), Found.none(line)
-        allowance = line.allowance(self.slack)
-        t, active = first, line.active
+        trials, allowance, t = Trials(line), line.allowance(self.slack), first
         # low: the end with the lowest value; high: the other one, infinite before there is one
         low, value_low, slope_low = full(t, 0.0), line.value, line.slope
         high, value_high, slope_high = full(t, math.inf), full(t, math.nan), full(t, 0.0)
         for _ in range(self.limit):
-            trial = line.at(t, active)
-            value, slope = trial.value, trial.slope()
+            trial = line.at(t, trials.active)
+            value, slope = trial.numbers()
             enough = value <= line.value + self.decrease * t * line.slope + allowance
-            taken = active & enough & (abs(slope) <= -self.curvature * line.slope)
-            if any_(taken):
-                found.take(trial, taken)
-                active = active & no(taken)
-            if not any_(active):
-                return found
-            better = active & (value < best.value)
-            if any_(better):
-                best.take(trial, better)
-            if line.problem.out_of_time():
+            if not trials.goes_on(trial, value, enough & (abs(slope) <= -self.curvature * line.slope)):
                 break
             # NaN is no better than low
             worse = no(enough & (value <= value_low + allowance))
@@ -65,18 +55,13 @@ class StrongWolfe(LineSearch):
             )
             low, value_low = where(worse, low, t), where(worse, value_low, value)
             slope_low = where(worse, slope_low, slope)
-            ends = active & best.done & (high < math.inf) & (abs(high - low) <= NARROW * larger(low, high))
-            if any_(ends):
-                found.take(best, ends)
-                active = active & no(ends)
-                if not any_(active):
-                    return found
+            if not trials.narrows(low, high):
+                break
             cubic = _cubic(low, value_low, slope_low, high, value_high, slope_high)
             margin = 0.1 * abs(high - low)
             fits = (cubic > smaller(low, high) + margin) & (cubic < larger(low, high) - margin)
             t = where(high == math.inf, 4 * t, where(fits, cubic, (low + high) / 2))
-        found.take(best, active & best.done)
-        return found
+        return trials.end()
 
 
 def _cubic(a: Number, value_a: Number, slope_a: Number, b: Number, value_b: Number, slope_b: Number) -> Number:

@@ -101,3 +101,19 @@ def test_bad_arguments() -> None:
         with pytest.raises(TypeError, match="Pass the module"):
             clip_riemannian_grad_norm_(params, 1.0)  # type: ignore[arg-type]
     assert float(clip_riemannian_grad_norm_(nn.Linear(2, 2), 1.0)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize("manifold", [None, Stiefel(), Sphere()], ids=str)
+def test_long_gradients_are_clipped_and_not_lost(manifold: Any, dtype: torch.dtype) -> None:
+    """A norm and a factor that the dtype of the gradient cannot hold: the direction stays, and the norm is max_norm."""
+    start = (manifold or Sphere()).random(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = nn.Parameter(start.to(dtype))
+    long = {torch.float16: 6e4, torch.float64: 1e100}.get(dtype, 1e15)
+    g = torch.linspace(-1, 1, 18, dtype=torch.float64).view(6, 3) * long
+    p.grad = g.to(dtype, copy=True)
+    total = clip_riemannian_grad_norm_([{"params": [p], "manifold": manifold}], 1e-2)
+    along = g if manifold is None else manifold.gradient(start, g)
+    torch.testing.assert_close(total.double(), along.norm(), rtol=2e-2, atol=0)
+    rounded = p.grad.real.double() if dtype.is_complex else p.grad.double()
+    torch.testing.assert_close(rounded, g * (1e-2 / along.norm()), rtol=2e-2, atol=1e-6)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from constraints.optim.step import bucket, counting
 from manifolds import Euclidean, Manifold, Sphere, Stiefel, retractions
-from manifolds._tall import StiefelEngine
+from manifolds._tall import TallEngine
 from manifolds.engine import Engine, engine
 from manifolds.kernels import steps
 
@@ -352,7 +352,7 @@ def test_a_step_can_be_captured(kind: Any, manifold: Manifold, monkeypatch: Any)
     monkeypatch.setattr(bucket, "can_look", lambda device: False)
     monkeypatch.setattr(steps, "may_look", lambda x: False)
     polished: list[Any] = []
-    monkeypatch.setattr(StiefelEngine, "polish", lambda self, x: polished.append(x) or x)
+    monkeypatch.setattr(TallEngine, "polish", lambda self, x: polished.append(x) or x)
     for _ in range(3):
         for p in params:
             p.grad = torch.randn_like(p)

@@ -12,7 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from manifolds import BlockSpec, Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import (
+    BlockSpec,
+    Euclidean,
+    Grassmann,
+    Manifold,
+    Orthogonal,
+    PoincareBall,
+    ProductManifold,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+)
 from manifolds.retractions import cayley
 
 
@@ -86,6 +97,58 @@ class Frame(Line):
         return 2 * n * p - p * p if x.is_complex() else n * p - p * (p + 1) // 2
 
 
+class Subspace(Line):
+    """A subspace, by the polar factor."""
+
+    decays = False
+
+    def gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        return g - x @ x.mH @ g
+
+    def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:
+        return (v.mH @ v).trace().real
+
+    def retract(self, x: Tensor, v: Tensor) -> Tensor:
+        u, _, vh = torch.linalg.svd(x + v, full_matrices=False)
+        return u @ vh
+
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return self.gradient(y, v)
+
+    def degrees(self, x: Tensor) -> int:
+        n, p = x.shape
+        return (2 if x.is_complex() else 1) * p * (n - p)
+
+
+class Gyrovector(Line):
+    """A point of the unit ball of curvature -1, by Mobius sums; Ungar (2009), definitions 1.3 and 3.2."""
+
+    def factor(self, x: Tensor) -> Tensor:
+        return 2 / (1 - x @ x)
+
+    def sum(self, x: Tensor, y: Tensor) -> Tensor:
+        xy, xx, yy = x @ y, x @ x, y @ y
+        return ((1 + 2 * xy + yy) * x + (1 - xx) * y) / (1 + 2 * xy + xx * yy)
+
+    def gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        return g / self.factor(x) ** 2
+
+    def squared_norm(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.factor(x) ** 2 * (v @ v)
+
+    def retract(self, x: Tensor, v: Tensor) -> Tensor:
+        c = self.factor(x) * v
+        return self.sum(x, c / (1 + (1 + c @ c).sqrt()))
+
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        scale = 2 * v.norm()  # the gyration is linear, but written for vectors inside of the ball
+        turned = self.sum(-self.sum(y, -x), self.sum(y, self.sum(-x, v / scale)))
+        return turned * scale * self.factor(x) / self.factor(y)
+
+    def degrees(self, x: Tensor) -> int:
+        return len(x)
+
+
 class Canonical(Frame):
     """The same in the canonical metric."""
 
@@ -145,6 +208,9 @@ CASES = {
     "complex wide": Case(S, (2, 6), lambda x: [(Rows(Frame()), x)], torch.complex128),
     "batch": Case(S, (2, 2, 5, 3), lambda x: [(Frame(), m) for m in x.flatten(0, 1)]),
     "sphere": Case(Sphere(), (3, 4), lambda x: [(Ball(), v) for v in x]),
+    "subspace": Case(Grassmann(), (7, 3), lambda x: [(Subspace(), x)]),
+    "complex subspace": Case(Grassmann(), (7, 3), lambda x: [(Subspace(), x)], torch.complex128),
+    "poincare ball": Case(PoincareBall(), (3, 4), lambda x: [(Gyrovector(), v) for v in x]),
     "gates": Case(S**3, (12, 4), lambda x: [(Frame(), m) for m in x.split(4)]),
     "columns": Case(
         ProductManifold((S, S), BlockSpec(rows=2, axis=1)), (5, 6), lambda x: [(Frame(), m) for m in x.split(3, 1)]

@@ -76,7 +76,9 @@ def test_a_run_goes_on_from_a_saved_state() -> None:
     resumed.step(closure_of(resumed, other, a, b))
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q)
-    plain = RiemannianLBFGS([{"params": [p]} for p in nn.Linear(6, 6).parameters()])
+    plain = RiemannianLBFGS(
+        [{"params": [nn.Parameter(torch.ones(6, 6)) for _ in group["params"]]} for group in resumed.param_groups]
+    )
     with pytest.raises(ValueError, match="Constrain the model"):
         plain.load_state_dict(saved["optimizer"])
 

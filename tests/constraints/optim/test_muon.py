@@ -11,7 +11,7 @@ import scipy.optimize
 import torch
 from torch import Tensor, nn
 
-from constraints import Riemannian, constrain, report
+from constraints import Riemannian, Trivialization, constrain, report
 from constraints.optim import RiemannianAdamW, RiemannianMuon, spectral
 from manifolds import (
     BlockSpec,
@@ -139,6 +139,8 @@ TALL = [
     (7, 4, REAL),
     (5, 4, REAL),
     (5, 1, REAL),
+    (5, 3, REAL),
+    (3, 2, REAL),
     (6, 4, COMPLEX),
     (5, 4, COMPLEX),
 ]
@@ -180,8 +182,10 @@ def test_no_direction_is_steeper_than_dual(n: int, p: int, dtype: torch.dtype, m
     met: list[tuple[Tensor, Tensor, Tensor]] = []
     feasible = kernel._feasible
     monkeypatch.setattr(kernel, "_feasible", lambda at, o, c: met.append((at.y, o, c)) or feasible(at, o, c))
-    x = Stiefel().random(20, n, p, dtype=dtype, generator=torch.Generator().manual_seed(2))
-    m = Stiefel().project(x, drawn(20, n, p, dtype=dtype, seed=3))
+    count = 150 if (n, p) == (5, 3) else 20  # where one of a hundred is hard
+    generator = torch.Generator().manual_seed(3)
+    x = Stiefel().random(count, n, p, dtype=dtype, generator=generator)
+    m = Stiefel().project(x, torch.randn(count, n, p, dtype=dtype, generator=generator))
     value = dot(m, kernel.dual(x, m)) / torch.linalg.matrix_norm(m)
     for y, omega, corner in met:
         assert ((y - omega) - (y - omega).mH).abs().max() < 1e-12
@@ -190,10 +194,7 @@ def test_no_direction_is_steeper_than_dual(n: int, p: int, dtype: torch.dtype, m
         torch.testing.assert_close(corner.mH @ corner, rest.mH @ rest, rtol=0, atol=1e-14)
     bound = torch.stack([nuclear_norm(torch.cat([y, corner], -2)) for y, _, corner in met]).amin(0)
     assert bool((value <= bound * (1 + 1e-12)).all())
-    gap = 1 - value / bound
-    smooth = n >= 2 * p or n % 2 == 0 or dtype == COMPLEX
-    assert int((gap > 1e-6).sum()) <= (0 if smooth else 1)  # see `spectral.dual`
-    assert float(gap.max()) < 1e-2
+    assert float((1 - value / bound).max()) < 1e-6
 
 
 def test_dual_of_nothing_is_nothing() -> None:
@@ -304,6 +305,25 @@ def test_everything_else_moves_by_adamw() -> None:
     torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("held", [None, "trivialized", "a sphere", "entries"])
+def test_a_module_whose_matrices_are_all_free_is_warned(held: str | None) -> None:
+    """Who writes RiemannianMuon(model) in the place of torch's Muon is told what to write, which moves them by Muon."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    if held is not None:
+        manifold = {"trivialized": Stiefel(), "a sphere": Sphere(), "entries": Euclidean()}[held]
+        constrain(model, "0.weight", manifold, Trivialization() if held == "trivialized" else Riemannian())
+    with pytest.warns(UserWarning, match=r"moves nothing by Muon here.*Euclidean\(ndim=2\), Riemannian\(\)"):
+        RiemannianMuon(model)
+    constrain(model, "1.weight", Euclidean(ndim=2), Riemannian())
+    RiemannianMuon(model)  # and is told no more
+
+
+def test_a_module_without_free_matrices_is_not_warned() -> None:
+    RiemannianMuon(constrain(nn.Linear(4, 4), "weight", Sphere, Riemannian()))
+    RiemannianMuon(constrain(nn.Linear(4, 4), "weight", Stiefel * Euclidean, Riemannian()))
+    RiemannianMuon(nn.BatchNorm1d(4))
+
+
 @pytest.mark.filterwarnings("ignore:weight_decay does nothing")
 def test_each_block_of_a_packed_weight_is_a_matrix_of_its_own() -> None:
     """Per-head Muon: the blocks of a layout move as the same matrices held apart, and mixed factors by their own."""
@@ -340,6 +360,29 @@ def test_points_stay_exact_in_float32(shape: tuple[int, int]) -> None:
         p.grad = torch.randn(*shape, generator=generator)
         optimizer.step()
     assert float(Stiefel().residual(p.detach())) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("shape", "direction", "steps"),
+    [
+        ((8, 8), spectral.spel, 10_000),
+        ((12, 5), spectral.spel, 10_000),
+        ((5, 12), spectral.spel, 10_000),
+        ((12, 5), spectral.dual, 1000),
+    ],
+)
+def test_points_stay_exact_in_float32_after_many_steps(shape: tuple[int, ...], direction: Any, steps: int) -> None:
+    """X^H X = I to 1e-6 after 10,000 steps, and at every thousandth one."""
+    p = nn.Parameter(Stiefel().random(*shape, generator=torch.Generator().manual_seed(1)))
+    optimizer = RiemannianMuon([{"params": [p], "manifold": Stiefel()}], lr=0.02, direction=direction)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        p.grad = torch.randn(*shape, generator=generator)
+        optimizer.step()
+        if step % 1000 == 999:
+            assert float(Stiefel().residual(p.detach()).max()) < 1e-6
 
 
 def test_it_trains_a_whole_model_and_goes_on_bit_for_bit() -> None:

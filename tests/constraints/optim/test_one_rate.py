@@ -6,13 +6,14 @@ import copy
 import math
 import pickle
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from constraints import Riemannian, constrain
+from constraints import Riemannian, Trivialization, constrain
 from constraints.optim import RiemannianAdam
 from constraints.optim.step.bucket import Bucket
 from manifolds import BlockSpec, Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
@@ -106,6 +107,32 @@ def test_weights_move_per_entry_as_in_adam(manifold: Manifold, shape: tuple[int,
         free.step()
     ratio = per_entry(p.detach() - x) / per_entry(q.detach() - x)
     assert 0.5 - 1e-3 <= ratio <= 1.5
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+@pytest.mark.parametrize("kind", [Stiefel, Orthogonal, SpecialOrthogonal])
+def test_coordinates_of_a_square_block_are_two_entries_for_each_degree_of_freedom(kind: Any, n: int) -> None:
+    """The first step of Adam moves each entry of a skew Omega by lr: the weight by lr sqrt(2 d), as RiemannianAdam does
+    in the canonical metric, which counts each pair of entries once; in the other one that moves it by lr sqrt(d)."""
+    lr, x = 1e-6, kind().random(n, n, dtype=REAL)
+    g, d = torch.randn_like(x), kind().dim(x.shape)
+
+    def length(manifold: Manifold, method: Any, optimizer: Any) -> float:
+        net = nn.Module()
+        net.w = nn.Parameter(x.clone())
+        constrain(net, "w", manifold, method)
+        (net.w * g).sum().backward()
+        optimizer(net).step()
+        return float((net.w.detach() - x).norm())
+
+    riemannian = partial(RiemannianAdam, lr=lr, eps=0)
+    cases = [
+        (length(kind(), Trivialization(), lambda net: torch.optim.Adam(net.parameters(), lr, eps=1e-30)), 2 * d),
+        (length(kind(), Riemannian(), riemannian), d),
+        (length(Stiefel("canonical"), Riemannian(), riemannian), 2 * d),
+    ]
+    for moved, squares in cases:  # to the second order of a step of at most 6e-6
+        assert moved == pytest.approx(lr * math.sqrt(squares), rel=1e-5)
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])

@@ -445,5 +445,5 @@ def test_the_optimizer_alone_is_refused_and_added_groups_are_checked() -> None:
     steps(optimizer, [*net.parameters(), added], 0, 3)
     assert Sphere().contains(added.detach())
     other = Retracted(torch.optim.SGD(groups(Sphere(), added), lr=0.1))
-    with pytest.raises(ValueError, match="saved state is of groups on"):
+    with pytest.raises(ValueError, match="group 0 holds its parameters on Sphere"):
         Retracted(torch.optim.SGD(groups(Sphere(2.0), point(Sphere(2.0), (3,))))).load_state_dict(other.state_dict())

@@ -1,0 +1,55 @@
+"""A batch without points, as the last one of a loader or what a filter leaves: every method takes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from manifolds import (
+    Correlation,
+    DoublyStochastic,
+    Euclidean,
+    FixedRank,
+    GeodesicManifold,
+    Grassmann,
+    Hyperboloid,
+    Manifold,
+    NearestPointManifold,
+    Oblique,
+    Orthogonal,
+    PoincareBall,
+    Positive,
+    PositiveDefinite,
+    Simplex,
+    Skew,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+    Symmetric,
+)
+from manifolds.cone import METRICS
+
+MANIFOLDS: list[Manifold] = [
+    *(Positive(), Euclidean(), Euclidean(2), Sphere(), Simplex(), Hyperboloid(), PoincareBall(), Oblique()),
+    *(Correlation(), Correlation(3), DoublyStochastic(), FixedRank(2), Symmetric(), Skew()),
+    *(PositiveDefinite(name) for name in METRICS),  # type: ignore[arg-type]
+    *(Stiefel(), Stiefel("canonical"), Grassmann(), Orthogonal(), SpecialOrthogonal(), Stiefel**3),
+]
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
+def test_a_batch_may_be_empty(manifold: Manifold) -> None:
+    shape = (0, 3, 3)[: 1 + manifold.ndim]
+    x = manifold.random(*shape)
+    v = manifold.project(x, torch.randn(shape))
+    results = [x, v, manifold.retract(x, v), manifold.transport(x, x, v), manifold.gradient(x, v)]
+    numbers = [manifold.residual(x), manifold.inner(x, v, v), manifold.norm(x, v)]
+    if isinstance(manifold, NearestPointManifold):
+        results.append(manifold.nearest(x))
+    if isinstance(manifold, GeodesicManifold):
+        results += [manifold.exp(x, v), manifold.log(x, x), manifold.geodesic(x, x, 0.5)]
+        results.append(manifold.mean(torch.empty(0, 2, *shape[1:])))
+        numbers.append(manifold.distance(x, x))
+    assert {a.shape for a in results} == {torch.Size(shape)}
+    assert {a.shape for a in numbers} == {torch.Size([0])}
+    assert manifold.dim(shape) == manifold.dim_of_complex(shape) == 0
