@@ -318,10 +318,11 @@ def test_a_module_whose_matrices_are_all_free_is_warned(held: str | None) -> Non
     RiemannianMuon(model)  # and is told no more
 
 
-def test_a_module_without_free_matrices_is_not_warned() -> None:
+def test_a_module_without_free_matrices_is_not_warned(recwarn: pytest.WarningsRecorder) -> None:
     RiemannianMuon(constrain(nn.Linear(4, 4), "weight", Sphere, Riemannian()))
     RiemannianMuon(constrain(nn.Linear(4, 4), "weight", Stiefel * Euclidean, Riemannian()))
     RiemannianMuon(nn.BatchNorm1d(4))
+    assert not recwarn.list
 
 
 @pytest.mark.filterwarnings("ignore:weight_decay does nothing")
