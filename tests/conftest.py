@@ -13,18 +13,18 @@ settings.register_profile("library", deadline=None, derandomize=True)
 # With another base seed Hypothesis draws other examples too: those of --hypothesis-seed.
 settings.register_profile("other seeds", deadline=None, database=None)
 
-SAMPLE = 24  # cases of one test
+SAMPLE = 16  # cases of one test
 GOLDEN = (5**0.5 - 1) / 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--base-seed", type=int, default=0, help="other random numbers for every test; see `make matrix`")
 
-    parser.addoption("--every-case", action="store_true", help="all parameters of every test, not a sample of 24")
+    parser.addoption("--every-case", action="store_true", help="all parameters of every test, not a sample of 16")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test with many parameters a sample, the same every time, spread over all of them: `make slow` runs all.
+    """Of a test with many parameters a sample, one for each base seed, spread over all of them: `make slow` runs all.
 
     A list goes by one of its parameters after another; steps of the golden section meet every value of each.
     """
@@ -34,9 +34,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     kept: set[pytest.Item] = set()
+    seed = config.getoption("--base-seed")
     for group in cases.values():
         ordered = sorted(group, key=lambda item: item.nodeid)
-        order = sorted(range(len(ordered)), key=lambda i: i * GOLDEN % 1)
+        order = sorted(range(len(ordered)), key=lambda i: (i + seed) * GOLDEN % 1)
         kept.update(ordered[i] for i in order[:SAMPLE])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
