@@ -148,7 +148,7 @@ def _(case: Case) -> Iterator[Finding]:
 @theorem(
     "mean: critical",
     "sum_i w_i log(mean, x_i) = 0: no point has a smaller weighted sum of squared distances",
-    needs=(*LOG, "distance: unit speed", "batch: equals loop"),
+    needs=(*LOG, "distance: unit speed", "batch: equals loop", "split: parts are points"),
     applies=_is_geodesic,
 )
 def _(case: Case) -> Iterator[Finding]:
