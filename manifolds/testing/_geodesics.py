@@ -12,6 +12,14 @@ from ._case import Case, Finding, inside, theorem, within
 
 EXP = ("project: tangent", "exp: first order", "exp: feasible")
 LOG = (*EXP, "log: inverse of exp")
+# what takes the rounding off the points on the way to a mean
+POLISHED = (
+    "split: parts are points",
+    "split: join inverts",
+    "polish: keeps points",
+    "polish: no farther off",
+    "nearest: fixes points",
+)
 
 
 def _geodesic(case: Case) -> GeodesicManifold:
@@ -148,7 +156,7 @@ def _(case: Case) -> Iterator[Finding]:
 @theorem(
     "mean: critical",
     "sum_i w_i log(mean, x_i) = 0: no point has a smaller weighted sum of squared distances",
-    needs=(*LOG, "distance: unit speed", "batch: equals loop", "split: parts are points"),
+    needs=(*LOG, "distance: unit speed", "batch: equals loop", "exp: continues itself", *POLISHED),
     applies=_is_geodesic,
 )
 def _(case: Case) -> Iterator[Finding]:
