@@ -21,14 +21,14 @@ none of the five learns anything. One rate serves all, for that of RiemannianAda
 0.05 the one that was best on validation digits, which are neither trained on nor shown here; for the stack 0.03 was
 as good.
 
-Answer: speed, and less care for the rate. After four epochs the networks with three constrained gates name 81 to 87 %
-of the test digits, that with n alone 88 to 93 %, the free one 66 to 79 % (three seeds); after twelve, in the mean, n
-alone 95 %, trivialized 94 %, Riemannian 93 %, and free and stack-orthonormal 92 %. At a rate of 0.02 the free one is still ten points behind at the end. An orthogonal
-gate cannot grow, so that it neither overwrites nor blows up what the network holds, while free gates come to have
-singular values of 6. It is n that carries the state, and to hold it alone was best: r and z, which only open and close,
-may grow. A stack of orthonormal columns cannot grow either, and learns as fast at first; but none of its gates is
-orthogonal even once, while no constrained one is ever further than 1e-5 from it. Where memory is short there is nothing
-to gain by holding all three.
+Answer: speed, and less care for the rate. After four epochs the networks with three constrained gates name 81 to 87
+% of the test digits, that with n alone 88 to 93 %, the free one 66 to 79 % (three seeds); after twelve, in the
+mean, n alone 95 %, trivialized 94 %, Riemannian 93 %, and free and stack-orthonormal 92 %. At a rate of 0.02 the
+free one is still ten points behind at the end. An orthogonal gate cannot grow, so that it neither overwrites nor
+blows up what the network holds, while free gates come to have singular values of 6. It is n that carries the state,
+and to hold it alone was best: r and z, which only open and close, may grow. A stack of orthonormal columns cannot
+grow either, and learns as fast at first; but none of its gates is orthogonal even once, while no constrained one is
+ever further than 1e-5 from it. Where memory is short there is nothing to gain by holding all three.
 """
 
 from __future__ import annotations
