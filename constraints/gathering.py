@@ -10,9 +10,8 @@ from torch import Tensor
 
 from .sharding import is_sharded, local, whole
 
-LIMIT = (
-    2**28
-)  # bytes that one collective receives at most, or those of one tensor: memory beside the tensors themselves
+LIMIT = 2**28
+"""Bytes that one collective receives at most, or those of one tensor: memory beside the tensors themselves."""
 
 
 class Line(NamedTuple):

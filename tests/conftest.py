@@ -20,7 +20,7 @@ GOLDEN = (5**0.5 - 1) / 2
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--base-seed", type=int, default=0, help="other random numbers for every test; see `make matrix`")
 
-    parser.addoption("--every-case", action="store_true", help="all parameters of every test, not a sample of 16")
+    parser.addoption("--every-case", action="store_true", help=f"all parameters of every test, not {SAMPLE}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -63,8 +63,7 @@ def check_ways(optimizer: str, group: Group) -> None:
         )
     if group["foreach"] and group["fused"]:
         raise ValueError(f"foreach and fused of {optimizer} are two ways of one step; at most one of them is True.")
-    is_odd = any(not p.is_floating_point() for p in group["params"])
-    if group["fused"] and group["manifold"] is None and is_odd:
+    if group["fused"] and group["manifold"] is None and any(p.is_complex() for p in group["params"]):
         raise ValueError(f"fused=True of {optimizer} takes real free tensors; got complex ones. Pass fused=None.")
 
 
