@@ -15,6 +15,7 @@ from .composing import Parts, admitted, composed
 from .coordinates import COUNT, coordinates_of
 from .finite import check_finite
 from .held import Held, held
+from .names import parameters_of
 from .sharding import agree, is_sharded, like, whole
 from .trivialization import Trivialization, trivialized
 from .values import admit
@@ -86,13 +87,13 @@ def _watching(module: nn.Module) -> list[int]:
 
 def _order(owner: nn.Module) -> Iterator[str]:
     """The attributes of the owner that state_dict lists, in the order of the plain module."""
-    names = list(owner._parameters)
+    names = list(parameters_of(owner))
     lists: list[tuple[str, Any]] = [*coordinates_of(owner), *composed(owner)]
     for attribute, each in lists:
         order = each.order
         later = [name for name in names if name in order[order.index(attribute) + 1 :]]
         names = [name for name in names if name not in later] + [attribute, *later]
-    return iter([*names, *owner._buffers])
+    return iter([*names, *dict(owner._buffers.items())])
 
 
 @torch.no_grad()

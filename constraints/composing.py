@@ -18,6 +18,7 @@ from .finite import check_finite
 from .memo import Memo
 from .method import Site
 from .moving import check_moves, of_blocks
+from .names import lists_of
 from .passes import unwatch, watch
 from .precision import exact_products
 from .sharding import put, whole
@@ -49,8 +50,7 @@ class Parts(nn.Module):
                 f"{self.name} was changed in place, which does nothing to a weight that is computed from the parts of "
                 f"{self.composition}. Assign a tensor instead, module.weight = value, or change a part."
             )
-        # the memo goes by what a weight is made from, of which a pass has one
-        return self.memo.read(self._key, self.compute)
+        return self.memo.read(self._key, self.compute, *self.parameters(), *self.buffers())
 
     def compute(self, _: Any = None) -> Tensor:
         points = self.points()
@@ -71,9 +71,8 @@ class Parts(nn.Module):
     @torch.no_grad()
     def set_points(self, points: dict[str, Tensor]) -> None:
         """Write points into the parts, in place."""
-        lists = self._modules.get("parametrizations")
         for name, point in points.items():
-            if lists is not None and name in lists:  # type: ignore[operator]
+            if name in lists_of(self):
                 setattr(self, name, point)
             else:
                 put(getattr(self, name), point)
@@ -130,10 +129,18 @@ class Composed(ParametrizationList):
         """A tensor like the weight, for reset_parameters to draw."""
         return self.parts.compute().detach().clone()
 
-    @torch.no_grad()
-    def start(self, value: Tensor) -> None:
-        """Start anew from what is nearest to value. ValueError if there is nothing."""
-        self.parts.set_points(_decomposed(self.parts.composition, value, self.parts.name))
+    def start_of(self, value: Tensor) -> dict[str, Tensor]:
+        """The parts of what is nearest to a value that was drawn, or random ones where it has none. ValueError where it
+        has NaN or infinite entries."""
+        check_finite(value, self.parts.name)
+        try:
+            return initial_points(self.parts.composition, value, None, self.parts.name)
+        except ValueError:
+            return initial_points(self.parts.composition, value, "haar", self.parts.name)
+
+    def start(self, points: dict[str, Tensor]) -> None:
+        """Start anew from these parts."""
+        self.parts.set_points(points)
 
 
 def initial_points(composition: Composition, tensor: Tensor, init: Init, who: str) -> dict[str, Tensor]:
@@ -174,7 +181,7 @@ def hold_parts(sites: Sequence[Site], composition: Composition, points: dict[str
         # a stand-in, for only torch can make the property
         site.owner._parameters[site.attribute] = nn.Parameter(torch.empty(0))
         parametrize.register_parametrization(site.owner, site.attribute, nn.Identity(), unsafe=True)
-        made: Any = site.owner._modules["parametrizations"][site.attribute]  # type: ignore[index]
+        made: Any = lists_of(site.owner)[site.attribute]
         made.__class__ = Composed
         made[0], made.unsafe, made.is_tensor, made.ntensors, made.order = parts, False, False, 0, order
         del made.original
@@ -205,11 +212,9 @@ def release_parts(parts: Parts) -> list[tuple[nn.Module, str]]:
 
 def composed(owner: nn.Module) -> Iterator[tuple[str, Composed]]:
     """(attribute, its list) of every composed tensor of this module itself."""
-    lists = owner._modules.get("parametrizations")
-    if isinstance(lists, nn.ModuleDict):
-        for attribute, each in lists.items():
-            if isinstance(each, Composed):
-                yield attribute, each
+    for attribute, each in lists_of(owner).items():
+        if isinstance(each, Composed):
+            yield attribute, each
 
 
 def admitted(composition: Composition, value: Any, parts: Parts, who: str) -> dict[str, Tensor]:
@@ -225,8 +230,7 @@ def _admitted(composition: Composition, value: Any, like: Tensor, who: str) -> d
     x = value.detach().to(device=like.device, dtype=master_dtype(like.dtype))
     points = _decomposed(composition, x, who)
     off = x - composition.made(points, x.shape)
-    size = max(1.0, float(x.abs().max()))
-    if float(off.abs().max()) > near(like.dtype) * size:
+    if off.numel() and float(off.abs().max()) > near(like.dtype) * max(1.0, float(x.abs().max())):
         raise ValueError(
             f"{who} is not of the form {composition}: the nearest of that form is off by {float(off.abs().max()):.1e} "
             f"in an entry. Take that one, M.compose(**M.decompose(value)) with M = {composition}."
