@@ -15,7 +15,7 @@ from .composing import Parts, admitted, composed
 from .coordinates import COUNT, coordinates_of
 from .finite import check_finite
 from .held import Held, held
-from .names import parameters_of
+from .names import kind_of, parameters_of
 from .sharding import agree, is_sharded, like, whole
 from .trivialization import Trivialization, trivialized
 from .values import admit
@@ -125,7 +125,7 @@ def _check_alike(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
             there += [key in state for key in (where + attribute, inside + "original", inside + "0.base_point")]
     if not agree(there, sharded):
         raise ValueError(
-            f"the processes have different keys for the constrained tensors of {type(module).__name__}, as where "
+            f"the processes have different keys for the constrained tensors of {kind_of(module)}, as where "
             f"broadcast_from_rank0 meets those of a plain model. Give all of them the same state dict, with "
             f"StateDictOptions(full_state_dict=True), or load it before fully_shard."
         )

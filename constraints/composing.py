@@ -148,6 +148,7 @@ def initial_points(composition: Composition, tensor: Tensor, init: Init, who: st
     x = at_least_float32(tensor.detach())
     composition.parts(x.shape)
     if init is None:
+        check_finite(x, who, ", or a fresh start: init='haar'")
         return _decomposed(composition, x, who)
     if isinstance(init, str):
         if init == "haar":
@@ -161,6 +162,8 @@ def initial_points(composition: Composition, tensor: Tensor, init: Init, who: st
         return _admitted(composition, eye, x, f"init='identity' of {who}")
     if isinstance(init, Tensor):
         return _admitted(composition, init, tensor, f"init of {who}")
+    if not callable(init):
+        raise TypeError(f"init of {who} is 'haar', 'identity', a tensor or a function; got {init!r:.40}.")
     return _admitted(composition, init(tensor.detach().clone()), tensor, f"init of {who}")
 
 

@@ -20,7 +20,7 @@ from .eligible import check_computable, check_same, free_parameter
 from .fitting import fit
 from .held import Held, held
 from .method import Method, Site
-from .names import match, no_module, parameters_of, tensors
+from .names import kind_of, match, no_module, parameters_of, tensors
 from .progress import shown
 from .records import Records, constrained
 from .riemannian import Riemannian
@@ -163,7 +163,7 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     if not groups and not parts:
         names = ", ".join(each.name for each in constrained)
         have = f"Constrained are: {names}." if names else "Nothing in this module is."
-        raise ValueError(f"{name!r} matches no constrained tensor of {type(module).__name__}. {have}")
+        raise ValueError(f"{name!r} matches no constrained tensor of {kind_of(module)}. {have}")
     shards = [each for group in groups.values() if (each := group[0]).coordinates is not None]
     for each in shards:
         check_not_sharded(each.coordinates.original, each.name, LET_GO)  # type: ignore[union-attr]

@@ -17,10 +17,15 @@ OLDER = {
 """Functions of torch before parametrize, by what they add to the name of the Parameter that they take the place of."""
 
 
+def kind_of(module: nn.Module) -> str:
+    """The class of a module as its author calls it."""
+    return parametrize.type_before_parametrizations(module).__name__
+
+
 def describe(owner: nn.Module, attribute: str) -> str:
     """How messages call a tensor, by its attribute or dotted name: `weight_hh_l0 of GRU(128, 256)`."""
-    kind, options = parametrize.type_before_parametrizations(owner), owner.extra_repr()
-    return f"{attribute} of {kind.__name__}({options if len(options.splitlines()) < 2 else '...'})"
+    options = owner.extra_repr()
+    return f"{attribute} of {kind_of(owner)}({options if len(options.splitlines()) < 2 else '...'})"
 
 
 def parameters_of(owner: nn.Module) -> dict[str, nn.Parameter | None]:
@@ -106,7 +111,7 @@ def computed_from(owner: nn.Module, parameter: str) -> tuple[str, str, str] | No
 def _missing(module: nn.Module, name: str, names: list[str]) -> str:
     path, _, attribute = name.rpartition(".")
     owner = dict(module.named_modules()).get(path)
-    kind = parametrize.type_before_parametrizations(module).__name__
+    kind = kind_of(module)
     near = get_close_matches(name, names, n=5, cutoff=0.5) or get_close_matches(attribute, names, n=5, cutoff=0.3)
     listed = f" Near names: {', '.join(near or names[:5])}." if names else f" {kind} has no parameters."
     if owner is not None and attribute in owner._buffers:
