@@ -21,6 +21,7 @@ from .moving import check_moves, of_blocks
 from .names import lists_of
 from .passes import unwatch, watch
 from .precision import exact_products
+from .replaced import replace
 from .sharding import put, whole
 from .ties import places_where
 from .values import Init, at_least_float32, master_dtype, near
@@ -191,6 +192,7 @@ def hold_parts(sites: Sequence[Site], composition: Composition, points: dict[str
         make_copyable(site.owner)
         forget_computed_weights(site.owner)
         watch(site.owner)
+    replace(like, str(sites[0]))
 
 
 def release_parts(parts: Parts) -> list[tuple[nn.Module, str]]:
@@ -210,6 +212,8 @@ def release_parts(parts: Parts) -> list[tuple[nn.Module, str]]:
     for owner, _ in places:
         if isinstance(owner, nn.RNNBase):
             owner._init_flat_weights()
+    for p in parts.parameters():
+        replace(p, parts.name)
     return places
 
 

@@ -22,7 +22,8 @@ from .held import Held, held
 from .method import Method, Site
 from .names import kind_of, match, no_module, parameters_of, tensors
 from .progress import shown
-from .records import Records, constrained
+from .records import Records
+from .records import constrained as constrained_parameters
 from .riemannian import Riemannian
 from .sharding import check_not_sharded
 from .ties import places_of
@@ -97,7 +98,7 @@ def _constrain(
 ) -> None:
     shared: dict[int, list[Site]] = {}
     again: dict[int, Site] = {}
-    known = constrained()
+    known = constrained_parameters()
     for full, (owner, attribute) in match(module, name).items():
         if (coordinates := dict(coordinates_of(owner)).get(attribute)) is not None:
             again.setdefault(id(coordinates[0]), Site(full, owner, attribute, coordinates.original))  # type: ignore[arg-type]
@@ -143,8 +144,8 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     """Leave module.name a plain Parameter with its present value, bit for bit. Returns the module.
 
     name: as for `constrain`; a glob may also match tensors that are not constrained. Under both
-    engines the Parameter stays the same object; make a new optimizer, for the old one has the momentum of the
-    constraint, and a Riemannian one its manifold.
+    engines the Parameter stays the same object, where the tensor is not composed of several; make a new optimizer, for
+    the old one has the momentum of the constraint, and a Riemannian one its manifold.
     A tied tensor is let go at all its places, and stays tied. Raises ValueError where no constrained tensor matches.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
@@ -154,13 +155,15 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     places = set(match(module, name).values())
     constrained = list(held(module))
     named = {each.identity for each in constrained if (each.owner, each.attribute) in places}
+    known = constrained_parameters()  # also under a name that they were not constrained by
+    tied = [(owner, attribute) for owner, attribute in places if id(parameters_of(owner).get(attribute)) in known]
     groups: dict[int, list[Held]] = {}
     for each in constrained:
         if each.identity in named:
             groups.setdefault(each.identity, []).append(each)
     lists = [found for owner, attribute in places if (found := dict(composed(owner)).get(attribute)) is not None]
     parts = {id(found.parts): found.parts for found in lists}
-    if not groups and not parts:
+    if not groups and not parts and not tied:
         names = ", ".join(each.name for each in constrained)
         have = f"Constrained are: {names}." if names else "Nothing in this module is."
         raise ValueError(f"{name!r} matches no constrained tensor of {kind_of(module)}. {have}")
@@ -173,6 +176,8 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     for group in groups.values():
         for owner, _ in group[0].method.release([(each.owner, each.attribute) for each in group]):
             unwatch_loading(owner)
+    for place in tied:
+        Riemannian().release([place])
     for one in parts.values():
         for owner, _ in release_parts(one):
             unwatch_loading(owner)

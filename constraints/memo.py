@@ -43,8 +43,7 @@ class Memo:
         running = self._running
         if running is None or running.context != _context():
             weight = compute(original)
-            watched = transform_level() is None and not weight.is_inference()
-            self._handed = Handed(weight) if watched else None
+            self._handed = Handed(weight) if transform_level() is None else None
             return weight
         made_of = (original, *rest)
         kept = running.weight_of(made_of)
@@ -65,12 +64,12 @@ class Handed:
     """The last weight that was read outside of a pass, which whoever has it may change in place."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._weight, self._version = weight.detach(), weight._version
+        self._weight, self._version = weight.detach(), _version(weight)
         self._sum = self._look()
 
     def was_changed(self) -> bool:
         """Whether it has another version, or, once and only on CPU, another sum: writes to `.data` have no version."""
-        if self._weight._version != self._version:
+        if _version(self._weight) != self._version:
             return True
         first, now = self._sum, self._look()
         if first is None or now is None or first.order != now.order:
@@ -104,8 +103,13 @@ class Pass:
 def _state(t: Tensor) -> tuple[int, int]:
     """Another one after a write to t, or to its `.data` if that gives it other memory."""
     if is_transformed(t) or is_sharded(t):  # which have no memory to ask for
-        return 0 if t.is_inference() else t._version, 0
-    return 0 if t.is_inference() else t._version, t.untyped_storage()._cdata
+        return _version(t), 0
+    return _version(t), t.untyped_storage()._cdata
+
+
+def _version(t: Tensor) -> int:
+    """How many writes autograd knows of: none to what is made in inference mode."""
+    return 0 if t.is_inference() else t._version
 
 
 def _context() -> tuple[Any, ...]:
