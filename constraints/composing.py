@@ -64,6 +64,11 @@ class Parts(nn.Module):
         """The present parts, as they train."""
         return {name: whole(getattr(self, name)) for name in self.composition.parts(self.shape)}
 
+    def like(self) -> Tensor:
+        """A tensor of the shape, dtype and device of the composed one, which is not computed for it."""
+        device = next(iter([*self.parameters(), *self.buffers()])).device
+        return torch.empty(self.shape, dtype=self.dtype, device=device)
+
     def held(self) -> list[tuple[Manifold, Tensor]]:
         """(manifold, point) of each part."""
         parts = self.composition.parts(self.shape).items()
@@ -124,7 +129,7 @@ class Composed(ParametrizationList):
             if not hasattr(module, "right_inverse"):
                 raise RuntimeError(f"parametrization {type(module).__name__} does not implement right_inverse.")
             value = module.right_inverse(value)  # type: ignore[operator]
-        self.parts.set_points(admitted(self.parts.composition, value, self.parts, self.parts.name))
+        self.parts.set_points(admitted(self.parts.composition, value, self.parts.like(), self.parts.name))
 
     def stand_in(self) -> Tensor:
         """A tensor like the weight, for reset_parameters to draw."""
@@ -160,12 +165,12 @@ def initial_points(composition: Composition, tensor: Tensor, init: Init, who: st
                 f"{init!r}."
             )
         eye = of_blocks(composition, x, lambda _, zero: zero + torch.eye(*zero.shape[-2:]).to(zero))
-        return _admitted(composition, eye, x, f"init='identity' of {who}")
+        return admitted(composition, eye, x, f"init='identity' of {who}")
     if isinstance(init, Tensor):
-        return _admitted(composition, init, tensor, f"init of {who}")
+        return admitted(composition, init, tensor, f"init of {who}")
     if not callable(init):
         raise TypeError(f"init of {who} is 'haar', 'identity', a tensor or a function; got {init!r:.40}.")
-    return _admitted(composition, init(tensor.detach().clone()), tensor, f"init of {who}")
+    return admitted(composition, init(tensor.detach().clone()), tensor, f"init of {who}")
 
 
 def hold_parts(sites: Sequence[Site], composition: Composition, points: dict[str, Tensor], hold: Hold) -> None:
@@ -224,13 +229,8 @@ def composed(owner: nn.Module) -> Iterator[tuple[str, Composed]]:
             yield attribute, each
 
 
-def admitted(composition: Composition, value: Any, parts: Parts, who: str) -> dict[str, Tensor]:
+def admitted(composition: Composition, value: Any, like: Tensor, who: str) -> dict[str, Tensor]:
     """The parts of a given value. ValueError for another shape or kind, NaN, or a value that has none."""
-    like = torch.empty(parts.shape, dtype=parts.dtype, device=next(iter(parts.points().values())).device)
-    return _admitted(composition, value, like, who)
-
-
-def _admitted(composition: Composition, value: Any, like: Tensor, who: str) -> dict[str, Tensor]:
     if not isinstance(value, Tensor) or value.shape != like.shape or (value.is_complex() and not like.is_complex()):
         got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{who} needs shape {tuple(like.shape)} of {like.dtype}; got {got}.")

@@ -509,3 +509,84 @@ def test_a_step_goes_through_the_parameters_as_often_for_many_tensors_as_for_few
         return Counted.passes
 
     assert passes(2) == passes(9)
+
+
+# Loading in place of what is there ------------------------------------------------------------------------
+
+ASSIGNED = [torch.float32, torch.float64, torch.bfloat16]
+
+
+@each_held
+@pytest.mark.parametrize("keys", ["plain", "constrained"])
+@pytest.mark.parametrize("dtype", ASSIGNED, ids=str)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_an_assigned_checkpoint_brings_its_dtype_and_device(
+    held: str, keys: str, dtype: torch.dtype, device: str
+) -> None:
+    """load_state_dict(assign=True), as for a model without memory; coordinates, bases and parts are never rounded."""
+    source = hold(nn.Linear(4, 4), held, init="haar")
+    state = export_state_dict(source) if keys == "plain" else source.state_dict()
+    model = copy.deepcopy(source).to(device)
+    model.load_state_dict({key: t.to(dtype) if t.is_floating_point() else t for key, t in state.items()}, assign=True)
+    eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    torch.testing.assert_close(model.weight.float(), source.weight.float(), rtol=0, atol=16 * eps)
+    assert {model.weight.dtype, model.bias.dtype} == {dtype}
+    least = torch.promote_types(dtype, torch.float32)
+    assert all(p.dtype == least for key, p in model.named_parameters() if "parametrizations" in key)
+    optimizer = RiemannianAdam(model, lr=0.1)
+    model(torch.ones(1, 4, dtype=dtype)).sum().backward()
+    optimizer.step()
+    assert all(row.ok for row in report(model))
+
+
+@each_held
+def test_an_assigned_checkpoint_that_is_refused_changes_nothing(held: str) -> None:
+    model = hold(nn.Linear(4, 4), held, init="haar")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = {"weight": torch.full((4, 4), float("nan"), dtype=torch.float64), "bias": torch.zeros(4)}
+    with pytest.raises(ValueError, match="finite"):
+        model.load_state_dict(state, assign=True)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.weight.dtype == torch.float32
+
+
+# What optimizers and names refer to -----------------------------------------------------------------------
+
+
+def test_an_optimizer_of_parameters_that_are_gone_is_refused() -> None:
+    """A composition has new Parameters, and so has what it leaves."""
+    layer = nn.Linear(4, 4)
+    for change in (lambda: constrain(layer, "weight", LowRank(2)), lambda: unconstrain(layer, "weight")):
+        optimizer = torch.optim.Adam(layer.parameters())
+        change()
+        layer(torch.ones(1, 4)).sum().backward()
+        with pytest.raises(ValueError, match="Make the optimizer again"):
+            optimizer.step()
+        before = layer.weight.detach().clone()
+        torch.optim.Adam(layer.parameters(), lr=0.1).step()  # the way out
+        assert not torch.equal(layer.weight, before)
+
+
+@each_held
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_tensor_of_two_names_is_let_go_by_either(held: str, name: str) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = self.b = nn.Parameter(torch.randn(4, 4))
+
+    module = hold(Twice(), held, "a", init="haar")
+    assert torch.equal(module.a, module.b)
+    unconstrain(module, name)
+    assert not report(module)
+    assert module.a is module.b
+
+
+@each_computed
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_change_in_place_is_an_error_in_any_mode(held: str, mode: Any) -> None:
+    layer = hold(nn.Linear(4, 4), held)
+    with mode():
+        nn.init.zeros_(layer.weight)
+    with pytest.raises(ValueError, match="changed in place"):
+        layer(torch.ones(1, 4))
