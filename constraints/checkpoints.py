@@ -243,4 +243,8 @@ def _point(each: Held, key: str, value: Any, now: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{key} of the checkpoint is a {type(value).__name__}; a weight is a tensor.")
     way = f"Load it before constrain, or project it: state[{key!r}] = {{nearest}}(state[{key!r}])."
+    if key.endswith(".base_point"):  # the coordinates beside it would be those of another point
+        way = "Save the model again; a mean of state dicts is no model, take constraints.AveragedModel."
+    else:
+        way += " For a mean of models take constraints.AveragedModel."
     return admit(each.manifold, whole(value), now, f"{key} of the checkpoint", way)

@@ -64,7 +64,7 @@ def constrain(
     present value that returns one, each within 1e-3 of the manifold.
 
     A tied tensor is one tensor: given under one of its names it is held at all its places, those of modules outside of
-    this one too. A tensor may be given again, in the same way: one that `Riemannian` holds comes back after a write.
+    this one too. A tensor may be given again, in the same way: it comes back after a write, as of an initializer.
     Raises ValueError or TypeError, and leaves the module as it was, where a name matches nothing, a tensor is
     constrained in another way already, the manifold, the layout and the shape do not fit, a packed tensor needs a
     layout, or there is no initial value.
@@ -128,7 +128,7 @@ def _constrain(
             watch_loading(root, site.name)
     for held_already, point in values:
         if point is not None:
-            held_already.set_point(point)
+            held_already.start(point)
 
 
 def _holding(chosen: Manifold | Composition, method: Method, sites: list[Site], init: Init) -> Callable[[], None]:
@@ -231,4 +231,13 @@ def _once_more(
             f"{site} is constrained already, to {held.manifold} by {Trivialization(held.rebase_every)}. Call "
             f"unconstrain first."
         )
-    return coordinates, None if init is None else initial(held.manifold, coordinates.point(), init, str(site))
+    stays = False
+    try:
+        held.check_base()
+        stays = init is None
+        present = coordinates.point()
+    except ValueError:  # there is no weight; what was written to its base is a value to begin with
+        if stays:
+            raise
+        present = coordinates.stand_in()
+    return coordinates, None if stays else initial(held.manifold, present, init, str(site))

@@ -286,6 +286,26 @@ def test_an_initializer_over_parameters_draws_a_point_or_is_refused(
 
 
 @each_family
+@each_base
+@pytest.mark.parametrize("init", [None, "haar"])
+def test_to_constrain_again_takes_what_an_initializer_drew(family: str, method: Method, init: Any) -> None:
+    """The point nearest to it, or a random one where it is asked for; never a model without a weight, unsaid."""
+    net = trained(family, method, 0)
+    for p in net.parameters():
+        if p.dim() > 1:
+            nn.init.normal_(p)
+    manifold, drawn = report(net)[0].manifold, [p.detach().clone() for p in net.parameters()]
+    try:
+        constrain(net, "0.weight", manifold, method, init=init)
+    except ValueError:  # as for a multiple of a reflection
+        assert init is None
+        assert all(map(torch.equal, net.parameters(), drawn))
+        return
+    use(net)
+    assert report(net)[0].ok
+
+
+@each_family
 @each_engine
 @pytest.mark.parametrize("resets", ["reset_parameters", "nn.init of the weight"])
 def test_a_new_fold_is_a_new_weight_or_refused(family: str, method: Method, resets: str) -> None:
