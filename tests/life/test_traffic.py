@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,12 +21,19 @@ from .processes import Note, two_processes
 
 COUNT = 2
 ONE = 8  # bytes of a number
-CASES: dict[str, tuple[Manifold, tuple[int, ...], int | None, int]] = {  # and how often the tensor is gathered
-    "replicated": (Stiefel(), (12, 4), None, 0),
-    "experts": (Stiefel(), (4, 12, 4), 0, 0),
-    "blocks": (Orthogonal**4, (32, 8), 0, 0),
-    "rows": (Stiefel(), (12, 4), 0, 2),
-    "columns": (Orthogonal(), (8, 8), 1, 2),
+WORD = 4  # and of a truth that all agree on
+# what is added up of a tall matrix of 4 columns: X^H G, X^H M and |G|^2, then Y^H Y, each less than (2p)^2 numbers
+FIRST, SECOND = ONE * (2 * 4 * 4 + 1), ONE * 4 * 4
+SUMS = (1, FIRST, SECOND)  # after a byte, whether somebody has changed a slice
+BLIND = (1, FIRST, ONE, SECOND, SECOND)  # as on accelerators: |grad|^2 too, and a polish
+CASES: dict[str, tuple[Manifold, tuple[int, ...], int | None, int, tuple[int, ...]]] = {  # gathered how often, added up
+    "replicated": (Stiefel(), (12, 4), None, 0, ()),
+    "experts": (Stiefel(), (4, 12, 4), 0, 0, ()),
+    "blocks": (Orthogonal**4, (32, 8), 0, 0, ()),
+    "rows": (Stiefel(), (12, 4), 0, 0, SUMS),
+    "columns of a wide one": (Stiefel(), (4, 12), 1, 0, SUMS),
+    "columns": (Orthogonal(), (8, 8), 1, 2, ()),
+    "rows of a square": (Stiefel(), (8, 8), 0, 2, ()),
 }
 
 
@@ -53,10 +63,28 @@ def _bytes(tree: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tree_leaves(tree) if isinstance(t, Tensor))
 
 
-def _step(name: str, mesh: Any) -> dict[str, int]:
+@contextmanager
+def called(received: dict[str, int]) -> Iterator[None]:
+    """The same where values are looked at, as not in a mode of torch: of the two calls that a step makes."""
+
+    def counted(call: Any, kind: str) -> Any:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            received[kind] = received.get(kind, 0) + _bytes(args[0]) * (COUNT - 1) // COUNT
+            return call(*args, **kwargs)
+
+        return counting
+
+    kinds = {"all_reduce": "reduce", "all_gather_into_tensor": "gather"}
+    with mock.patch.multiple(
+        distributed, **{name: counted(getattr(distributed, name), k) for name, k in kinds.items()}
+    ):
+        yield
+
+
+def _step(name: str, mesh: Any) -> tuple[dict[str, int], dict[str, int]]:
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    manifold, shape, axis, _ = CASES[name]
+    manifold, shape, axis, *_ = CASES[name]
 
     def cut(t: Tensor) -> Any:
         return distribute_tensor(t, mesh, [Replicate() if axis is None else Shard(axis)])
@@ -66,9 +94,12 @@ def _step(name: str, mesh: Any) -> dict[str, int]:
     p.grad = cut(torch.randn(shape, generator=generator, dtype=torch.float64))
     optimizer = RiemannianAdam([{"params": [p], "manifold": manifold}])
     optimizer.step()
-    with Received() as received:
+    with Received() as blind:
         optimizer.step()
-    return received.bytes
+    seen: dict[str, int] = {}
+    with called(seen):
+        optimizer.step()
+    return blind.bytes, seen
 
 
 def _pass(method: Any, mesh: Any) -> dict[str, int]:
@@ -111,13 +142,15 @@ def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Not
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_step_receives_points_and_gradients_once_or_nothing(name: str, ranks: list[Any]) -> None:
+def test_a_step_receives_points_and_gradients_once_or_grams_or_nothing(name: str, ranks: list[Any]) -> None:
     """Beside two numbers of 4 bytes by which processors agree that none refuses it."""
-    _, shape, _, gathers = CASES[name]
+    _, shape, _, gathers, sums = CASES[name]
     whole = torch.Size(shape).numel() * ONE
-    expected = {"reduce": 2 * 4 * (COUNT - 1) // COUNT, "gather": gathers * whole * (COUNT - 1) // COUNT}
-    for rank in ranks:
-        assert rank[name] == {kind: count for kind, count in expected.items() if count}
+    for which, added in enumerate((BLIND if sums else (), sums)):
+        expected = {"reduce": sum(size * (COUNT - 1) // COUNT for size in (WORD, WORD, *added))}
+        if gathers:
+            expected["gather"] = gathers * whole * (COUNT - 1) // COUNT
+        assert [rank[name][which] for rank in ranks] == [expected] * COUNT
 
 
 def test_a_trivialized_pass_receives_its_base_too(ranks: list[Any]) -> None:
