@@ -21,12 +21,22 @@ class Parts:
         """How many they are."""
         return int(self.mesh.size(self.axis))
 
+    @property
+    def rank(self) -> int:
+        """Which of them this one is."""
+        return int(self.mesh.get_local_rank(self.axis))
+
+    @property
+    def group(self) -> Any:
+        """Their group."""
+        return self.mesh.get_group(self.axis)
+
     def summed(self, *tensors: Tensor) -> list[Tensor]:
         """The sum of each over the processes, equal on all to the bit: one all-reduce. All have one precision."""
         from torch import distributed
 
         flat = torch.cat([_real(t).reshape(-1) for t in tensors])
-        distributed.all_reduce(flat, group=self.mesh.get_group(self.axis))
+        distributed.all_reduce(flat, group=self.group)
         pieces = flat.split([_real(t).numel() for t in tensors])
         return [
             torch.view_as_complex(piece.view(*t.shape, 2)) if t.is_complex() else piece.view(t.shape)
@@ -38,7 +48,7 @@ class Parts:
         from torch import distributed
 
         found = truths.to(torch.uint8)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.mesh.get_group(self.axis))
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=self.group)
         return found.bool()
 
 

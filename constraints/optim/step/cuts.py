@@ -29,14 +29,13 @@ class Cut(NamedTuple):
 def cut_of(p: Any, manifold: Manifold, slices: bool) -> Cut | None:
     """How the processes share the factors of p; None where a factor is not whole on one of them, or one has none, and
     it cannot be sliced. slices: whether it may be. The same on all processes."""
-    cuts = [(i, placement.dim % p.dim()) for i, placement in enumerate(p.placements) if _is_cut(p, i)]
-    if not cuts:
+    axes = mesh_axes(p)
+    if not axes:
         return Cut(manifold, None)
-    mesh_axis, axis = cuts[0]
-    count, shape = p.device_mesh.size(mesh_axis), tuple(p.shape)
-    if len(cuts) > 1:
+    if len(axes) > 1:
         return None
-    if slices and (cut := _sliced(manifold, shape, axis, Parts(p.device_mesh, mesh_axis))) is not None:
+    axis, count, shape = p.placements[axes[0]].dim % p.dim(), p.device_mesh.size(axes[0]), tuple(p.shape)
+    if slices and (cut := _sliced(manifold, shape, axis, Parts(p.device_mesh, axes[0]))) is not None:
         return cut
     chunk = -(-shape[axis] // count)
     if chunk * (count - 1) >= shape[axis]:
@@ -60,7 +59,20 @@ def filled(mine: Tensor, cut: Cut | None) -> Tensor:
     return mine.new_zeros(shape)
 
 
-def _is_cut(p: Any, mesh_axis: int) -> bool:
+def placements(p: Any, axis: int) -> list[Any]:
+    """Those of p, for a tensor that is cut along this axis."""
+    from torch.distributed.tensor import Shard
+
+    return [Shard(axis) if placement.is_shard() else placement for placement in p.placements]
+
+
+def mesh_axes(p: Any) -> list[int]:
+    """The axes of its mesh along which p is cut."""
+    return [i for i in range(p.device_mesh.ndim) if is_cut(p, i)]
+
+
+def is_cut(p: Any, mesh_axis: int) -> bool:
+    """Whether p is cut along this axis of its mesh."""
     return bool(p.placements[mesh_axis].is_shard()) and p.device_mesh.size(mesh_axis) > 1
 
 

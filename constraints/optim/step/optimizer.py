@@ -20,7 +20,7 @@ from .bucket import Bucket
 from .checks import Group, check_group, name_in, warn_of_decay
 from .compiled import outside_of_graphs
 from .loading import check_fits, check_loaded, name_of_value, named
-from .options import decays_in, moves
+from .options import decays_in, moves, switches
 from .parts import tensors_only
 from .plan import Plan
 from .shards import Shards
@@ -161,7 +161,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         plans: list[Plan] = [plan]
         finish: list[Callable[[Any], None]] = []
         if self._shards is not None:
-            plans += self._shards.plans(list(options.members(work.sharded)), options.key, self.state)
+            members, kinds = list(options.members(work.sharded)), tuple(map(switches, self.param_groups))
+            plans += self._shards.plans(members, options.key, kinds, self.state)
             finish.append(self._shards.finish)
         if work.sparse:
             tables = [each for part in work.sparse for each in tables_of(self.param_groups, part, self._takes_rows)]

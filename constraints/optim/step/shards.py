@@ -2,8 +2,8 @@
 
 Where every process has whole factors already, because the tensor is replicated, or cut along a batch axis or between
 the blocks of a packed one, the stand-in is the memory of the shard, and a step sends nothing. So it is where tall
-matrices are cut by rows: a step adds up p x p matrices, see `sliced`. Else it is the whole tensor: point and gradient
-are gathered, every process makes the same step, and writes its own piece.
+matrices are cut by rows: a step adds up p x p matrices, see `sliced`. Else it is the whole tensor, on one process, see
+`owned`; where two axes of a mesh cut it, on all: point and gradient are gathered, and each writes its own piece.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 from operator import is_
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from manifolds import Manifold
 
-from ...gathering import wholes
 from ...sharding import is_sharded, local, put, somewhere, whole
 from .bucket import COUNTS
-from .cuts import Cut, cut_of, filled
+from .cuts import Cut, cut_of, filled, mesh_axes, placements
+from .limits import can_look
+from .owned import Owned
 from .plan import Member, Plan
 from .together import agree_on_looking
 
 T = TypeVar("T")
 State = dict[Tensor, dict[str, Any]]
+Way = Literal["sliced", "local", "owned"]
 
 
 class Taken(NamedTuple):
-    """What a plan is made of: a member whose parameter is a stand-in, its gradient, whether it is sliced."""
+    """What a plan is made of: a member whose parameter is a stand-in, and its gradient."""
 
     member: Member
     gradient: Tensor
-    sliced: bool
 
 
 class Shards:
@@ -46,40 +47,46 @@ class Shards:
     def __init__(self, slices: bool, numbers: frozenset[str]) -> None:
         """slices: whether tall matrices may be cut by rows; numbers: the keys of state with one number per point."""
         self._slices, self._numbers = slices, numbers
-        self._plans: dict[bool, Plan] = {}  # of slices or not, as the state
-        self._inner: dict[bool, State] = {True: {}, False: {}}
+        self._owned = Owned(numbers)
+        self._plans: dict[Way, Plan] = {}
+        self._inner: dict[Way, State] = {"sliced": {}, "local": {}, "owned": self._owned.inner}
+        self._has_owner: dict[Tensor, bool] = {}
         self._stands: dict[Tensor, tuple[Tensor, Cut | None]] = {}
         self._given: dict[Tensor, Tensor] = {}
         self._published: dict[Tensor, tuple[dict[str, Any], dict[str, Any]]] = {}  # what was made of what
+        self._first: Tensor | None = None  # of the members of this step
+        self._owns = False  # whether some of them have owners
 
-    def given(self, stand: Tensor) -> Tensor:
-        """The parameter that a stand-in stands for, or any other tensor itself."""
-        return self._given.get(stand, stand)
-
-    def plans(self, members: Sequence[Member], options: Any, state: Any) -> list[Plan]:
-        """The plans for these sharded parameters, with their gradients read; a collective where they are gathered."""
-        taken = self._take(members, state)
-        for sliced in (True, False):
-            mine = [each for each in taken if each.sliced == sliced]
-            plan, inner = self._plans.pop(sliced, None), self._inner[sliced]
-            if not mine:
+    def plans(self, members: Sequence[Member], options: Any, kinds: Any, state: Any) -> list[Plan]:
+        """The plans for these sharded parameters, with their gradients read; a collective where these are sent.
+        options: see `Plan`; kinds: changes where other state may be kept."""
+        self._first = members[0].parameter if members else None
+        mine: dict[Way, list[Taken]] = {"sliced": [], "local": [], "owned": []}
+        owned = [each for each in members if self._is_owned(each)]
+        if owned:
+            taken = self._owned.take([(each, _gradient(each.parameter)) for each in owned], state, kinds)
+            mine["owned"] = [Taken(*each) for each in taken]
+        self._take([each for each in members if not self._is_owned(each)], state, mine)
+        for way, some in mine.items():
+            plan, inner = self._plans.pop(way, None), self._inner[way]
+            if not some:
                 continue
-            if plan is None or not plan.fits([each.member.parameter for each in mine], options, inner):
-                plan = Plan([each.member for each in mine], options, inner, self._numbers)
-            plan.read_gradients([each.gradient for each in mine])
-            self._plans[sliced] = plan
+            if plan is None or not plan.fits([each.member.parameter for each in some], options, inner):
+                plan = Plan([each.member for each in some], options, inner, self._numbers)
+            plan.read_gradients([each.gradient for each in some])
+            self._plans[way] = plan
+        self._owns = bool(owned)
         return list(self._plans.values())
 
     def together(self, call: Callable[[Plan], T], plans: Sequence[Plan]) -> list[T]:
         """The results of the calls; on all processes an error where there is one on any. Accelerators, where no values
         are looked at, are not asked."""
-        mine = list(self._plans.values())
-        if not any(bucket.looks for plan in mine for bucket in plan.buckets):
+        if self._first is None or not can_look(local(self._first).device):
             return list(map(call, plans))
         # also after an error, for the other processes wait in what is added up
         found = [_tried(call, plan) for plan in plans]
         errors = [each for each in found if isinstance(each, ValueError)]
-        if not somewhere(bool(errors), self.given(mine[0].members[0].parameter)):
+        if not somewhere(bool(errors), self._first):
             return [each for each in found if not isinstance(each, ValueError)]
         raise next(iter(errors), None) or ValueError(
             "another process refused this step, for a gradient or a value in its part of a sharded parameter; its "
@@ -92,10 +99,12 @@ class Shards:
             agree_on_looking(plan.buckets)
 
     def finish(self, state: Any) -> None:
-        """Put the points of gathered tensors into the shards, and make the state of all that of their stand-ins: of
+        """Put the points of whole tensors into the shards, and make the state of all that of their stand-ins: of
         shards, DTensors, which checkpoints know."""
-        for sliced, plan in self._plans.items():
-            inner, stands = self._inner[sliced], [member.parameter for member in plan.members]
+        for way, plan in self._plans.items():
+            if way == "owned":
+                continue
+            inner, stands = self._inner[way], [member.parameter for member in plan.members]
             for stand in stands:
                 if self._stands[self._given[stand]][1] is None:
                     put(self._given[stand], stand)
@@ -107,27 +116,32 @@ class Shards:
                     cut = self._stands[p][1]
                     state[p] = {key: self._outside(key, t, p, cut) for key, t in entry.items()}
                     self._published[p] = dict(entry), state[p]
+        if self._owns:
+            self._owned.finish(self._plans.get("owned"), state)
 
-    def _take(self, members: Sequence[Member], state: Any) -> list[Taken]:
-        """The stand-ins, with the present points and state."""
+    def _is_owned(self, member: Member) -> bool:
+        """Whether one process is to have all of it."""
+        p = member.parameter
+        if p not in self._has_owner:
+            self._has_owner[p] = len(mesh_axes(p)) == 1 and cut_of(p, member.manifold, self._slices) is None
+        return self._has_owner[p]
+
+    def _take(self, members: Sequence[Member], state: Any, taken: dict[Way, list[Taken]]) -> None:
+        """The stand-ins of the others, with the present points and state."""
         stands = [self._stand(each.parameter, each.manifold) for each in members]
         gradients = [_gradient(each.parameter) for each in members]
-        far = [i for i, (_, cut) in enumerate(stands) if cut is None]
-        gathered = wholes([*(members[i].parameter for i in far), *(gradients[i] for i in far)])
-        for k, i in enumerate(far):
-            stands[i][0].copy_(gathered[k])
-            gradients[i] = gathered[len(far) + k]
-        taken = []
         for each, (stand, cut), gradient in zip(members, stands, gradients, strict=True):
-            p, sliced = each.parameter, cut is not None and cut.sliced
+            p = each.parameter
+            if cut is None:
+                stand.copy_(whole(p))
+            way: Way = "sliced" if cut is not None and cut.sliced else "local"
             entry, known = state.get(p), self._published.get(p)
             if not entry:
-                self._inner[sliced].pop(stand, None)
+                self._inner[way].pop(stand, None)
             elif known is None or entry is not known[1]:  # loaded
-                self._inner[sliced][stand] = {key: self._inside(key, t, p, cut) for key, t in entry.items()}
+                self._inner[way][stand] = {key: self._inside(key, t, p, cut) for key, t in entry.items()}
             inner = each._replace(parameter=stand, manifold=cut.manifold if cut else each.manifold, table=p)
-            taken.append(Taken(inner, filled(local(gradient), cut) if cut else gradient, sliced))
-        return taken
+            taken[way].append(Taken(inner, filled(local(gradient), cut) if cut else whole(gradient)))
 
     def _stand(self, p: Tensor, manifold: Manifold) -> tuple[Tensor, Cut | None]:
         mine = local(p)
@@ -152,7 +166,7 @@ class Shards:
         if not is_sharded(t):
             from torch.distributed.tensor import distribute_tensor
 
-            t = distribute_tensor(t, p.device_mesh, _placements(p, axis), src_data_rank=None)
+            t = distribute_tensor(t, p.device_mesh, placements(p, axis), src_data_rank=None)
         return filled(local(t), cut)
 
     def _outside(self, key: str, t: Any, p: Any, cut: Cut | None) -> Any:
@@ -171,7 +185,7 @@ class Shards:
             size = p.shape[axis] if cut.blocks is None or t.shape[0] == mine.shape[0] else cut.blocks
         shape = torch.Size([*t.shape[:axis], size or 0, *t.shape[axis + 1 :]])
         stride = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
-        return DTensor.from_local(t, p.device_mesh, _placements(p, axis), run_check=False, shape=shape, stride=stride)
+        return DTensor.from_local(t, p.device_mesh, placements(p, axis), run_check=False, shape=shape, stride=stride)
 
     def _axis(self, key: str, t: Any, cut: Cut | None) -> int | None:
         """Along which axis this tensor of the state is cut; None where all processes have all of it."""
@@ -186,13 +200,6 @@ def _tried(call: Callable[[Plan], T], plan: Plan) -> T | ValueError:
         return call(plan)
     except ValueError as error:
         return error
-
-
-def _placements(p: Any, axis: int) -> list[Any]:
-    """Those of p, for a tensor that is cut along this axis."""
-    from torch.distributed.tensor import Shard
-
-    return [Shard(axis) if placement.is_shard() else placement for placement in p.placements]
 
 
 def _gradient(p: Any) -> Tensor:
