@@ -144,7 +144,8 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     @property
     def skipped(self) -> int:
-        """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them."""
+        """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them. Of
+        sharded parameters each process counts those that it steps."""
         return sum(int(count) for count in self._skipped.values())
 
     def _plans(self, work: Work) -> tuple[list[Plan], list[Callable[[Any], None]]]:
