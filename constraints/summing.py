@@ -39,7 +39,8 @@ class Parts:
         distributed.all_reduce(flat, group=self.group)
         pieces = flat.split([_real(t).numel() for t in tensors])
         return [
-            torch.view_as_complex(piece.view(*t.shape, 2)) if t.is_complex() else piece.view(t.shape)
+            # which may begin at an odd place
+            torch.view_as_complex(piece.view(*t.shape, 2).clone()) if t.is_complex() else piece.view(t.shape)
             for t, piece in zip(tensors, pieces, strict=True)
         ]
 

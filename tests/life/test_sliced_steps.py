@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.accelerator.pretend import pretended
 from constraints.optim import RiemannianAdam, RiemannianAdamW, RiemannianSGD
 from constraints.sharding import local, whole
 from manifolds import BlockSpec, Grassmann, Manifold, ProductManifold, Stiefel
@@ -173,6 +175,29 @@ def _refused(rank: int, mesh: Any) -> dict[Any, Any]:
     return found
 
 
+def _on_an_accelerator(rank: int, mesh: Any) -> dict[Any, Any]:
+    """Where nothing is looked at; then a gradient with NaN on one process, and one of an owner's."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    found: dict[Any, Any] = {}
+    with pretended():
+        found["Adam", "blind"], found["Nesterov", "blind"] = _stepped("Adam", mesh), _stepped("Nesterov", mesh)
+        square = nn.Parameter(distribute_tensor(Stiefel().random(5, 5), mesh, [Shard(0)]))
+        rows = {"spoiled": _tall(mesh), "fit": _tall(mesh), "spoiled square": square}
+        optimizer = RiemannianAdam([{"params": [*rows.values()], "manifold": Stiefel()}])
+        for bad in (False, True):
+            before = {name: whole(p.detach()).clone() for name, p in rows.items()}
+            for name, p in rows.items():
+                p.grad = distribute_tensor(torch.ones(p.shape), mesh, [Shard(0)])
+                if bad and rank == 1 and name != "fit":
+                    local(p.grad).fill_(torch.nan)
+            optimizer.step()
+            found["blind", bad] = {name: torch.equal(before[name], whole(p.detach())) for name, p in rows.items()}
+        found["skipped"] = optimizer.skipped
+        found["finite"] = [bool(whole(t).isfinite().all()) for p in rows.values() for t in optimizer.state[p].values()]
+    return found
+
+
 def _work(rank: int) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -182,7 +207,7 @@ def _work(rank: int) -> Any:
         (kind, count): _stepped(kind, mesh) for kind in OPTIMIZERS for count, mesh in meshes.items()
     }
     found["optimum"] = _near_an_optimum(_tall(meshes[4]), meshes[4])
-    return {**found, **_refused(rank, meshes[4])}
+    return {**found, **_refused(rank, meshes[4]), **_on_an_accelerator(rank, meshes[4])}
 
 
 @pytest.fixture(scope="module")
@@ -205,15 +230,16 @@ def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Not
 def test_a_step_on_slices_is_that_of_whole_points(kind: str, count: int, ranks: list[Any]) -> None:
     """Points and state, to rounding; alike on all processes to the bit, and of the same keys and shapes."""
     alone = _stepped(kind)
+    counts = [count, "blind"] if (kind, "blind") in ranks[0] else [count]
     for rank in ranks:
-        assert rank[kind, count].keys() == alone.keys()
+        assert all(rank[kind, n].keys() == alone.keys() for n in counts)
     for (name, key), value in alone.items():
         # sums of other order, in steps that stretch them by less than 1e2 each
         eps = torch.finfo(CASES[name].dtype).eps * (1e4 if kind == "Adam, long" else 1e2)
         scale = 1 + value.abs().max().item()
-        for rank in ranks:
-            mine = rank[kind, count][name, key]
-            assert torch.equal(mine, ranks[0][kind, count][name, key])
+        for n, rank in product(counts, ranks):
+            mine = rank[kind, n][name, key]
+            assert torch.equal(mine, ranks[0][kind, n][name, key])
             torch.testing.assert_close(mine, value, rtol=0, atol=eps * scale)
     for name, case in CASES.items():
         y = ranks[0][kind, count][name, "point"]
@@ -239,6 +265,15 @@ def test_what_one_process_refuses_all_do(case: str, text: str, ranks: list[Any])
         assert text in rank[case] or "another process refused this step" in rank[case]
         assert rank[case, "unchanged"]
         assert case == "too long" or torch.equal(rank[case, "on"], ranks[0]["nan", "on"])
+
+
+def test_an_accelerator_leaves_on_all_processes_what_is_spoiled_on_one(ranks: list[Any]) -> None:
+    for rank in ranks:
+        assert rank["blind", False] == {"spoiled": False, "fit": False, "spoiled square": False}
+        assert rank["blind", True] == {"spoiled": True, "fit": False, "spoiled square": True}
+        assert all(rank["finite"])
+    # the slices on all, the square by its owner
+    assert sorted(rank["skipped"] for rank in ranks) == [1, 1, 1, 2]
 
 
 def test_a_slice_that_was_moved_off_is_seen_on_all(ranks: list[Any]) -> None:
