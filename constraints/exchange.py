@@ -101,7 +101,7 @@ def _flat(t: Tensor, axis: int | None) -> Tensor:
 def _pieces(d: Deal, t: Tensor) -> list[Tensor]:
     """The bytes of the piece of each process."""
     count = d.parts.count
-    t = t.to(d.device, d.dtype)
+    t = t.to(d.device, d.dtype, non_blocking=True)  # numbers on the host, for which nobody waits
     return (
         [_flat(t, None)] * count if d.axis is None else list(_flat(t, d.axis).split([d.bytes(r) for r in range(count)]))
     )

@@ -76,7 +76,9 @@ def _lived(kind: str, mesh: Any = None) -> dict[Any, Tensor]:
         for key, t in optimizer.state[p].items():
             if key.partition(":")[0] in MOMENTS:
                 t.mul_(0.5)
-    step("moments halved in place")
+        if "step" in optimizer.state[p]:
+            optimizer.state[p]["step"].fill_(7)
+    step("moments halved in place, and the number of the step")
     turned(**{"Adam": {"amsgrad": True}, "SGD": {"momentum": 0.9}, "Muon": {"nesterov": False}}[kind])
     step("an option that has other state")
     turned(lr=0.0)

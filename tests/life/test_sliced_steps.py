@@ -58,7 +58,7 @@ OPTIMIZERS: dict[str, Any] = {
     "Nesterov": partial(RiemannianSGD, lr=1e-2, momentum=0.9, nesterov=True),
 }
 COUNTS = (4, 2)
-STEPS = 4
+STEPS = 3
 
 
 def _point(name: str) -> Tensor:

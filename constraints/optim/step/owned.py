@@ -130,8 +130,9 @@ class Owned:
         now = {**entry, **{k.key: value for k, value in zip(cut, values, strict=True)}}
         if p in self._known and now.keys() == self.inner.get(stand, {}).keys():
             for key, value in now.items():
-                if key.partition(":")[0] not in COUNTS:  # which the plan counts on by itself
-                    self.inner[stand][key].copy_(value)
+                mine = self.inner[stand][key]
+                if mine.device == value.device:  # the number of a step is on the host here, which would have to wait
+                    mine.copy_(value)
         else:
             self.inner[stand] = {key: t.clone() if isinstance(t, Tensor) else t for key, t in now.items()}
         return member._replace(parameter=stand, table=p), gradient.contiguous()

@@ -214,12 +214,10 @@ class _SlicedEngine(Engine):
 
     def _less(self, a: Rows, x: Rows, s: Square) -> Rows:
         """A - X S, in the memory of A unless that is X."""
-        if a is x:
-            return x - self._times(x, s)
         if a.dim() != 3:
-            return a.sub_(self._times(x, s))
+            return a - self._times(x, s) if a is x else a.sub_(self._times(x, s))
         left, right = (s, x) if self._wide else (x, s)
-        return a.baddbmm_(left, right, alpha=-1)
+        return torch.baddbmm(a, left, right, alpha=-1, out=None if a is x else a)
 
     def _newton_schulz(self, y: Rows) -> tuple[Rows, float | Tensor]:
         """Y (3I - Y^H Y) / 2, and how far Y^H Y was from I, where that may be looked at."""
