@@ -94,6 +94,10 @@ def _lived(kind: str, mesh: Any = None) -> dict[Any, Tensor]:
     optimizer = OPTIMIZERS[kind]([{"params": [p], "manifold": CASES[name][0]} for name, p in ps.items()])
     optimizer.load_state_dict(saved)
     step("loaded")
+    saved = optimizer.state_dict()
+    saved["state"] = {i: {key: whole(t) for key, t in entry.items()} for i, entry in saved["state"].items()}
+    optimizer.load_state_dict(saved)
+    step("loaded, as one process has it")
     return found
 
 

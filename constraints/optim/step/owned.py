@@ -91,6 +91,12 @@ class Owned:
             deals += [self._deal(p, parts, k.shape, k.dtype, k.axis) for k in layouts[p]]
             stand = self._stands.get(p)
             mine = {} if stand is None else self.inner[stand]
+            if stand is not None and mine.keys() != {k.key for k in layouts[p]}:
+                raise RuntimeError(
+                    f"the state of a sharded parameter, shape {tuple(p.shape)}, has other keys after this step, which "
+                    f"other processes cannot know of: {sorted(mine)}. A step may keep other state only where an option "
+                    f"of its group is switched."
+                )
             wholes += [stand, *(mine.get(k.key) for k in layouts[p])]
         pieces = iter(dealt(deals, wholes))
         for member, _, _ in self._members:
@@ -107,8 +113,9 @@ class Owned:
 
     def _assign(self) -> None:
         """Who has least to do gets what costs most; in one order on all processes."""
-        new = [(_cost(member), member.parameter, parts) for member, parts, _ in self._members]
-        for cost, p, parts in sorted((n for n in new if n[1] not in self._owners), key=lambda n: -n[0]):
+        new = [(member, parts) for member, parts, _ in self._members if member.parameter not in self._owners]
+        costs = [(_cost(member), member.parameter, parts) for member, parts in new]
+        for cost, p, parts in sorted(costs, key=lambda each: -each[0]):
             loads = self._loads.setdefault(parts, [0] * parts.count)
             self._owners[p] = owner = loads.index(min(loads))
             loads[owner] += cost
