@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from constraints import Riemannian, Trivialization, constrain, export_state_dict
 from constraints.method import Method
 from constraints.optim import RiemannianAdam
-from constraints.optim.step import shards
+from constraints.optim.step import cuts
 from constraints.sharding import whole
 from manifolds import Manifold, Orthogonal, Stiefel
 
@@ -28,10 +28,10 @@ STEPS: dict[str, tuple[Manifold, tuple[int, ...], int | None, bool]] = {
     "experts, 64 x 128 x 128, Shard(0)": (Stiefel(), (64, 128, 128), 0, False),
     "four blocks of 256 x 256, Shard(0)": (Orthogonal**4, (1024, 256), 0, False),
     "1024 x 1024, Replicate": (Orthogonal(), (1024, 1024), None, False),
-    "4096 x 128, Shard(0), gathered": (Stiefel(), (4096, 128), 0, True),
-    "1024 x 1024, Shard(0), gathered": (Orthogonal(), (1024, 1024), 0, True),
+    "4096 x 128, Shard(0), sums": (Stiefel(), (4096, 128), 0, True),
+    "1024 x 1024, Shard(0), by its owner": (Orthogonal(), (1024, 1024), 0, True),
 }
-"""manifold, shape, axis that is cut, and whether more processes than one would gather it."""
+"""manifold, shape, axis that is cut, and whether more processes than one would send anything."""
 
 
 def checks() -> Iterator[Check]:
@@ -132,8 +132,8 @@ def torch_alone(place: Place) -> Numbers:
     return {**numbers, "whole and sharded, without flatten_parameters": round_it}
 
 
-def step(manifold: Manifold, shape: tuple[int, ...], axis: int | None, gathered: bool, place: Place) -> Numbers:
-    """Medians of one step with a given gradient, sharded and not; where it is gathered, also the gathering."""
+def step(manifold: Manifold, shape: tuple[int, ...], axis: int | None, sends: bool, place: Place) -> Numbers:
+    """Medians of one step with a given gradient, sharded and not; also of what is sent, here to itself."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     torch.manual_seed(0)
@@ -152,7 +152,7 @@ def step(manifold: Manifold, shape: tuple[int, ...], axis: int | None, gathered:
         return build
 
     # one process has every point whole; where others would not, it does what it would do beside them
-    cut = mock.patch.object(shards, "cut_of", return_value=None) if gathered else nullcontext()
+    cut = mock.patch.object(cuts, "is_cut", lambda p, axis: p.placements[axis].is_shard()) if sends else nullcontext()
     with one_process(place) as mesh, cut:
         numbers = medians({"sharded": stepping(mesh), "whole": stepping(None)}, place)
     numbers["sharded / whole"] = numbers["sharded"] / numbers["whole"]

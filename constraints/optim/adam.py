@@ -62,7 +62,7 @@ class RiemannianAdam(RiemannianOptimizer):
     """
 
     _numbers = frozenset({"exp_avg_sq", "max_exp_avg_sq"})
-    _takes_rows = True
+    _takes_rows = _takes_slices = True
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class RiemannianSGD(RiemannianOptimizer):
     True
     """
 
-    _takes_sparse = _takes_rows = True
+    _takes_sparse = _takes_rows = _takes_slices = True
 
     def __init__(
         self,

@@ -17,16 +17,18 @@ from constraints.optim import RiemannianAdam
 from constraints.sharding import local
 from manifolds import Stiefel
 
-STEPS = ("step, gathered", "step, on shards")
+STEPS = ("step, by an owner", "step, by sums", "step, on shards")
 
 
-def _net(method: Any, gathers: bool = True) -> Any:
-    """A tall weight, if a step is to gather, a batch of matrices, for which it does not, and free ones."""
+def _net(method: Any, step: str = STEPS[0]) -> Any:
+    """A batch of matrices, for which nothing is sent, a tall weight and a wide one, for which something is, and free
+    ones. Of the wide one the short side is cut."""
     torch.manual_seed(0)
-    net: Any = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 4)).double()
+    net: Any = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 4)).double()
     net.register_parameter("experts", nn.Parameter(torch.randn(4, 5, 3, dtype=torch.float64)))
-    if gathers:
-        constrain(net, "0.weight", Stiefel, method)
+    sent = {"step, by an owner": "2.weight", "step, by sums": "0.weight"}.get(step)
+    if sent is not None:
+        constrain(net, sent, Stiefel, method)
     return constrain(net, "experts", Stiefel, method, init="haar")
 
 
@@ -62,7 +64,7 @@ def _one(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     other: Any = fully_shard(_net(Trivialization()), mesh=mesh)
-    nets: dict[str, Any] = {k: fully_shard(_net(Riemannian(), k == "step, gathered"), mesh=mesh) for k in STEPS}
+    nets: dict[str, Any] = {k: fully_shard(_net(Riemannian(), k), mesh=mesh) for k in STEPS}
     optimizers = {name: RiemannianAdam(net, 1e-2) for name, net in nets.items()}
     for name, net in nets.items():
         _backward(net)

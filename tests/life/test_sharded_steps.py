@@ -1,4 +1,4 @@
-"""Riemannian steps on sharded Parameters: those of one process, to the bit, however they are cut."""
+"""Riemannian steps on sharded Parameters: those of one process, however they are cut; to the bit, but for rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constraints import Riemannian, constrain, gathering
-from constraints.gathering import LIMIT
+from constraints import Riemannian, constrain, exchange
+from constraints.exchange import LIMIT
 from constraints.optim import RiemannianAdam, RiemannianLBFGS, RiemannianMuon, RiemannianSGD
 from constraints.sharding import whole
 from manifolds import Euclidean, Manifold, Orthogonal, Sphere, Stiefel
@@ -26,13 +26,14 @@ DOUBLE = torch.float64
 
 @dataclass(frozen=True)
 class Case:
-    """A parameter on two processes: where it is cut, None for replicated; whether a step sends points."""
+    """A parameter on two processes: where it is cut, None for replicated; whether one of them makes its steps."""
 
     manifold: Manifold
     shape: tuple[int, ...]
     axis: int | None
-    gathers: bool
+    owned: bool
     dtype: torch.dtype = DOUBLE
+    sliced: bool = False  # if owned, but not for Adam and SGD
 
 
 CASES = {
@@ -44,14 +45,15 @@ CASES = {
     "between blocks": Case(Orthogonal**4, (16, 4), 0, False),
     "between blocks, uneven": Case(Stiefel**3, (9, 2), 0, True),  # chunks of 5 rows cut the second block
     "inside a block": Case(Stiefel**3, (12, 4), 0, True),
-    "rows": Case(Stiefel(), (9, 2), 0, True),
+    "rows": Case(Stiefel(), (9, 2), 0, True, sliced=True),
+    "rows of a square": Case(Stiefel(), (5, 5), 0, True),
     "columns": Case(Stiefel(), (5, 4), 1, True),
     "a square": Case(Orthogonal(), (5, 5), 0, True),
     "an empty shard": Case(Stiefel(), (1, 4, 3), 0, True),
     "two kinds of factors": Case(Stiefel * Euclidean**2, (9, 3), 0, True),
     "a cone": Case(PositiveDefinite(), (3, 3), 0, True),
     "half precision": Case(Orthogonal**4, (16, 4), 0, False, torch.bfloat16),
-    "half precision, gathered": Case(Stiefel(), (9, 2), 0, True, torch.bfloat16),
+    "half precision, owned": Case(Stiefel(), (5, 5), 0, True, torch.bfloat16),
     "complex": Case(Stiefel(), (4, 5, 3), 0, False, torch.complex128),
 }
 OPTIMIZERS: dict[str, Any] = {
@@ -60,6 +62,10 @@ OPTIMIZERS: dict[str, Any] = {
     "Muon": lambda groups: RiemannianMuon(groups, lr=1e-2),
 }
 STEPS = 4
+
+
+def _owned(name: str, kind: str) -> bool:
+    return CASES[name].owned and not (CASES[name].sliced and kind != "Muon")
 
 
 def _point(case: Case) -> Tensor:
@@ -133,23 +139,27 @@ def _work(rank: int, folder: str) -> Any:
         one = {name: nn.Parameter(_distributed(case, _point(case), mesh))}
         optimizer = OPTIMIZERS["SGD"](_groups(one))
         _steps(one, optimizer, range(1), mesh)
+        one[name].grad = _distributed(case, _gradient(case, 1), mesh)
         with CommDebugMode() as sent:
-            one[name].grad = _distributed(case, _gradient(case, 1), mesh)
-            before = sum(count for op, count in sent.get_comm_counts().items() if "gather" in str(op))
             optimizer.step()
-        found["gathers", name] = (
-            sum(count for op, count in sent.get_comm_counts().items() if "gather" in str(op)) - before
-        )
+        found["sent", name] = _counts(sent)
     for limit in (LIMIT, 1):  # bytes that one collective receives
         ps = _parameters(mesh)
         optimizer = OPTIMIZERS["Adam"](_groups(ps))
         for name, p in ps.items():
             p.grad = _distributed(CASES[name], _gradient(CASES[name], 0), mesh)
-        with CommDebugMode() as sent, mock.patch.object(gathering, "LIMIT", limit):
+        with CommDebugMode() as sent, mock.patch.object(exchange, "LIMIT", limit):
             optimizer.step()
-        found["gathers", limit] = sum(count for op, count in sent.get_comm_counts().items() if "gather" in str(op))
+        found["sent", limit] = _counts(sent)
+        found["tensors", limit] = sum(3 + len(optimizer.state[p]) for n, p in ps.items() if _owned(n, "Adam"))
         found["stepped", limit] = {name: whole(p.detach()).clone() for name, p in ps.items()}
     return {**found, **_refused(rank, mesh)}
+
+
+def _counts(sent: Any) -> list[int]:
+    """How often something was gathered, and sent from all to all."""
+    counts = sent.get_comm_counts().items()
+    return [sum(count for op, count in counts if word in str(op)) for word in ("gather", "alltoall")]
 
 
 def _refused(rank: int, mesh: Any) -> dict[str, Any]:
@@ -224,7 +234,7 @@ def test_a_sharded_step_is_that_of_one_process_to_the_bit(kind: str, name: str, 
     assert (ps[name].detach() - start).abs().max() > 1e-3
     for rank in ranks:
         # a batch on one process and half of it on another add up in one order, but for the kernel that torch takes
-        eps = 16 * torch.finfo(CASES[name].dtype).eps if not CASES[name].gathers else 0
+        eps = 16 * torch.finfo(CASES[name].dtype).eps if not _owned(name, kind) else 0
         torch.testing.assert_close(rank[kind, name], ps[name].detach(), rtol=0, atol=eps)
         torch.testing.assert_close(rank[kind, name, "resumed"], ps[name].detach(), rtol=0, atol=eps)
         assert torch.equal(rank[kind, name], ranks[0][kind, name])
@@ -239,17 +249,17 @@ def test_state_has_one_order_on_all_processes(ranks: list[Any]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_sent(name: str, ranks: list[Any]) -> None:
-    """Nothing where every process has whole factors; else the point and its gradient, once."""
+    """Nothing where every process has whole factors, or sums will do; else once to the owner and once back."""
     for rank in ranks:
-        assert rank["gathers", name] == (1 if CASES[name].gathers else 0)
+        assert rank["sent", name] == [0, 2 if _owned(name, "SGD") else 0]
 
 
-def test_tensors_are_gathered_together(ranks: list[Any]) -> None:
-    """Those of one dtype, as far as memory is to go; what arrives is the same."""
-    dtypes = {case.dtype for case in CASES.values() if case.gathers}
+def test_tensors_are_sent_together(ranks: list[Any]) -> None:
+    """As far as memory is to go; what arrives is the same. Which state there is, the first step tells by a gather."""
     for rank in ranks:
-        assert rank["gathers", LIMIT] == len(dtypes)
-        assert rank["gathers", 1] == 2 * sum(case.gathers for case in CASES.values())
+        assert rank["sent", LIMIT] == [rank["sent", 1][0], 2]
+        # one by one: points and gradients, and points and state back
+        assert rank["sent", 1][1] == rank["tensors", 1]
         for name, value in rank["stepped", LIMIT].items():
             assert torch.equal(value, rank["stepped", 1][name])
 

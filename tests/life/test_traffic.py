@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -18,12 +21,20 @@ from .processes import Note, two_processes
 
 COUNT = 2
 ONE = 8  # bytes of a number
-CASES: dict[str, tuple[Manifold, tuple[int, ...], int | None, int]] = {  # and how often the tensor is gathered
-    "replicated": (Stiefel(), (12, 4), None, 0),
-    "experts": (Stiefel(), (4, 12, 4), 0, 0),
-    "blocks": (Orthogonal**4, (32, 8), 0, 0),
-    "rows": (Stiefel(), (12, 4), 0, 2),
-    "columns": (Orthogonal(), (8, 8), 1, 2),
+WORD = 4  # and of a truth that all agree on
+# what is added up of a tall matrix of 4 columns: X^H G, X^H M and |G|^2, then Y^H Y, each less than (2p)^2 numbers
+FIRST, SECOND = ONE * (2 * 4 * 4 + 1), ONE * 4 * 4
+SUMS = (FIRST, SECOND)
+BLIND = (FIRST, ONE, SECOND, SECOND)  # as on accelerators: |grad|^2 too, and a polish
+OWNED = ONE * 8 * 8 * 5 // COUNT  # pieces of point, gradient and momentum to an owner, of point and momentum back
+CASES: dict[str, tuple[Manifold, tuple[int, ...], int | None, int, tuple[int, ...]]] = {  # sent, added up
+    "replicated": (Stiefel(), (12, 4), None, 0, ()),
+    "experts": (Stiefel(), (4, 12, 4), 0, 0, ()),
+    "blocks": (Orthogonal**4, (32, 8), 0, 0, ()),
+    "rows": (Stiefel(), (12, 4), 0, 0, SUMS),
+    "columns of a wide one": (Stiefel(), (4, 12), 1, 0, SUMS),
+    "columns": (Orthogonal(), (8, 8), 1, OWNED, ()),
+    "rows of a square": (Stiefel(), (8, 8), 0, OWNED, ()),
 }
 
 
@@ -41,7 +52,9 @@ class Received(TorchDispatchMode):
             return NotImplemented  # it comes again with what it is made of
         out = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if name.startswith(("c10d::", "_c10d_functional::")) and not any(word in name for word in ("wait", "wrap")):
+        if "alltoall" in name:
+            self.bytes["all to all"] = self.bytes.get("all to all", 0) + _from_others(args[3])
+        elif name.startswith(("c10d::", "_c10d_functional::")) and not any(word in name for word in ("wait", "wrap")):
             kind = next((each for each in ("gather", "scatter", "reduce") if each in name), name)
             # whichever is larger: of a gather the result, of a scatter what went in
             size = max(_bytes(args[0]), _bytes(args[1:2]), _bytes(out))
@@ -49,26 +62,56 @@ class Received(TorchDispatchMode):
         return out
 
 
+def _from_others(sizes: list[int]) -> int:
+    """Of bytes that each process sends here."""
+    return sum(sizes) - sizes[distributed.get_rank()]
+
+
 def _bytes(tree: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tree_leaves(tree) if isinstance(t, Tensor))
 
 
-def _step(name: str, mesh: Any) -> dict[str, int]:
+@contextmanager
+def called(received: dict[str, int]) -> Iterator[None]:
+    """The same where values are looked at, as not in a mode of torch: of the two calls that a step makes."""
+
+    def counted(call: Any, kind: str) -> Any:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            size = _from_others(args[2]) if kind == "all to all" else _bytes(args[0]) * (COUNT - 1) // COUNT
+            received[kind] = received.get(kind, 0) + size
+            return call(*args, **kwargs)
+
+        return counting
+
+    kinds = {"all_reduce": "reduce", "all_to_all_single": "all to all"}
+    with mock.patch.multiple(
+        distributed, **{name: counted(getattr(distributed, name), k) for name, k in kinds.items()}
+    ):
+        yield
+
+
+def _step(name: str, mesh: Any) -> tuple[dict[str, int], dict[str, int], int]:
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    manifold, shape, axis, _ = CASES[name]
+    manifold, shape, axis, *_ = CASES[name]
 
     def cut(t: Tensor) -> Any:
         return distribute_tensor(t, mesh, [Replicate() if axis is None else Shard(axis)])
 
     generator = torch.Generator().manual_seed(0)
-    p = nn.Parameter(cut(manifold.random(*shape, generator=generator, dtype=torch.float64)))
-    p.grad = cut(torch.randn(shape, generator=generator, dtype=torch.float64))
-    optimizer = RiemannianAdam([{"params": [p], "manifold": manifold}])
+    points = (manifold.random(*shape, generator=generator, dtype=torch.float64) for _ in range(COUNT))
+    ps = [nn.Parameter(cut(x)) for x in points]  # as many as processes, so that each may own one
+    for p in ps:
+        p.grad = cut(torch.randn(shape, generator=generator, dtype=torch.float64))
+    optimizer = RiemannianAdam([{"params": ps, "manifold": manifold}])
     optimizer.step()
-    with Received() as received:
+    with Received() as blind:
         optimizer.step()
-    return received.bytes
+    seen: dict[str, int] = {}
+    with called(seen):
+        optimizer.step()
+    numbers = sum(_bytes(t) for t in optimizer.state[ps[0]].values() if not hasattr(t, "to_local"))
+    return blind.bytes, seen, numbers
 
 
 def _pass(method: Any, mesh: Any) -> dict[str, int]:
@@ -111,13 +154,17 @@ def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Not
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_step_receives_points_and_gradients_once_or_nothing(name: str, ranks: list[Any]) -> None:
-    """Beside two numbers of 4 bytes by which processors agree that none refuses it."""
-    _, shape, _, gathers = CASES[name]
-    whole = torch.Size(shape).numel() * ONE
-    expected = {"reduce": 2 * 4 * (COUNT - 1) // COUNT, "gather": gathers * whole * (COUNT - 1) // COUNT}
-    for rank in ranks:
-        assert rank[name] == {kind: count for kind, count in expected.items() if count}
+def test_a_step_receives_pieces_once_to_an_owner_and_back_or_grams_or_nothing(name: str, ranks: list[Any]) -> None:
+    """Of each of two parameters; beside two numbers of 4 bytes by which processors agree that none refuses it, and one
+    byte, whether somebody has changed a slice."""
+    _, _, _, pieces, sums = CASES[name]
+    for which, added in enumerate((BLIND if sums else (), sums)):
+        # they are one batch, whose Grams come together
+        both = (WORD, WORD, 1, *(COUNT * size for size in added))
+        expected = {"reduce": sum(size * (COUNT - 1) // COUNT for size in both)}
+        for rank in ranks:
+            back = {"all to all": pieces + rank[name][2]} if pieces else {}  # of one, with the numbers of its state
+            assert rank[name][which] == expected | back
 
 
 def test_a_trivialized_pass_receives_its_base_too(ranks: list[Any]) -> None:

@@ -40,7 +40,8 @@ def refuse_gradient(groups: Sequence[Group], p: Tensor, what: str, way: str) -> 
 def _not_finite(bucket: Bucket) -> Leaf | None:
     """A leaf with a gradient whose norm is NaN or Inf, or overflows as the optimizer squares it; on CPU."""
     # the norm of all of them may overflow where none of theirs does, so it can only acquit
-    if bucket.ok is not None or total_norm(bucket.g) <= limit(bucket.dtype):
+    if bucket.ok is not None or total_norm(bucket.g) <= bucket.share * limit(bucket.dtype):
         return None
     rows = bucket.g.reshape(bucket.shape)
-    return next((leaf for leaf in bucket.leaves if not bool(is_fit(rows[leaf.start : leaf.stop]).all())), None)
+    leaves = ((leaf, rows[leaf.start : leaf.stop]) for leaf in bucket.leaves)
+    return next((leaf for leaf, g in leaves if not bool(is_fit(g, bucket.share).all())), None)

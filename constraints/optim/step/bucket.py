@@ -47,6 +47,7 @@ class Bucket:
 
     x: Points
     g: Points
+    share = 1.0  # of the largest norm that a gradient may have, where g is a part of one
 
     def __init__(self, kind: Kind, leaves: list[Leaf], home: Tensor | None, numbers: frozenset[str]) -> None:
         """home: the memory of the parameter, where it is all of the bucket; numbers: the keys of state with one number
@@ -234,8 +235,7 @@ class Bucket:
             rows = value.flatten(0, 1) if isinstance(self._held, Tiles) else value
             self.state[key] = self._order(rows.contiguous())
             return
-        if kept is None:
-            kept = self.state[key].view(value.shape)
+        kept = self.state[key].view(value.shape) if kept is None else kept
         kept.copy_(self._keep(value, kept))
 
     # State, parameter by parameter -----------------------------------------------------------------------

@@ -11,10 +11,10 @@ from torch import Tensor
 from manifolds.kernels.tiny import largest_norm, norms
 
 
-def is_fit(gradients: Tensor) -> Bool[Tensor, " B"]:
-    """Which gradients are finite, and small enough to be squared."""
+def is_fit(gradients: Tensor, share: float = 1.0) -> Bool[Tensor, " B"]:
+    """Which gradients are finite, and small enough to be squared. share: see `Bucket`."""
     norms: Tensor = torch.linalg.vector_norm(flat(gradients), dim=1)
-    return norms <= limit(gradients.dtype)
+    return norms <= share * limit(gradients.dtype)
 
 
 def seen_and_fit(gradients: Tensor, fit: Bool[Tensor, " B"] | None) -> tuple[Bool[Tensor, " B"], Bool[Tensor, " B"]]:

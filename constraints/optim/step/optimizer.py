@@ -20,7 +20,7 @@ from .bucket import Bucket
 from .checks import Group, check_group, name_in, warn_of_decay
 from .compiled import outside_of_graphs
 from .loading import check_fits, check_loaded, name_of_value, named
-from .options import decays_in, moves
+from .options import decays_in, moves, switches
 from .parts import tensors_only
 from .plan import Plan
 from .shards import Shards
@@ -64,6 +64,8 @@ class RiemannianOptimizer(Optimizer, ABC):
     """Whether `_step_free` takes sparse gradients."""
     _takes_rows: ClassVar[bool] = False
     """Whether of a table with a sparse gradient the rows that it touches are moved."""
+    _takes_slices: ClassVar[bool] = False
+    """Whether `_move` asks only the engine of points and gradients, so that tall matrices may be cut by rows."""
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         self._plan: Plan | None = None
@@ -103,12 +105,14 @@ class RiemannianOptimizer(Optimizer, ABC):
         with torch.set_grad_enabled(False):  # fewer calls than no_grad
             work = sort(self.param_groups, self._takes_sparse, self._shards is not None)
             plans, finish = self._plans(work)
-            together = list if self._shards is None else self._shards.together
+            together = _each if self._shards is None else self._shards.together
             with exact_products(*{device for plan in plans for device in plan.devices}):
                 for plan in plans:
                     plan.read_points()
-                together(map(partial(check_before, self.param_groups), plans))
-                reached = together([self._reach(bucket, plan) for bucket in plan.buckets] for plan in plans)
+                if self._shards is not None:
+                    self._shards.agree()
+                together(partial(check_before, self.param_groups), plans)
+                reached = together(self._reach_all, plans)
                 for _, group, params in work.free:
                     self._step_free(group, params, [p.grad for p in params if p.grad is not None])
                 for plan, points in zip(plans, reached, strict=True):
@@ -117,6 +121,9 @@ class RiemannianOptimizer(Optimizer, ABC):
             for each in finish:
                 each(self.state)
         return loss
+
+    def _reach_all(self, plan: Plan) -> list[Tensor]:
+        return [self._reach(bucket, plan) for bucket in plan.buckets]
 
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
         """`_move`. Raises ValueError where the step is too long to be computed; no parameter has moved then."""
@@ -137,7 +144,8 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     @property
     def skipped(self) -> int:
-        """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them."""
+        """How often a factor was left as it was, on accelerators, for a gradient unfit to be taken. Waits for them. Of
+        sharded parameters each process counts those that it steps."""
         return sum(int(count) for count in self._skipped.values())
 
     def _plans(self, work: Work) -> tuple[list[Plan], list[Callable[[Any], None]]]:
@@ -154,7 +162,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         plans: list[Plan] = [plan]
         finish: list[Callable[[Any], None]] = []
         if self._shards is not None:
-            plans += self._shards.plans(list(options.members(work.sharded)), options.key, self.state, self._numbers)
+            members, kinds = list(options.members(work.sharded)), tuple(map(switches, self.param_groups))
+            plans += self._shards.plans(members, options.key, kinds, self.state)
             finish.append(self._shards.finish)
         if work.sparse:
             tables = [each for part in work.sparse for each in tables_of(self.param_groups, part, self._takes_rows)]
@@ -191,7 +200,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             self.param_groups.pop()
             raise
         if self._shards is None and any(is_sharded(p) for p in group["params"]) and group["manifold"] is not None:
-            self._shards = Shards()
+            self._shards = Shards(self._takes_slices, self._numbers)
         look(self)  # what is held now and is not at a later step is an error then
         if not self._warned:
             self._warned = warn_of_decay(group, self._decay)
@@ -255,7 +264,11 @@ class RiemannianOptimizer(Optimizer, ABC):
         super().__setstate__(state)
         self._plan = None
         sharded = any(is_sharded(p) for g in self.param_groups if g.get("manifold") for p in g["params"])
-        self._shards = Shards() if sharded else None
+        self._shards = Shards(self._takes_slices, self._numbers) if sharded else None
+
+
+def _each(call: Callable[[Plan], Any], plans: list[Plan]) -> list[Any]:
+    return [call(plan) for plan in plans]
 
 
 def _own(value: Any, device: torch.device) -> Any:

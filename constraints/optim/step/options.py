@@ -39,6 +39,11 @@ def by_value(option: Any) -> Hashable:
     return tuple(option) if isinstance(option, list) else option
 
 
+def switches(group: Group) -> tuple[bool, ...]:
+    """Which options are on: state has other keys only where one of them is switched."""
+    return tuple([bool(value) for name, value in group.items() if name != "params" and not isinstance(value, Tensor)])
+
+
 def same_options(defaults: Iterable[str], groups: Sequence[tuple[int, dict[str, Any]]]) -> tuple[int, ...]:
     """For each of these (place, group), the first place of a group with the same options."""
     if len(groups) == 1:

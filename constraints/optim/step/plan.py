@@ -17,6 +17,8 @@ from manifolds.engine import engine
 from .bucket import COUNTS, Bucket, Points
 from .parts import key_of, part_of
 from .rows import Kind, Leaf, is_batch_last
+from .sliced import Sliced
+from .together import SlicedBucket
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -185,7 +187,8 @@ class Plan:
         place, only = self._places[leaves[0].source], leaves[0].member
         whole = len(leaves) == 1 and place.is_contiguous() and only not in self._copied
         direct = whole and not is_batch_last(leaves, (leaves[0].stop, *kind.point), kind.device)
-        bucket = Bucket(kind, leaves, place.view(-1, *kind.point) if direct else None, numbers)
+        made = SlicedBucket if isinstance(kind.factor, Sliced) else Bucket
+        bucket = made(kind, leaves, place.view(-1, *kind.point) if direct else None, numbers)
         entries = [state.get(self.members[leaf.member].parameter, {}) for leaf in leaves]
         bucket.load([part_of(e, leaf.part, len(splits[leaf.member])) for e, leaf in zip(entries, leaves, strict=True)])
         for leaf in leaves:
