@@ -23,7 +23,7 @@ from .step.frames import ENTRYWISE, Frames, Gradient, Move
 from .step.limits import is_fit
 from .step.options import moves
 from .step.plan import Member, Plan
-from .step.proxy import Proxy, check_wrapped, lent
+from .step.proxy import Proxy, check_wrapped, fused, lent
 
 
 class Retracted(Proxy):
@@ -123,7 +123,7 @@ class Retracted(Proxy):
             has_seconds = self._carry and type(self.inner) not in ENTRYWISE
             seconds = second_points(self.state, plan, points) if has_seconds else {}
             values = plan.spread(starts)
-            with lent(members, values, given), guided(self.inner):
+            with lent(members, values, given), guided(self.inner), fused(self.inner):
                 self.inner.step()
             with exact_products(*plan.devices):
                 self._retract(plan, plan.gather(values, starts), seconds)
