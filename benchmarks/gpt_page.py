@@ -144,7 +144,9 @@ def draw(losses: Mapping[str, Losses], kinds: Sequence[str], file: Path) -> None
     from matplotlib import pyplot as plt
 
     size = (11, 3.6 * len(losses))
-    figure, axes = plt.subplots(len(losses), 2, figsize=size, sharey=True, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(losses), 2, figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
     for (left, right), (name, each) in zip(axes, losses.items(), strict=True):
         for kind, color in zip(kinds, COLORS, strict=True):
             _curve(left, each, kind, MIDDLE, color=color, marker="o", label=kind)
