@@ -96,7 +96,9 @@ def in_widths(losses: Losses, kinds: Sequence[str]) -> list[str]:
 def tables(losses: Losses, kinds: Sequence[str]) -> str:
     """One at d = 128, the mean over the seeds; one over the widths, of one seed. The best rates are bold."""
     some = [kind for kind in kinds if rates(losses, MIDDLE, kind)]
-    made = [_table("d = 128, mean of the seeds; lr", losses, [(kind, kind, MIDDLE) for kind in some])]
+    seeds = len({run.seed for run in losses if run.width == MIDDLE})
+    title = f"d = {MIDDLE}, mean of {seeds} seeds; lr" if seeds > 1 else f"d = {MIDDLE}, one seed; lr"
+    made = [_table(title, losses, [(kind, kind, MIDDLE) for kind in some])]
     first, others = of_first_seed(losses), in_widths(losses, kinds)
     made.append(
         _table(
@@ -116,12 +118,13 @@ def _table(title: str, losses: Losses, rows: Sequence[tuple[str, str, int]]) -> 
 
 
 def _cells(found: Sequence[Found | None]) -> list[str]:
-    least = min(each.mean for each in found if each)
+    means = [each.mean for each in found if each]
+    least = min(means) if len(means) > 1 else None  # one is not the best of anything
     several = any(each and each.seeds > 1 for each in found)
     return [_cell(each, least, several) for each in found]
 
 
-def _cell(each: Found | None, least: float, several: bool) -> str:
+def _cell(each: Found | None, least: float | None, several: bool) -> str:
     if each is None:
         return "-"
     shown = f"**{each.mean:.2f}**" if each.mean == least else f"{each.mean:.2f}"
