@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip
 # Two test processes share two cores; more threads inside each would only contend.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo tutorials test slow recipes matrix mutants bench bench-solve docs format release clean
+.PHONY: demo tutorials test slow recipes matrix mutants bench gpt bench-solve docs format release clean
 
 demo: $(VENV)/.has-demo
 	$(BIN)/python tutorials/01_orthogonal_gru.py
@@ -47,6 +47,10 @@ mutants: $(VENV)/.has-test,demo,docs,mutation
 # make bench BENCH="--rows gru"
 bench: $(VENV)/.has-bench
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# the GPT of docs/transformer.md: hours on a processor, run by run, and it goes on where it was: make gpt GPT="--device cuda"
+gpt: $(VENV)/.has-bench
+	$(BIN)/python -m benchmarks.gpt $(GPT)
 
 # solvers beside pymanopt's, about five minutes: make bench-solve BENCH="--only pca procrustes"
 bench-solve: $(VENV)/.has-bench

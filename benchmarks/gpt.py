@@ -1,31 +1,36 @@
 """A small GPT trained by one optimizer at one learning rate: a grid of rates, seeds and widths.
 
-python -m benchmarks.gpt                     the table of the docs: hours on a processor, minutes on an accelerator
-python -m benchmarks.gpt --steps 20 --rates 1e-3 --seeds 1 --widths 32 --layers 1
+python -m benchmarks.gpt                     the runs that docs/gpt.json has not yet, then docs/transformer.md by all
+python -m benchmarks.gpt --device cuda       so too: minutes on an accelerator, hours on a processor
+python -m benchmarks.gpt --page              the page alone, by the runs that are there
+python -m benchmarks.gpt --file my.json --steps 20 --rates 1e-3 --seeds 1 --widths 32 --layers 1
 
-4 layers, heads of 32, fused QKV, gated MLP, tied embedding; characters of the help texts that Python ships. With
-"Riemannian" optimizers the query and key of each head, its value, and each head's part of the output are on Stiefel.
+4 layers, heads of 32, fused QKV, gated MLP, tied embedding; characters of the help texts that the running Python
+ships. With our optimizers the query and key of each head, its value, and each head's part of the output are on Stiefel.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import platform
 import pydoc_data.topics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from constraints import Riemannian, constrain
-from constraints.optim import RiemannianAdamW, RiemannianMuon
+from constraints import Riemannian, constrain, param_groups
+from constraints.optim import Retracted, RiemannianAdamW, RiemannianMuon
 from manifolds import BlockSpec, ProductManifold, Stiefel
 
+from .gpt_page import FILE, Run, read, save, where, write_page
+
 HEAD, CONTEXT, BATCH = 32, 128, 16
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+STEPS = 400
 
 
 class Block(nn.Module):
@@ -94,7 +99,19 @@ KINDS: dict[str, Callable[[GPT, float], list[Optimizer]]] = {
     "torch Muon + AdamW": torch_muon,
     "RiemannianAdamW": lambda model, lr: [RiemannianAdamW(hold(model), lr)],
     "RiemannianMuon": lambda model, lr: [RiemannianMuon(hold(model), lr)],
+    "Retracted(AdamW)": lambda model, lr: [Retracted(torch.optim.AdamW(param_groups(hold(model)), lr))],
 }
+
+
+def runs_of_docs() -> list[Run]:
+    """What the page is made of: rates a factor of 3 apart at d = 128, a factor of 2 around the best of two widths."""
+    held, around = (
+        ("RiemannianAdamW", "RiemannianMuon", "Retracted(AdamW)"),
+        {64: (1e-2, 2e-2, 4e-2), 256: (5e-3, 1e-2, 2e-2)},
+    )
+    widths = [Run(kind, width, lr, 0) for width in around for kind in held for lr in around[width]]
+    seeds = [Run(kind, 128, lr, seed) for seed in range(3) for lr in (1e-3, 3e-3, 1e-2, 3e-2) for kind in KINDS]
+    return [*widths, *seeds]
 
 
 def characters() -> tuple[Tensor, Tensor, int]:
@@ -142,23 +159,39 @@ def train(kind: str, width: int, lr: float, seed: int, steps: int, layers: int, 
     return float(torch.stack(found).mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1000)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--rates", type=float, nargs="+", default=(1e-3, 3e-3, 1e-2, 3e-2))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--widths", type=int, nargs="+", default=(64, 128, 256))
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
-    for width in given.widths:
-        for kind in given.kinds:
-            for lr in given.rates:
-                losses = [
-                    train(kind, width, lr, seed, given.steps, given.layers, given.device) for seed in range(given.seeds)
-                ]
-                print(json.dumps({"kind": kind, "width": width, "lr": lr, "losses": losses}), flush=True)
+    parser.add_argument("--file", type=Path, help="for a grid of your own; the options above but --device make it")
+    parser.add_argument("--page", action="store_true")
+    given = parser.parse_args(arguments)
+    if given.file is None:
+        wanted, given.steps, given.layers = runs_of_docs(), STEPS, 4
+    else:
+        wanted = [
+            Run(kind, width, lr, seed)
+            for width in given.widths
+            for kind in given.kinds
+            for lr in given.rates
+            for seed in range(given.seeds)
+        ]
+    file = given.file or FILE
+    python, device = platform.python_version(), given.device
+    device = torch.cuda.get_device_name() if device.startswith("cuda") else device
+    for run in [] if given.page else wanted:
+        if run in read(file).get(where(python, device), {}):
+            continue
+        loss = train(run.kind, run.width, run.lr, run.seed, given.steps, given.layers, given.device)
+        save(file, run, loss, python, device)
+        print(*run, loss, flush=True)
+    if given.file is None:
+        write_page(list(KINDS))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ._group import SquareEngine
 from ._group import log as log_of_group
 from .engine import Engine
 from .kernels import arcs, chart, steps
-from .kernels.linalg import may_look, newton_schulz
+from .kernels.linalg import may_look, may_overwrite, newton_schulz
 from .kernels.steps import is_wide as is_wide
 from .kernels.stiefel_log import are_finite, logarithm
 from .kernels.transforms import whole
@@ -66,8 +66,10 @@ class TallEngine(Engine):
         return c
 
     def recall(self, x: Points, stored: Points) -> Points:
-        """The projection of C."""
-        return self._projected(x, stored)
+        """The projection of C, in its memory."""
+        if stored.dim() != 3 or not may_overwrite(stored):
+            return self._projected(x, stored)
+        return steps.straightened(x, stored)
 
     def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
         """As defined; where it is as exact with three products or four."""
@@ -82,6 +84,11 @@ class TallEngine(Engine):
         y = super().advance(x, c, size)
         # torch.matrix_exp is off by up to 100 eps in float32
         return newton_schulz(y) if self._retraction is exp else y
+
+    def reach(self, x: Points, a: Points) -> Points:
+        """As defined; for polar in the memory of A."""
+        at_once = self._retraction is polar and x.dim() == 3 and may_look(x) and may_overwrite(a)
+        return steps.polar_reach(x, a) if at_once else super().reach(x, a)
 
     def renormalizes(self, x: Points) -> bool:
         """Whether the retraction is polar, qr or exp."""

@@ -132,7 +132,7 @@ class Engine:
         return self.carry(x, y, c)
 
     def recall(self, x: Inexact[Tensor, "..."], stored: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
-        """Coordinates at x of what was stored: itself, unless `store` left work to do."""
+        """Coordinates at x of what was stored: itself, unless `store` left work to do. May overwrite stored."""
         return stored
 
     def mix(
@@ -165,6 +165,15 @@ class Engine:
     def travels(self) -> bool:
         """Whether `travel` is cheaper than what it is made of."""
         return getattr(self.travel, "__func__", None) is not Engine.travel
+
+    def reach(self, x: Inexact[Tensor, "..."], a: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """move(x, coordinates(x, a)), where that is cheaper at once. May overwrite a."""
+        return self.advance(x, self.coordinates(x, a), 1.0)
+
+    @property
+    def reaches(self) -> bool:
+        """Whether `reach` is cheaper than what it is made of."""
+        return getattr(self.reach, "__func__", None) is not Engine.reach
 
     def renormalizes(self, x: Inexact[Tensor, "..."]) -> bool:
         """Whether `advance` leaves nothing of the rounding errors in x, so that they do not add up step by step."""

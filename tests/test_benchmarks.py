@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import engines, exactness, figure, gpt, guarded, jobs, quality, recurrent, report
+from benchmarks import engines, exactness, figure, gpt, gpt_page, guarded, jobs, quality, recurrent, report
 from benchmarks.__main__ import main
 from benchmarks.jobs import OURS, Row, Setting
 from benchmarks.profile import profile
@@ -535,6 +536,48 @@ for name in ("geoopt", "pogo", "geotorch", "pymanopt"):
 import benchmarks.__main__
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_runs_of_the_gpt_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the file has, of this text and device, are not run again; those of another are."""
+    ran: list[tuple[str, int, float, int]] = []
+
+    def train(kind: str, width: int, lr: float, seed: int, *_: object) -> float:
+        ran.append((kind, width, lr, seed))
+        return 2.0
+
+    monkeypatch.setattr(gpt, "train", train)
+    file = tmp_path / "runs.json"
+    arguments = ["--file", str(file), "--kinds", "torch AdamW", "--widths", "64", "--seeds", "1", "--rates"]
+    gpt.main([*arguments, "1e-3"])
+    gpt.main([*arguments, "1e-3", "3e-3"])
+    assert [lr for _, _, lr, _ in ran] == [1e-3, 3e-3]
+    file.write_text(file.read_text().replace(platform.python_version(), "3.0.0"))
+    gpt.main([*arguments, "1e-3"])
+    assert [lr for _, _, lr, _ in ran] == [1e-3, 3e-3, 1e-3]
+
+
+def test_the_page_of_the_gpt_shows_each_text_by_itself(tmp_path: Path) -> None:
+    """Means over the seeds, the best bold; two texts are not averaged."""
+    file, page, drawn = tmp_path / "runs.json", tmp_path / "page.md", tmp_path / "figures" / "gpt.png"
+    kind = "RiemannianAdamW"
+    for python, losses in (("3.1", (1.0, 3.0)), ("3.2", (7.0,))):
+        for seed, loss in enumerate(losses):
+            gpt_page.save(file, gpt_page.Run(kind, 128, 1e-3, seed), loss, python, "cpu")
+        gpt_page.save(file, gpt_page.Run(kind, 64, 2e-2, 0), 5.0, python, "cpu")
+    gpt_page.save(file, gpt_page.Run(kind, 128, 1e-2, 0), 4.0, "3.1", "cpu")
+    page.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
+    for _ in range(2):  # the second time over its own
+        gpt_page.write_page(list(gpt.KINDS), file, page, drawn)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert drawn.exists()
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert [kind, "**2.00**", "4.00 (one seed)"] in rows
+    assert [kind, "7.00"] in rows
+    assert rows.count([f"{kind}, d = 64", "-", "-", "5.00"]) == 1  # 3.1 has two rates more
 
 
 @pytest.mark.parametrize("kind", gpt.KINDS)

@@ -23,7 +23,7 @@ from .step.frames import ENTRYWISE, Frames, Gradient, Move
 from .step.limits import is_fit
 from .step.options import moves
 from .step.plan import Member, Plan
-from .step.proxy import Proxy, check_wrapped, lent
+from .step.proxy import Proxy, check_wrapped, fused, lent
 
 
 class Retracted(Proxy):
@@ -42,7 +42,8 @@ class Retracted(Proxy):
 
     State: what is called "exp_avg" or "momentum_buffer" is made tangent and transported to the new point; "z" or "ax",
     a second point, is projected and retracted as x is; everything else, second moments among it, stays as it is, entry
-    by entry. `.grad` is what it was after a step. A closure is called once, before the step.
+    by entry. `.grad` is what it was after a step. A closure is called once, before the step. Adam and AdamW move held
+    tensors on CPU as with fused=True, unless `foreach` or `fused` is given: torch's update in one pass.
 
     optimizer: one of param_groups(model), or with a "manifold" in groups of your own. Its groups and state are those of
         this one, so that schedulers and GradScaler work; step this one, not that.
@@ -119,11 +120,11 @@ class Retracted(Proxy):
                 check_before(self.param_groups, plan)
                 given = plan.spread([frame(bucket).given(bucket) for bucket in plan.buckets])
                 starts = [frame(bucket).start(bucket) for bucket in plan.buckets]
-            points = [p.detach() for p in members]
-            has_seconds = self._carry and type(self.inner) not in ENTRYWISE
-            seconds = second_points(self.state, plan, points) if has_seconds else {}
+            seconds: dict[str, list[Tensor]] = {}
+            if self._carry and type(self.inner) not in ENTRYWISE:
+                seconds = second_points(self.state, plan, [p.detach() for p in members])
             values = plan.spread(starts)
-            with lent(members, values, given), guided(self.inner):
+            with lent(members, values, given), guided(self.inner), fused(self.inner):
                 self.inner.step()
             with exact_products(*plan.devices):
                 self._retract(plan, plan.gather(values, starts), seconds)

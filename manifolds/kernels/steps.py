@@ -81,16 +81,31 @@ def polar_step(x: Points, c: Points, size: Size) -> Points | None:
     """The polar factor of Y = X + size C, by (I + E)^(-1/2) with I + E = Y^H Y: a few terms of its series, or eigh."""
     if not may_look(x):
         return None
-    y = torch.addcmul(x, c, size) if isinstance(size, Tensor) else torch.add(x, c, alpha=size)
+    return _polar(torch.addcmul(x, c, size) if isinstance(size, Tensor) else torch.add(x, c, alpha=size))
+
+
+def polar_reach(x: Points, a: Points) -> Points:
+    """The polar factor of X + A - X sym(X^H A). A is overwritten: each new n x p is pages that memory is asked for."""
+    return _polar(straightened(x, a).add_(x))
+
+
+def straightened(x: Points, a: Points) -> Points:
+    """A - X sym(X^H A), in the memory of A."""
+    n = gram(x, a)
+    return minus(a, x, n + n.mH, 1.0, 0.5)
+
+
+def _polar(y: Points) -> Points:
+    """The polar factor of Y."""
     e = gram(y, y)
     e.diagonal(dim1=-2, dim2=-1).sub_(1)
     t = inverse_sqrt_defect(e)
     if t is not None:
-        left, right = (t, y) if is_wide(x) else (y, t)
+        left, right = (t, y) if is_wide(y) else (y, t)
         return torch.baddbmm(y, left, right, alpha=-0.5)
     values, q = torch.linalg.eigh(e)
     r = torch.bmm(q * (1 + values).rsqrt().unsqueeze(-2), q.mH)
-    y = torch.bmm(r, y) if is_wide(x) else torch.bmm(y, r)
+    y = torch.bmm(r, y) if is_wide(y) else torch.bmm(y, r)
     return newton_schulz(y) if values.max().item() > MUCH else y
 
 

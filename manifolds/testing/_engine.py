@@ -121,8 +121,10 @@ def _(case: Case) -> Iterator[Finding]:
 )
 def _(case: Case) -> Iterator[Finding]:
     e, c = case.engine, case.coordinates(2)
-    recalled = e.recall(case.y, e.store(case.x, case.y, c.clone()).clone())
-    yield within(case.apart(recalled, e.carry(case.x, case.y, c)), case.rounding)
+    x, y = case.flat(case.x), case.flat(case.y)
+    with torch.no_grad():  # where memory may be written to
+        recalled = e.recall(y, e.store(x, y, case.flat(c).clone()).clone())
+    yield within(case.apart(recalled, e.carry(x, y, case.flat(c))), case.rounding)
 
 
 @theorem(
@@ -168,3 +170,17 @@ def _(case: Case) -> Iterator[Finding]:
         reached, stored = e.travel(x, c.clone(), scale)
         yield within(case.apart(reached, y), case.rounding, f"s = {scale}")
         yield within(case.apart(e.recall(y, stored), e.carry(x, y, c)), case.rounding, f"what is stored, s = {scale}")
+
+
+@theorem(
+    "reach: move of coordinates",
+    "reach(x, a) = move(x, coordinates(x, a)) for any a, on (B, *point)",
+    needs=("advance: move",),
+)
+def _(case: Case) -> Iterator[Finding]:
+    e, x, a = case.engine, case.flat(case.x), case.flat(case.ambient(2))
+    for scale in (1e-3, 0.03, 1.0):
+        expected = e.move(x, e.coordinates(x, scale * a))
+        with torch.no_grad():  # where memory may be written to
+            reached = e.reach(x, scale * a)
+        yield within(case.apart(reached, expected), case.rounding, f"|a| ~ {scale}")

@@ -537,6 +537,12 @@ class TravelsWithoutTransport(Sound):
         return self.retract(x, size * c), c
 
 
+@breaks("reach: move of coordinates")
+class ReachesWithoutProjection(Sound):
+    def reach(self, x: Tensor, a: Tensor) -> Tensor:
+        return self.retract(x, a)
+
+
 # Geodesics -------------------------------------------------------------------------------------------------
 
 

@@ -57,7 +57,7 @@ def carry(
         rows = plan.gather([torch.zeros_like(m.parameter) if v is None else v for v, m in values])
         there = [_carried(b, y, m, key in means, by(b)) for b, y, m in zip(plan.buckets, reached, rows, strict=True)]
         for (value, _), new in zip(values, plan.spread(there), strict=True):
-            if value is not None:
+            if value is not None and not value.is_set_to(new):
                 value.copy_(new)
 
 
@@ -78,5 +78,6 @@ def _carried(bucket: Bucket, y: Tensor, m: Tensor, is_mean: bool, frame: Frame) 
     """The moment at y; m of points that stay."""
     if bucket.moves is False or frame.stays(bucket):
         return m
-    there = frame.carried(bucket, y, m, is_mean)
-    return there if bucket.ok is None else torch.where(bucket.per_point(bucket.ok), there, m)
+    if bucket.ok is None:
+        return frame.carried(bucket, y, m, is_mean)
+    return torch.where(bucket.per_point(bucket.ok), frame.carried(bucket, y, m.clone(), is_mean), m)

@@ -14,6 +14,7 @@ from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Stiefe
 from manifolds.kernels.tiny import batch_last, in_order_of, product
 
 from .bucket import Bucket
+from .limits import length
 
 Gradient = Callable[[Manifold, Tensor, Tensor], Tensor]
 Move = Callable[[Manifold, Tensor, Tensor, Any], Tensor]
@@ -35,10 +36,10 @@ class Frame(Protocol):
         """Where it has gone, from `start` to the end."""
 
     def reach(self, bucket: Bucket, d: Tensor, lr: Any) -> Tensor:
-        """The points that this displacement means."""
+        """The points that this displacement means. May overwrite d."""
 
     def carried(self, bucket: Bucket, y: Tensor, m: Tensor, is_mean: bool) -> Tensor:
-        """A moment at x, as it is at y; is_mean: it is a mean of what was given."""
+        """A moment at x, as it is at y; is_mean: it is a mean of what was given. May overwrite m."""
 
     def stays(self, bucket: Bucket) -> bool:
         """Whether `carried` is the moment itself."""
@@ -60,11 +61,15 @@ class Coordinates:
         return end if bucket.factor.constant_norm else end - bucket.x
 
     def reach(self, bucket: Bucket, d: Tensor, lr: Any) -> Tensor:
-        return bucket.advance(bucket.engine.coordinates(bucket.x, d), 1.0)
+        engine, x = bucket.engine, bucket.x
+        at_once = engine.reaches and engine.renormalizes(x) and bucket.looks and bucket.moves is not False
+        if at_once and length(d, 1.0, len(bucket.kind.point)) <= 1:  # longer steps are looked at more closely
+            return bucket.settle(engine.reach(x, d))
+        return bucket.advance(engine.coordinates(x, d), 1.0)
 
     def carried(self, bucket: Bucket, y: Tensor, m: Tensor, is_mean: bool) -> Tensor:
         c = m if is_mean else bucket.engine.coordinates(bucket.x, m)
-        return bucket.engine.carry(bucket.x, y, c)
+        return bucket.engine.recall(y, bucket.engine.store(bucket.x, y, c))
 
     def stays(self, bucket: Bucket) -> bool:
         return _is_square(bucket) or isinstance(bucket.factor, Euclidean)

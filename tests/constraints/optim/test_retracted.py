@@ -132,6 +132,49 @@ def test_free_tensors_move_as_the_optimizer_moves_them(kind: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("said", [{"foreach": True}, {"foreach": False}, {"fused": False}], ids=str)
+def test_the_way_of_an_update_is_chosen_where_nothing_is_said(kind: Any, said: dict[str, bool]) -> None:
+    """Adam of held tensors on CPU is the fused one, which is another by rounding; options and state are as without."""
+    x = point(Stiefel(), (3, 5, 4), torch.float32)
+    ways: list[tuple[nn.Parameter, Any]] = []
+    for options in ({}, {"fused": True}, said):
+        p = nn.Parameter(x.detach().clone())
+        optimizer = Retracted(kind(groups(Stiefel(), p), lr=0.1, **options))
+        steps(optimizer, [p], 0, 8)
+        assert optimizer.param_groups[0]["fused"] is options.get("fused")
+        ways.append((p, optimizer.state[p]))
+    (chosen, state), (one, _), (other, others) = ways
+    assert torch.equal(chosen, one)
+    assert not torch.equal(chosen, other)
+    # m and v are a few roundings off, and what of a gradient nearly cancels is divided by its own size
+    torch.testing.assert_close(chosen, other, rtol=0, atol=1e-5)
+    assert {key: (v.dtype, v.shape) for key, v in state.items()} == {
+        key: (v.dtype, v.shape) for key, v in others.items()
+    }
+
+
+def test_an_error_leaves_what_was_said_of_the_way() -> None:
+    """And state that was counted in float64 goes on as it was."""
+    p = point(Stiefel(), (5, 4), torch.float32)
+    optimizer = Retracted(torch.optim.AdamW(groups(Stiefel(), p), lr=0.1))
+    seen = []
+
+    def fail(inner: Optimizer, *_: Any) -> None:
+        seen.append(inner.param_groups[0]["fused"])
+        raise RuntimeError("no")
+
+    hook = optimizer.inner.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="no"):
+        steps(optimizer, [p], 0, 1)
+    hook.remove()
+    assert (seen, optimizer.param_groups[0]["fused"]) == ([True], None)
+    steps(optimizer, [p], 0, 1)
+    optimizer.state[p]["step"] = optimizer.state[p]["step"].double()
+    steps(optimizer, [p], 1, 2)
+    assert optimizer.state[p]["step"].dtype == torch.float64
+
+
 @pytest.mark.parametrize("held", [held for held in HELD if held != "definite"])  # whose steps go by another map
 @pytest.mark.parametrize(
     "options",

@@ -1,0 +1,176 @@
+"""The runs of `benchmarks.gpt`: their file, and what docs/transformer.md shows of them.
+
+The text is that of the Python that runs, and differs from one to the next: losses are compared where that is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .report import BEGIN, END, table
+
+DOCS = Path(__file__).parent.parent / "docs"
+FILE, PAGE, FIGURE = DOCS / "gpt.json", DOCS / "transformer.md", DOCS / "figures" / "gpt.png"
+COLORS = ("#6b6b6b", "#e69f00", "#0072b2", "#d55e00", "#009e73")
+MIDDLE, WIDTHS = 128, {64: ":", 128: "-", 256: "--"}
+
+
+class Run(NamedTuple):
+    """One training."""
+
+    kind: str
+    width: int
+    lr: float
+    seed: int
+
+
+class Found(NamedTuple):
+    """Losses over the seeds."""
+
+    mean: float
+    least: float
+    largest: float
+    seeds: int
+
+
+Losses = Mapping[Run, float]
+
+
+def read(file: Path) -> dict[str, dict[Run, float]]:
+    """The losses, by "Python 3.12.3 on a device"."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    found: dict[str, dict[Run, float]] = {}
+    for row in map(json.loads, lines):
+        run = Run(row["kind"], row["width"], row["lr"], row["seed"])
+        found.setdefault(where(row["python"], row["device"]), {})[run] = row["loss"]
+    return found
+
+
+def where(python: str, device: str) -> str:
+    return f"Python {python}, {device}"
+
+
+def save(file: Path, run: Run, loss: float, python: str, device: str) -> None:
+    """One line more."""
+    with file.open("a") as out:
+        out.write(json.dumps({**run._asdict(), "loss": loss, "python": python, "device": device}) + "\n")
+
+
+def write_page(kinds: Sequence[str], file: Path = FILE, page: Path = PAGE, figure: Path = FIGURE) -> None:
+    """The tables and the figure, by the runs that are there."""
+    losses = read(file)
+    before, rest = page.read_text().split(BEGIN)
+    parts = [f"{name}:\n\n{tables(each, kinds)}" for name, each in losses.items()]
+    page.write_text("\n\n".join([before + BEGIN, *parts, END + rest.split(END)[1]]))
+    draw(losses, kinds, figure)
+
+
+# Numbers ---------------------------------------------------------------------------------------------------
+
+
+def over_seeds(losses: Losses, kind: str, width: int, lr: float) -> Found | None:
+    """None where there is no run."""
+    found = [loss for run, loss in losses.items() if run[:3] == (kind, width, lr)]
+    return Found(sum(found) / len(found), min(found), max(found), len(found)) if found else None
+
+
+def rates(losses: Losses, width: int, kind: str) -> list[float]:
+    return sorted({run.lr for run in losses if (run.width, run.kind) == (width, kind)})
+
+
+def of_first_seed(losses: Losses) -> Losses:
+    return {run: loss for run, loss in losses.items() if run.seed == 0}
+
+
+def in_widths(losses: Losses, kinds: Sequence[str]) -> list[str]:
+    """The kinds that were tried at other widths too."""
+    return [kind for kind in kinds if any(run.width != MIDDLE and run.kind == kind for run in losses)]
+
+
+# Tables ----------------------------------------------------------------------------------------------------
+
+
+def tables(losses: Losses, kinds: Sequence[str]) -> str:
+    """One at d = 128, the mean over the seeds; one over the widths, of one seed. The best rates are bold."""
+    some = [kind for kind in kinds if rates(losses, MIDDLE, kind)]
+    seeds = len({run.seed for run in losses if run.width == MIDDLE})
+    title = f"d = {MIDDLE}, mean of {seeds} seeds; lr" if seeds > 1 else f"d = {MIDDLE}, one seed; lr"
+    made = [_table(title, losses, [(kind, kind, MIDDLE) for kind in some])]
+    first, others = of_first_seed(losses), in_widths(losses, kinds)
+    made.append(
+        _table(
+            "one seed; lr",
+            first,
+            [(f"{k}, d = {width}", k, width) for k in others for width in WIDTHS if rates(first, width, k)],
+        )
+    )
+    return "\n\n".join(each for each in made if each)
+
+
+def _table(title: str, losses: Losses, rows: Sequence[tuple[str, str, int]]) -> str:
+    columns = sorted({lr for _, kind, width in rows for lr in rates(losses, width, kind)})
+    found = {name: [over_seeds(losses, kind, width, lr) for lr in columns] for name, kind, width in rows}
+    lines = [[name, *_cells(each)] for name, each in found.items()]
+    return table([title, *map(_rate, columns)], lines, markdown=True) if lines else ""
+
+
+def _cells(found: Sequence[Found | None]) -> list[str]:
+    means = [each.mean for each in found if each]
+    least = min(means) if len(means) > 1 else None  # one is not the best of anything
+    several = any(each and each.seeds > 1 for each in found)
+    return [_cell(each, least, several) for each in found]
+
+
+def _cell(each: Found | None, least: float | None, several: bool) -> str:
+    if each is None:
+        return "-"
+    shown = f"**{each.mean:.2f}**" if each.mean == least else f"{each.mean:.2f}"
+    return f"{shown} (one seed)" if several and each.seeds == 1 else shown
+
+
+def _rate(lr: float) -> str:
+    """1e-3, without the zeros of Python."""
+    return f"{lr:.0e}".replace("e-0", "e-")
+
+
+# The figure ------------------------------------------------------------------------------------------------
+
+
+def draw(losses: Mapping[str, Losses], kinds: Sequence[str], file: Path) -> None:
+    """Loss by rate, over the optimizers at d = 128 and over the widths; a row for each text."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    size = (11, 3.6 * len(losses))
+    figure, axes = plt.subplots(
+        len(losses), 2, figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False
+    )
+    for (left, right), (name, each) in zip(axes, losses.items(), strict=True):
+        for kind, color in zip(kinds, COLORS, strict=True):
+            _curve(left, each, kind, MIDDLE, color=color, marker="o", label=kind)
+            for width, style in WIDTHS.items() if kind in in_widths(each, kinds) else ():
+                label = f"{kind}, d = {width}"
+                _curve(right, of_first_seed(each), kind, width, color=color, linestyle=style, marker=".", label=label)
+        left.set(title="d = 128, range of the seeds", ylabel=f"validation loss\n{name}")
+        right.set(title="widths, one seed")
+        for one in (left, right):
+            one.set(xscale="log", xlabel="learning rate")
+            one.grid(alpha=0.3)
+            if one.lines:
+                one.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def _curve(axes: Any, losses: Losses, kind: str, width: int, **style: Any) -> None:
+    columns = rates(losses, width, kind)
+    found = [each for lr in columns if (each := over_seeds(losses, kind, width, lr))]
+    if found:
+        spread = [[each.mean - each.least for each in found], [each.largest - each.mean for each in found]]
+        axes.errorbar(columns, [each.mean for each in found], yerr=spread, capsize=3, linewidth=1.5, **style)
