@@ -16,9 +16,10 @@ from ..names import owners
 from ..riemannian import Riemannian, param_groups
 from ..sharding import check_not_sharded
 from ..values import code
+from .piece import Piece
 from .points import DTYPES, check_alike
 from .problem import Problem
-from .space import Piece, Rows, Space
+from .space import Rows, Space
 
 
 def _check_method(model: nn.Module) -> None:

@@ -41,12 +41,13 @@ class Evaluation:
         """The Euclidean gradient, piece by piece; with its own graph where the problem is differentiated `twice`."""
         if self._values is not None:
             self.problem.counts.gradients += 1
-            with torch.enable_grad():
-                total = self._values.sum() if self._values.dim() else self._values
-                found = torch.autograd.grad(total, self.leaves, create_graph=self.problem.twice, allow_unused=True)
-            self._slopes = [
-                leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, self.leaves, strict=True)
-            ]
+            total = self._values
+            if total.dim():
+                with torch.enable_grad():
+                    total = total.sum()
+            found = torch.autograd.grad(total, self.leaves, create_graph=self.problem.twice, allow_unused=True)
+            pairs = zip(found, self.leaves, strict=True)
+            self._slopes = [leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in pairs]
             self._values = None
         return self._slopes
 

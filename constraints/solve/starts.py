@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .components import determinants, mirrored
+from .piece import Piece
 from .points import Given, Name
 from .problem import Problem, check_shape
 from .result import Result
 from .run import Run, Stops, Why, sentence
-from .space import Piece, Rows, Space
+from .space import Rows, Space
 
 MOST_FACTORS = 4
 """Both components of so many factors are tried: 16 starts."""

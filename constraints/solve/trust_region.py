@@ -82,7 +82,9 @@ class TrustRegion(Solver):
         times = state.memory.get("times") or self.hessian(state.at)
         limit = self.max_inner or max(1, space.dim())
         step = minimize_model(problem, state, times, self.preconditioner, radius, active, self.kappa, self.theta, limit)
-        y, good = reach(problem, x, step.v, active)
+        # near the answer, where products with H are rounding, not all of v is tangent
+        v = space.project(x, step.v)
+        y, good = reach(problem, x, v, active)
         at = problem.at(y)
 
         eps = torch.finfo(x.dtype).eps
@@ -93,7 +95,7 @@ class TrustRegion(Solver):
         if any_(taken):  # where the gradient is not finite, a shorter step
             usable = usable & is_finite(space.size(at.gradient))
             taken = taken & usable
-        length = space.norm(x, step.v)
+        length = space.norm(x, v)
         grows = usable & (rho > 0.75) & step.at_boundary
         shrinks = active & no(usable & (rho >= 0.25))
         # a step inside of the boundary would be the same for a radius that is longer than it

@@ -7,13 +7,15 @@ rows are what the columns are of a tall one. In the formulas A = X^H G, S = (A +
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .cayley import Size
 from .linalg import inverse_sqrt_defect, may_look, newton_schulz, skew_product
-from .mend import MUCH
+from .mend import MUCH, polish_reach
 from .tiny import batch_last, is_batch_last, norms, skew_squares
 
 Points = Inexact[Tensor, "B n p"]
@@ -78,7 +80,8 @@ def mix_horizontal(x: Points, stored: Points, g: Points, keep: float, add: float
 
 
 def polar_step(x: Points, c: Points, size: Size) -> Points | None:
-    """The polar factor of Y = X + size C, by (I + E)^(-1/2) with I + E = Y^H Y: a few terms of its series, or eigh."""
+    """The polar factor of Y = X + size C, by (I + E)^(-1/2) with I + E = Y^H Y: a few terms of its series, or eigh.
+    None also where the condition of Y^H Y is more than one polish mends."""
     if not may_look(x):
         return None
     y = torch.addcmul(x, c, size) if isinstance(size, Tensor) else torch.add(x, c, alpha=size)
@@ -89,9 +92,13 @@ def polar_step(x: Points, c: Points, size: Size) -> Points | None:
         left, right = (t, y) if is_wide(x) else (y, t)
         return torch.baddbmm(y, left, right, alpha=-0.5)
     values, q = torch.linalg.eigh(e)
+    low, high = (1 + value.item() for value in values.aminmax())
+    condition = max(high, 1 / low) if low > 0 else math.inf  # also where they are NaN
+    if condition > polish_reach(e.dtype):
+        return None
     r = torch.bmm(q * (1 + values).rsqrt().unsqueeze(-2), q.mH)
     y = torch.bmm(r, y) if is_wide(x) else torch.bmm(y, r)
-    return newton_schulz(y) if values.max().item() > MUCH else y
+    return newton_schulz(y) if condition > MUCH else y
 
 
 def is_wide(x: Tensor) -> bool:
