@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .derivative import derivative
 from .numbers import larger, over, where
 from .problem import Evaluation
 from .space import Rows
@@ -85,7 +86,7 @@ def _product(at: Evaluation, fields: Sequence[tuple[Sequence[Tensor], Sequence[T
             if not indices:
                 continue
             outputs, weights = [field[i] for i in indices], [parts[i] for i in indices]
-            found = torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True)
+            found = derivative(outputs, weights, inputs, keep=True)
             rows = space.join([p.new_zeros(p.shape) if g is None else g for g, p in zip(found, parts, strict=True)])
             total = rows if total is None else total + rows
         return torch.zeros_like(v) if total is None else space.gradient(at.x, total)

@@ -133,7 +133,7 @@ class Still(Pairs):
     def times(self, space: Space, x: Rows, g: Rows) -> Rows:
         order, scale, weights = self._order, self.scale, self.weights
         if not order:
-            return g * -scale
+            return g.mul(-scale)
         rows = self._rows[: 2 * len(order)]
         with_g = space.dots(rows, g)
         a: list[Number] = []

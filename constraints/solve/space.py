@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ class Space:
         self.complaint: str | None = None
         """What a manifold said of the last rows that it could not work on; the answer is NaN for these."""
         self._widths = [piece.width for piece in self.pieces]
+        self._last: tuple[Rows, Tensor] | None = None
         self._layouts: dict[torch.Size, list[tuple[int, ...]]] = {}
         self._is_one = len(self.pieces) == 1 and not self.pieces[0].dtype.is_complex
 
@@ -121,14 +122,15 @@ class Space:
         """`dot` of v with each of a stack."""
         if self.batched:
             return [self.dot(row, v) for row in stack.unbind()]
-        return torch.mv(stack, v).tolist()  # type: ignore[no-any-return]
+        numbers: list[Number] = torch.mv(stack, v).tolist()
+        return numbers
 
     def combined(self, a: Number, v: Rows, numbers: Sequence[Number], stack: Float[Tensor, "k *rows N"]) -> Rows:
         """a v + the sum of number_i times stack_i."""
         if not self.batched:
             weights = torch.tensor(numbers, dtype=v.dtype, device=v.device)
-            return torch.addmv(v, stack.T, weights, beta=a)  # type: ignore[no-any-return]
-        total = v * a
+            return torch.addmv(v, stack.T, weights, beta=a)
+        total: Rows = v * a
         for number, row in zip(numbers, stack.unbind(), strict=True):
             total.addcmul_(number, row)
         return total
@@ -164,15 +166,25 @@ class Space:
         )
 
     def _each(self, method: Callable[..., Tensor], *rows: Rows) -> Rows:
-        def compute(*rows: Rows) -> Rows:
-            lead = rows[-1].shape[:-1]
-            shapes = self._laid_out(lead)
-            if self._is_one:
-                return method(self.pieces[0], *[r.reshape(shapes[0]) for r in rows]).reshape(rows[-1].shape)
-            parts = zip(self.pieces, *[self._cut(r, shapes) for r in rows], strict=True)
-            return self._joined([method(*part) for part in parts], lead)
+        """method of every piece, of which the first argument is a point."""
+        return self._known(partial(self._by_piece, method), *rows)
 
-        return self._known(compute, *rows)
+    def _by_piece(self, method: Callable[..., Tensor], x: Rows, *rows: Rows) -> Rows:
+        last = rows[-1]
+        lead = last.shape[:-1]
+        shapes = self._laid_out(lead)
+        if self._is_one:
+            shape = shapes[0]
+            found = method(self.pieces[0], self._here(x, shape), *[r.reshape(shape) for r in rows])
+            return found.reshape(last.shape)
+        parts = zip(self.pieces, *[self._cut(r, shapes) for r in (x, *rows)], strict=True)
+        return self._joined([method(*part) for part in parts], lead)
+
+    def _here(self, x: Rows, shape: tuple[int, ...]) -> Tensor:
+        """The point, laid out: as a rule the one that was asked for last."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, x.reshape(shape)
+        return self._last[1]
 
     def _laid_out(self, lead: torch.Size) -> list[tuple[int, ...]]:
         shapes = self._layouts.get(lead)
