@@ -79,6 +79,10 @@ class Piece:
         """The tangent vector with coordinates c, of the shape of x."""
         return x @ c if self.turns else c
 
+    def coordinates(self, x: Points, v: Points) -> Points:
+        """Coordinates of a tangent vector v; of the nearest one, for another."""
+        return self.gradient(x, v) if self.turns else self.project(x, v)
+
     def retract(self, x: Points, c: Points) -> Points:
         """The point that is reached from x along the tangent vector with coordinates c."""
         return self.manifold.retract(x, c) if self._engine is None else self._engine.advance(x, c, 1.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .derivative import derivative
 from .numbers import Number
+from .outside import Outside
 from .space import Rows, Space
 
 
@@ -83,14 +84,18 @@ class Problem:
         space: Space,
         call: Callable[[list[Tensor]], Any],
         rows: int,
+        outside: Outside,
         place: Callable[[list[Tensor]], list[Tensor]] | None = None,
     ) -> None:
-        """place: writes a point into tensors that f reads by itself, as the parameters of a model, and gives these."""
-        self.space, self.rows, self.counts = space, rows, Evaluations()
+        """outside: how functions of the user see points.
+
+        place: writes a point into tensors that f reads by itself, as the parameters of a model, and gives these."""
+        self.space, self.rows, self.outside, self.counts = space, rows, outside, Evaluations()
         self._call, self._place, self._checked = call, place, False
         self.twice = False
         """Whether second derivatives are wanted, so that the graphs of first ones are kept."""
         self._one: Tensor | None = None
+        self._graph = torch.enable_grad()
         self.tol = 0.0
         """The gradient norm that is asked for."""
         self.out_of_time: Callable[[], bool] = lambda: False
@@ -107,7 +112,7 @@ class Problem:
         versions = [leaf._version for leaf in leaves]
         kept = None if self._checked else x.clone()
         self.counts.values += 1
-        with torch.enable_grad():
+        with self._graph:
             values = self._called(leaves)
             slopes = () if self._checked else self._check(values, leaves)
         if [leaf._version for leaf in leaves] != versions or not (kept is None or _same(kept, x)):

@@ -83,9 +83,16 @@ class Space:
         """The tangent vector in the ambient space whose coordinates are c."""
         return self._each(Piece.vector, x, c) if self._turns else c
 
+    def coordinates(self, x: Rows, v: Rows) -> Rows:
+        """Coordinates of a tangent vector in the ambient space; of the nearest one, for other vectors."""
+        return self._each(Piece.coordinates, x, v)
+
     def retract(self, x: Rows, c: Rows) -> Rows:
         """R_x(c)."""
-        return self._each(Piece.retract, x, c)
+        y = self._each(Piece.retract, x, c)
+        if self._is_one:  # whoever goes there asks for it next
+            self._here(y, self._laid_out(y.shape[:-1])[0])
+        return y
 
     def transport(self, x: Rows, y: Rows, c: Rows) -> Rows:
         """c carried from T_x to T_y."""

@@ -85,19 +85,19 @@ def polar_step(x: Points, c: Points, size: Size) -> Points | None:
     if not may_look(x):
         return None
     y = torch.addcmul(x, c, size) if isinstance(size, Tensor) else torch.add(x, c, alpha=size)
-    e = gram(y, y)
+    wide = is_wide(x)
+    e = torch.bmm(y, y.mH) if wide else torch.bmm(y.mH, y)
     e.diagonal(dim1=-2, dim2=-1).sub_(1)
     t = inverse_sqrt_defect(e)
     if t is not None:
-        left, right = (t, y) if is_wide(x) else (y, t)
-        return torch.baddbmm(y, left, right, alpha=-0.5)
+        return torch.baddbmm(y, t, y, alpha=-0.5) if wide else torch.baddbmm(y, y, t, alpha=-0.5)
     values, q = torch.linalg.eigh(e)
     low, high = (1 + value.item() for value in values.aminmax())
     condition = max(high, 1 / low) if low > 0 else math.inf  # also where they are NaN
     if condition > polish_reach(e.dtype):
         return None
     r = torch.bmm(q * (1 + values).rsqrt().unsqueeze(-2), q.mH)
-    y = torch.bmm(r, y) if is_wide(x) else torch.bmm(y, r)
+    y = torch.bmm(r, y) if wide else torch.bmm(y, r)
     return newton_schulz(y) if condition > MUCH else y
 
 
