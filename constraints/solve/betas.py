@@ -22,8 +22,13 @@ class Change(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """d <- -g+ + beta d + of_change y. first: the step to try first along it, as a part of the last one; of no use, as
-    the direction then is, unless positive; None for what the curvature along the last direction suggests."""
+    """d <- -g+ + beta d + of_change y; d <- -g+ where one of these is not finite, or first is not positive.
+
+    first: the step to try first, as a multiple of the last one; None for what the last curvature suggests.
+
+    >>> Terms(0.5)
+    Terms(beta=0.5, of_change=0.0, first=None)
+    """
 
     beta: Number
     of_change: Number = 0.0

@@ -21,11 +21,13 @@ from .solver import Solver, State
 class ConjugateGradient(Solver):
     """d <- -grad f(x) + beta T d with T the transport; the gradient alone where that leads not down.
 
-    beta: of `betas`: hestenes_stiefel, hager_zhang, polak_ribiere, fletcher_reeves, or a function like them.
-    search: StrongWolfe(curvature=0.7) by default; HagerZhang and Armijo are others. Its first trial is where the slope
-    vanishes if the curvature of f along d is what it was along the last direction.
+    beta: of `betas`: memoryless_bfgs, which has a term more, hestenes_stiefel, hager_zhang, polak_ribiere,
+    fletcher_reeves, or a function like them. With memoryless_bfgs an iteration is one value and one gradient, mostly.
+    search: StrongWolfe(curvature=0.7) by default; others than memoryless_bfgs are better with 0.3. HagerZhang and
+    Armijo are others. Its first trial is that of beta; else where the slope vanishes if the curvature of f along d is
+    what it was along the last direction.
     restart: start anew where |<g+, T g>| is at least so large a part of |g+|^2, infinity for never (Powell 1977).
-    Source: Sato, Riemannian conjugate gradient methods: general framework (2022); Hager & Zhang (2006).
+    Source: Sato, Riemannian conjugate gradient methods: general framework (2022); Shanno (1978) for memoryless_bfgs.
 
     >>> a = torch.diag(torch.arange(5.0, dtype=torch.float64))
     >>> minimize(lambda x: x @ a @ x, (5,), Sphere, solver=ConjugateGradient(), dtype=a.dtype).converged
@@ -59,18 +61,19 @@ class ConjugateGradient(Solver):
             old, last = space.transport(x, new.x, torch.stack([g, d]))
             inner = partial(space.inner, new.x)
         g = new.gradient
-        terms = self.beta(Change(g, old, last, inner))
-        terms = terms if isinstance(terms, Terms) else Terms(terms)
+        said = self.beta(Change(g, old, last, inner))
+        terms = said if isinstance(said, Terms) else Terms(said)
         anew = no(is_finite(terms.beta) & is_finite(terms.of_change) & found.done)
         if self.restart != math.inf:
             anew = anew | (abs(inner(g, old)) >= self.restart * new.norm * new.norm)
-        d = plus(-g, where(anew, 0.0, terms.beta), last)
         if terms.first is None:
             first = full(slope, 0.0)
         else:
             anew = anew | no(terms.first > 0)
-            d = plus(d, where(anew, 0.0, terms.of_change), g - old)
             first = where(anew, 0.0, terms.first * found.t)
+        d = plus(-g, where(anew, 0.0, terms.beta), last)
+        if terms is said:
+            d = plus(d, where(anew, 0.0, terms.of_change), g - old)
         bend = over(inner(g, last) - slope, found.t * squared)
         half = where(found.done, over(-slope, 2 * found.t * squared), new.norm)
         new.memory = {
