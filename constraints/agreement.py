@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from .held import held_once
+from .names import kind_of
 from .sharding import is_sharded
 
 
@@ -41,7 +42,7 @@ def check_agreement(model: nn.Module) -> None:
     apart = [name for name, differs in zip(names, (low != high).tolist(), strict=True) if differs]
     if apart:
         raise ValueError(
-            f"{', '.join(apart)} of {type(model).__name__} differ between processes. Average all gradients before each "
+            f"{', '.join(apart)} of {kind_of(model)} differ between processes. Average all gradients before each "
             f"step, as DistributedDataParallel and fully_shard do, and begin again with equal weights: load one "
             f"checkpoint on all processes."
         )

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
-from manifolds import ProductManifold
+from manifolds import GeodesicManifold, Manifold, NearestPointManifold, ProductManifold
 from manifolds.engine import engine
 
 from .finite import check_finite
 from .held import Held, held_once
 from .precision import exact_products
 from .sharding import is_sharded, like, put, whole
-from .values import NEAR, at_least_float32, nearest
+from .values import NEAR, at_least_float32, code, nearest
 
 
 class AveragedModel(swa_utils.AveragedModel):
@@ -152,8 +152,24 @@ def _settle(constrained: Sequence[Held], averages: Sequence[Tensor]) -> list[Ten
             on = bool(manifold.contains(x).all())
         settled = [x] if len(places) == 1 else x.unbind()
         for i, y in zip(places, settled, strict=True):
-            points[i] = y.clone() if on else nearest(manifold, averages[i], f"the average of {constrained[i].name}")
+            points[i] = y.clone() if on else _nearest(manifold, averages[i], constrained[i].name)
     return points
+
+
+def _nearest(manifold: Manifold, average: Tensor, name: str) -> Tensor:
+    who = f"the average of {name}"
+    try:
+        return nearest(manifold, average, who)
+    except ValueError as error:
+        what = f"{who}, shape {tuple(average.shape)}, is not on {manifold}, and no point is nearest to it; nothing was"
+        if isinstance(manifold, NearestPointManifold):
+            raise ValueError(
+                f"{what} averaged. The weights are too far apart, as W and -W: update more often, or make a new "
+                f"AveragedModel of the model as it is now."
+            ) from error
+        stack = f"torch.stack([w1, w2], {-1 - manifold.ndim})"  # w1 may be a batch of points
+        mean = f"{code(manifold)}.mean({stack})" if isinstance(manifold, GeodesicManifold) else "its own"
+        raise ValueError(f"{what} averaged. Keep copies of such weights, and take a mean of them, {mean}.") from error
 
 
 def _assign(each: Held, point: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,15 +21,21 @@ BLIND_EVERY = 16
 """Steps from one move of the base to the next on accelerators, which are not asked how long coordinates are."""
 
 
-def follow(coordinates: Any, optimizers: Iterable[Optimizer]) -> None:
-    """Move the base after a step of an optimizer, where the coordinates are long; on accelerators every so many steps.
+def groups_of(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """The group of each Parameter that the optimizer holds, by its id."""
+    return {id(p): group for group in optimizer.param_groups for p in group["params"]}
+
+
+def follow(coordinates: Any, trainers: Sequence[Optimizer]) -> None:
+    """Move the base after a step of one of the optimizers that hold the coordinates, where these are long; on
+    accelerators every so many steps.
 
     So it is where they are sharded, for they are gathered to be looked at: all processes see the same.
 
     Nothing is done for an optimizer whose state is not known here: the base stays, as its state may refer to it. Nor
     where the weight has no value, which the next use of it says, or while a graph of an accelerator is captured.
     """
-    original, trainers = coordinates.original.detach(), _of(coordinates, optimizers)
+    original = coordinates.original.detach()
     looks = may_look(original) or any(isinstance(each, LBFGS) for each in trainers)
     if not (type(original) is Tensor or is_sharded(original)):
         return
@@ -47,12 +53,13 @@ def follow(coordinates: Any, optimizers: Iterable[Optimizer]) -> None:
         return
 
 
-def move_base(coordinates: Any, optimizers: Iterable[Optimizer]) -> Momentum:
-    """Move the base to the weight, and carry or drop what the optimizers keep; says which. NaN in it is dropped.
+def move_base(coordinates: Any, trainers: Sequence[Optimizer]) -> Momentum:
+    """Move the base to the weight, and carry or drop what the optimizers that hold the coordinates keep; says which.
+    NaN in it is dropped.
 
     Raises ValueError, before anything moves, where the weight has NaN or infinite entries.
     """
-    original, trainers = coordinates.original, _of(coordinates, optimizers)
+    original = coordinates.original
     moves = bool(whole(original).any())
     if moves:
         coordinates.target()
@@ -61,11 +68,6 @@ def move_base(coordinates: Any, optimizers: Iterable[Optimizer]) -> Momentum:
         drop(each, original)
     done: Momentum = _change(coordinates, trainers) if moves else "carried"
     return "reset" if spoiled else done
-
-
-def _of(coordinates: Any, optimizers: Iterable[Optimizer]) -> list[Optimizer]:
-    original = coordinates.original
-    return [each for each in optimizers if any(p is original for g in each.param_groups for p in g["params"])]
 
 
 @torch.no_grad()
@@ -83,7 +85,7 @@ def _is_long(coordinates: Any) -> bool:
 
 
 @torch.no_grad()
-def _change(coordinates: Any, optimizers: list[Optimizer]) -> Momentum:
+def _change(coordinates: Any, optimizers: Sequence[Optimizer]) -> Momentum:
     """The change of chart, without waiting for values: all is computed before anything is written."""
     held, parameter = coordinates[0], coordinates.original
     base, manifold, original = held.base, held.manifold, whole(parameter)

@@ -15,9 +15,10 @@ from .composing import Parts, admitted, composed
 from .coordinates import COUNT, coordinates_of
 from .finite import check_finite
 from .held import Held, held
+from .names import kind_of, parameters_of
 from .sharding import agree, is_sharded, like, whole
 from .trivialization import Trivialization, trivialized
-from .values import admit
+from .values import admit, master_dtype
 
 
 def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -86,28 +87,54 @@ def _watching(module: nn.Module) -> list[int]:
 
 def _order(owner: nn.Module) -> Iterator[str]:
     """The attributes of the owner that state_dict lists, in the order of the plain module."""
-    names = list(owner._parameters)
+    names = list(parameters_of(owner))
     lists: list[tuple[str, Any]] = [*coordinates_of(owner), *composed(owner)]
     for attribute, each in lists:
         order = each.order
         later = [name for name in names if name in order[order.index(attribute) + 1 :]]
         names = [name for name in names if name not in later] + [attribute, *later]
-    return iter([*names, *owner._buffers])
+    return iter([*names, *dict(owner._buffers.items())])
 
 
 @torch.no_grad()
-def _prepare(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _prepare(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *_: Any) -> None:
     """Before anything is loaded: turn plain weights into what the engine keeps. ValueError for what is off."""
     _check_alike(module, state, prefix)
-    _decompose(module, state, prefix)
+    assign = bool(metadata.get("assign_to_params_buffers"))
+    dtypes: list[tuple[Any, torch.dtype]] = _decompose(module, state, prefix, assign)
     found: list[tuple[Held, str]] = []
     for path, owner in module.named_modules(remove_duplicate=False):
         found += [(each, prefix + path + "." * bool(path)) for each in held_by(owner)]
-    new = [_entries(each, where, state) for each, where in found]
+    likes = [_like(each, where, state) if assign else each.like for each, where in found]
+    new = [_entries(each, where, state, now) for (each, where), now in zip(found, likes, strict=True)]
     for drop, add in new:
         for key in drop:
             del state[key]
         state.update(add)
+    made = [(each.coordinates, now.dtype) for (each, _), now in zip(found, likes, strict=True)]
+    dtypes += [(coordinates[0], dtype) for coordinates, dtype in made if coordinates is not None]
+    for computing, dtype in dtypes:
+        computing.dtype = dtype
+
+
+def _is_number(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def _like(each: Held, where: str, state: dict[str, Any]) -> Tensor:
+    """A tensor of the dtype and the device that the weight has after load_state_dict(assign=True), which takes those of
+    the checkpoint, as for a model on the meta device."""
+    now, inside = each.like, f"{where}parametrizations.{each.attribute}."
+    for key in (where + each.attribute, inside + "original"):
+        t = state.get(key)
+        if isinstance(t, Tensor) and not is_sharded(t) and t.is_complex() == now.is_complex() and _is_number(t):
+            # the coordinates of a half precision weight are in float32
+            rounds = key.startswith(inside) and t.dtype == master_dtype(now.dtype)
+            dtype = now.dtype if rounds else t.dtype
+            # parts are never rounded
+            dtype = master_dtype(dtype) if isinstance(each.owner, Parts) else dtype
+            return torch.empty(now.shape, dtype=dtype, device=t.device)
+    return now
 
 
 def _check_alike(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
@@ -124,29 +151,50 @@ def _check_alike(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
             there += [key in state for key in (where + attribute, inside + "original", inside + "0.base_point")]
     if not agree(there, sharded):
         raise ValueError(
-            f"the processes have different keys for the constrained tensors of {type(module).__name__}, as where "
+            f"the processes have different keys for the constrained tensors of {kind_of(module)}, as where "
             f"broadcast_from_rank0 meets those of a plain model. Give all of them the same state dict, with "
             f"StateDictOptions(full_state_dict=True), or load it before fully_shard."
         )
 
 
-def _decompose(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
-    """Turn what the checkpoint has for composed tensors into their parts. ValueError where there are none."""
+def _decompose(module: nn.Module, state: dict[str, Any], prefix: str, assign: bool) -> list[tuple[Any, torch.dtype]]:
+    """Turn what the checkpoint has for composed tensors into their parts, and say which dtypes these tensors have then.
+    ValueError where there are none."""
     add: dict[str, Any] = {}
+    dtypes: list[tuple[Any, torch.dtype]] = []
     drop: list[str] = []
     for path, owner in module.named_modules(remove_duplicate=False):
         where = prefix + path + "." * bool(path)
         for attribute, each in composed(owner):
             if (plain := where + attribute) in state:
-                points = admitted(each.parts.composition, whole(state[plain]), each.parts, f"{plain} of the checkpoint")
+                value, now = whole(state[plain]), each.parts.like()
+                if (
+                    assign
+                    and isinstance(value, Tensor)
+                    and value.is_complex() == now.is_complex()
+                    and _is_number(value)
+                ):
+                    now = torch.empty(now.shape, dtype=value.dtype, device=value.device)
+                    dtypes.append((each.parts, value.dtype))
+                points = admitted(each.parts.composition, value, now, f"{plain} of the checkpoint")
                 kept = each.parts._parameters
                 for name, point in points.items():
                     sharded = point if kept.get(name) is None else like(point, kept[name])  # type: ignore[arg-type]
                     add[f"{where}parametrizations.{attribute}.0.{name}"] = sharded
                 drop.append(plain)
+            elif assign:
+                inside = f"{where}parametrizations.{attribute}.0."
+                held_parts = {one.attribute for one in held_by(each.parts)}  # which are looked at by themselves
+                for key, t in state.items():
+                    if key.startswith(inside) and isinstance(t, Tensor) and _is_number(t):
+                        if key.removeprefix(inside) not in held_parts and "." not in key.removeprefix(inside):
+                            add[key] = t.to(master_dtype(t.dtype))
+                        if t.dtype not in (torch.float32, each.parts.dtype) and not t.is_complex():
+                            dtypes.append((each.parts, t.dtype))
     for plain in drop:
         del state[plain]
     state.update(add)
+    return dtypes
 
 
 def held_by(owner: nn.Module) -> list[Held]:
@@ -154,26 +202,29 @@ def held_by(owner: nn.Module) -> list[Held]:
     return [each for each in held(owner) if each.owner is owner]
 
 
-def _entries(each: Held, where: str, state: dict[str, Any]) -> tuple[list[str], dict[str, Tensor]]:
-    """(keys to drop, entries to add) for one constrained tensor, after checking what the checkpoint has for it."""
+def _entries(each: Held, where: str, state: dict[str, Any], now: Tensor) -> tuple[list[str], dict[str, Tensor]]:
+    """(keys to drop, entries to add) for one constrained tensor, like `now` once it is loaded, after checking what the
+    checkpoint has for it."""
     plain, inside = where + each.attribute, f"{where}parametrizations.{each.attribute}."
     original, base = inside + "original", inside + "0.base_point"
     target: Any = each.owner._parameters[each.attribute] if each.coordinates is None else each.coordinates.original
     if plain in state:
-        value = _point(each, plain, state[plain])
+        value = _point(each, plain, state[plain], now)
         if isinstance(each.method, Trivialization):
             return [plain], {original: like(torch.zeros_like(value), target), base: like(value, target)}
         # a half precision weight is a point rounded; the nearest point may be rounded to another one
-        if value.dtype != each.like.dtype:
+        if value.dtype != now.dtype:
             return [], {plain: like(state[plain], target)} if is_sharded(target) else {}
         return [], {plain: like(value, target)}
     if original in state and base in state:
-        at, c = _point(each, base, state[base]), whole(state[original])
+        at, c = _point(each, base, state[base], now), whole(state[original])
         check_finite(c, f"{original} of the checkpoint")
         if c.shape != at.shape:
             raise ValueError(f"{original} of the checkpoint needs shape {tuple(at.shape)}; got {tuple(c.shape)}.")
+        if c.is_complex() and not at.is_complex():
+            raise ValueError(f"{original} of the checkpoint needs dtype {at.dtype}; got {c.dtype}. Convert it first.")
         if isinstance(each.method, Trivialization):
-            return [], {base: like(at, target), **({original: like(c, target)} if is_sharded(target) else {})}
+            return [], {base: like(at, target), original: like(c.to(at), target)}
         of, count = engine(each.manifold), [key for key in (inside + COUNT,) if key in state]
         return [original, base, *count], {plain: like(of.move(at, of.coordinates(at, c.to(at))), target)}
     found = [key for key in state if key.startswith(inside)]
@@ -188,8 +239,8 @@ def _entries(each: Held, where: str, state: dict[str, Any]) -> tuple[list[str], 
     return [], {}
 
 
-def _point(each: Held, key: str, value: Any) -> Tensor:
+def _point(each: Held, key: str, value: Any, now: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{key} of the checkpoint is a {type(value).__name__}; a weight is a tensor.")
     way = f"Load it before constrain, or project it: state[{key!r}] = {{nearest}}(state[{key!r}])."
-    return admit(each.manifold, whole(value), each.like, f"{key} of the checkpoint", way)
+    return admit(each.manifold, whole(value), now, f"{key} of the checkpoint", way)

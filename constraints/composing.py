@@ -18,8 +18,10 @@ from .finite import check_finite
 from .memo import Memo
 from .method import Site
 from .moving import check_moves, of_blocks
+from .names import lists_of
 from .passes import unwatch, watch
 from .precision import exact_products
+from .replaced import replace
 from .sharding import put, whole
 from .ties import places_where
 from .values import Init, at_least_float32, master_dtype, near
@@ -49,8 +51,7 @@ class Parts(nn.Module):
                 f"{self.name} was changed in place, which does nothing to a weight that is computed from the parts of "
                 f"{self.composition}. Assign a tensor instead, module.weight = value, or change a part."
             )
-        # the memo goes by what a weight is made from, of which a pass has one
-        return self.memo.read(self._key, self.compute)
+        return self.memo.read(self._key, self.compute, *self.parameters(), *self.buffers())
 
     def compute(self, _: Any = None) -> Tensor:
         points = self.points()
@@ -63,6 +64,11 @@ class Parts(nn.Module):
         """The present parts, as they train."""
         return {name: whole(getattr(self, name)) for name in self.composition.parts(self.shape)}
 
+    def like(self) -> Tensor:
+        """A tensor of the shape, dtype and device of the composed one, which is not computed for it."""
+        device = next(iter([*self.parameters(), *self.buffers()])).device
+        return torch.empty(self.shape, dtype=self.dtype, device=device)
+
     def held(self) -> list[tuple[Manifold, Tensor]]:
         """(manifold, point) of each part."""
         parts = self.composition.parts(self.shape).items()
@@ -71,9 +77,8 @@ class Parts(nn.Module):
     @torch.no_grad()
     def set_points(self, points: dict[str, Tensor]) -> None:
         """Write points into the parts, in place."""
-        lists = self._modules.get("parametrizations")
         for name, point in points.items():
-            if lists is not None and name in lists:  # type: ignore[operator]
+            if name in lists_of(self):
                 setattr(self, name, point)
             else:
                 put(getattr(self, name), point)
@@ -124,16 +129,24 @@ class Composed(ParametrizationList):
             if not hasattr(module, "right_inverse"):
                 raise RuntimeError(f"parametrization {type(module).__name__} does not implement right_inverse.")
             value = module.right_inverse(value)  # type: ignore[operator]
-        self.parts.set_points(admitted(self.parts.composition, value, self.parts, self.parts.name))
+        self.parts.set_points(admitted(self.parts.composition, value, self.parts.like(), self.parts.name))
 
     def stand_in(self) -> Tensor:
         """A tensor like the weight, for reset_parameters to draw."""
         return self.parts.compute().detach().clone()
 
-    @torch.no_grad()
-    def start(self, value: Tensor) -> None:
-        """Start anew from what is nearest to value. ValueError if there is nothing."""
-        self.parts.set_points(_decomposed(self.parts.composition, value, self.parts.name))
+    def start_of(self, value: Tensor) -> dict[str, Tensor]:
+        """The parts of what is nearest to a value that was drawn, or random ones where it has none. ValueError where it
+        has NaN or infinite entries."""
+        check_finite(value, self.parts.name)
+        try:
+            return initial_points(self.parts.composition, value, None, self.parts.name)
+        except ValueError:
+            return initial_points(self.parts.composition, value, "haar", self.parts.name)
+
+    def start(self, points: dict[str, Tensor]) -> None:
+        """Start anew from these parts."""
+        self.parts.set_points(points)
 
 
 def initial_points(composition: Composition, tensor: Tensor, init: Init, who: str) -> dict[str, Tensor]:
@@ -141,6 +154,7 @@ def initial_points(composition: Composition, tensor: Tensor, init: Init, who: st
     x = at_least_float32(tensor.detach())
     composition.parts(x.shape)
     if init is None:
+        check_finite(x, who, ", or a fresh start: init='haar'")
         return _decomposed(composition, x, who)
     if isinstance(init, str):
         if init == "haar":
@@ -151,10 +165,12 @@ def initial_points(composition: Composition, tensor: Tensor, init: Init, who: st
                 f"{init!r}."
             )
         eye = of_blocks(composition, x, lambda _, zero: zero + torch.eye(*zero.shape[-2:]).to(zero))
-        return _admitted(composition, eye, x, f"init='identity' of {who}")
+        return admitted(composition, eye, x, f"init='identity' of {who}")
     if isinstance(init, Tensor):
-        return _admitted(composition, init, tensor, f"init of {who}")
-    return _admitted(composition, init(tensor.detach().clone()), tensor, f"init of {who}")
+        return admitted(composition, init, tensor, f"init of {who}")
+    if not callable(init):
+        raise TypeError(f"init of {who} is 'haar', 'identity', a tensor or a function; got {init!r:.40}.")
+    return admitted(composition, init(tensor.detach().clone()), tensor, f"init of {who}")
 
 
 def hold_parts(sites: Sequence[Site], composition: Composition, points: dict[str, Tensor], hold: Hold) -> None:
@@ -174,13 +190,14 @@ def hold_parts(sites: Sequence[Site], composition: Composition, points: dict[str
         # a stand-in, for only torch can make the property
         site.owner._parameters[site.attribute] = nn.Parameter(torch.empty(0))
         parametrize.register_parametrization(site.owner, site.attribute, nn.Identity(), unsafe=True)
-        made: Any = site.owner._modules["parametrizations"][site.attribute]  # type: ignore[index]
+        made: Any = lists_of(site.owner)[site.attribute]
         made.__class__ = Composed
         made[0], made.unsafe, made.is_tensor, made.ntensors, made.order = parts, False, False, 0, order
         del made.original
         make_copyable(site.owner)
         forget_computed_weights(site.owner)
         watch(site.owner)
+    replace(like, str(sites[0]))
 
 
 def release_parts(parts: Parts) -> list[tuple[nn.Module, str]]:
@@ -200,33 +217,27 @@ def release_parts(parts: Parts) -> list[tuple[nn.Module, str]]:
     for owner, _ in places:
         if isinstance(owner, nn.RNNBase):
             owner._init_flat_weights()
+    for p in parts.parameters():
+        replace(p, parts.name)
     return places
 
 
 def composed(owner: nn.Module) -> Iterator[tuple[str, Composed]]:
     """(attribute, its list) of every composed tensor of this module itself."""
-    lists = owner._modules.get("parametrizations")
-    if isinstance(lists, nn.ModuleDict):
-        for attribute, each in lists.items():
-            if isinstance(each, Composed):
-                yield attribute, each
+    for attribute, each in lists_of(owner).items():
+        if isinstance(each, Composed):
+            yield attribute, each
 
 
-def admitted(composition: Composition, value: Any, parts: Parts, who: str) -> dict[str, Tensor]:
+def admitted(composition: Composition, value: Any, like: Tensor, who: str) -> dict[str, Tensor]:
     """The parts of a given value. ValueError for another shape or kind, NaN, or a value that has none."""
-    like = torch.empty(parts.shape, dtype=parts.dtype, device=next(iter(parts.points().values())).device)
-    return _admitted(composition, value, like, who)
-
-
-def _admitted(composition: Composition, value: Any, like: Tensor, who: str) -> dict[str, Tensor]:
     if not isinstance(value, Tensor) or value.shape != like.shape or (value.is_complex() and not like.is_complex()):
         got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{who} needs shape {tuple(like.shape)} of {like.dtype}; got {got}.")
     x = value.detach().to(device=like.device, dtype=master_dtype(like.dtype))
     points = _decomposed(composition, x, who)
     off = x - composition.made(points, x.shape)
-    size = max(1.0, float(x.abs().max()))
-    if float(off.abs().max()) > near(like.dtype) * size:
+    if off.numel() and float(off.abs().max()) > near(like.dtype) * max(1.0, float(x.abs().max())):
         raise ValueError(
             f"{who} is not of the form {composition}: the nearest of that form is off by {float(off.abs().max()):.1e} "
             f"in an entry. Take that one, M.compose(**M.decompose(value)) with M = {composition}."

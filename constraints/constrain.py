@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrize
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from manifolds import Layout, Manifold
@@ -17,17 +16,19 @@ from manifolds.compositions import Composition
 from .checkpoints import unwatch_loading, watch_loading
 from .composing import composed, hold_parts, initial_points, release_parts
 from .coordinates import Coordinates, coordinates_of
+from .eligible import check_computable, check_same, free_parameter
 from .fitting import fit
 from .held import Held, held
 from .method import Method, Site
-from .names import describe, match, tensors
+from .names import kind_of, match, no_module, parameters_of, tensors
 from .progress import shown
-from .records import Records, constrained
+from .records import Records
+from .records import constrained as constrained_parameters
 from .riemannian import Riemannian
 from .sharding import check_not_sharded
 from .ties import places_of
 from .trivialization import Trivialization
-from .values import Init, check_whole, initial
+from .values import Init, initial
 
 LET_GO = (
     "What fully_shard has made of its coordinates cannot become the weight. Call unconstrain before fully_shard; or "
@@ -78,16 +79,33 @@ def constrain(
         manifold = manifold()
     if not isinstance(manifold, Manifold | Composition):
         raise TypeError(f"constrain needs a manifold, as in Stiefel or Stiefel**3; got {manifold!r}.")
+    if not isinstance(module, nn.Module):
+        raise no_module(module)
+    # a tensor made in inference mode never trains, as the base would be; where the Parameters are such, nothing does
+    serves = torch.is_inference_mode_enabled() and any(p.is_inference() for p in module.parameters() if not is_lazy(p))
+    with torch.inference_mode(serves):
+        _constrain(module, name, manifold, method, layout, init)
+    return module
+
+
+def _constrain(
+    module: nn.Module,
+    name: str | Sequence[str],
+    manifold: Manifold | Composition,
+    method: Method,
+    layout: Layout | None,
+    init: Init,
+) -> None:
     shared: dict[int, list[Site]] = {}
     again: dict[int, Site] = {}
-    known = constrained()
+    known = constrained_parameters()
     for full, (owner, attribute) in match(module, name).items():
         if (coordinates := dict(coordinates_of(owner)).get(attribute)) is not None:
             again.setdefault(id(coordinates[0]), Site(full, owner, attribute, coordinates.original))  # type: ignore[arg-type]
             continue
-        parameter = _free_parameter(full, owner, attribute, method, known)
+        parameter = free_parameter(full, owner, attribute, method, known)
         if not isinstance(method, Riemannian) or isinstance(manifold, Composition):
-            _check_name(full, owner, attribute)
+            check_computable(full, owner, attribute)
         sites = shared.setdefault(id(parameter), [])
         if all((site.owner, site.attribute) != (owner, attribute) for site in sites):  # a module may have two names
             sites.append(Site(full, owner, attribute, parameter))
@@ -99,7 +117,7 @@ def constrain(
     for sites in shown(named, len(shared)):
         try:
             chosen = fit(manifold, layout, sites[0])
-            _check_same(sites[0], chosen, known)
+            check_same(sites[0], chosen, known)
         except ValueError as error:
             raise ValueError(f"{error}{_among(name, sites[0], shared.values())}") from error
         plan.append((sites, _holding(chosen, method, sites, init)))
@@ -111,7 +129,6 @@ def constrain(
     for held_already, point in values:
         if point is not None:
             held_already.set_point(point)
-    return module
 
 
 def _holding(chosen: Manifold | Composition, method: Method, sites: list[Site], init: Init) -> Callable[[], None]:
@@ -127,8 +144,8 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     """Leave module.name a plain Parameter with its present value, bit for bit. Returns the module.
 
     name: as for `constrain`; a glob may also match tensors that are not constrained. Under both
-    engines the Parameter stays the same object; make a new optimizer, for the old one has the momentum of the
-    constraint, and a Riemannian one its manifold.
+    engines the Parameter stays the same object, where the tensor is not composed of several; make a new optimizer, for
+    the old one has the momentum of the constraint, and a Riemannian one its manifold.
     A tied tensor is let go at all its places, and stays tied. Raises ValueError where no constrained tensor matches.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
@@ -138,16 +155,18 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     places = set(match(module, name).values())
     constrained = list(held(module))
     named = {each.identity for each in constrained if (each.owner, each.attribute) in places}
+    known = constrained_parameters()  # also under a name that they were not constrained by
+    tied = [(owner, attribute) for owner, attribute in places if id(parameters_of(owner).get(attribute)) in known]
     groups: dict[int, list[Held]] = {}
     for each in constrained:
         if each.identity in named:
             groups.setdefault(each.identity, []).append(each)
     lists = [found for owner, attribute in places if (found := dict(composed(owner)).get(attribute)) is not None]
     parts = {id(found.parts): found.parts for found in lists}
-    if not groups and not parts:
+    if not groups and not parts and not tied:
         names = ", ".join(each.name for each in constrained)
         have = f"Constrained are: {names}." if names else "Nothing in this module is."
-        raise ValueError(f"{name!r} matches no constrained tensor of {type(module).__name__}. {have}")
+        raise ValueError(f"{name!r} matches no constrained tensor of {kind_of(module)}. {have}")
     shards = [each for group in groups.values() if (each := group[0]).coordinates is not None]
     for each in shards:
         check_not_sharded(each.coordinates.original, each.name, LET_GO)  # type: ignore[union-attr]
@@ -157,65 +176,13 @@ def unconstrain(module: M, name: str | Sequence[str]) -> M:
     for group in groups.values():
         for owner, _ in group[0].method.release([(each.owner, each.attribute) for each in group]):
             unwatch_loading(owner)
+    for place in tied:
+        Riemannian().release([place])
     for one in parts.values():
         for owner, _ in release_parts(one):
             unwatch_loading(owner)
     unwatch_loading(module)
     return module
-
-
-def _free_parameter(
-    full: str, owner: nn.Module, attribute: str, method: Method, known: dict[int, tuple[Records, str]]
-) -> nn.Parameter:
-    """The Parameter at owner.attribute, of this dotted name, if it can be constrained; known are those that are."""
-    who = describe(owner, full)
-    if attribute in dict(composed(owner)):
-        raise ValueError(
-            f"{who} is composed already, by {dict(composed(owner))[attribute].parts}. Call unconstrain first."
-        )
-    if parametrize.is_parametrized(owner, attribute):
-        kinds = ", ".join(type(p).__name__ for p in owner.get_submodule(f"parametrizations.{attribute}").children())
-        raise ValueError(
-            f"{who} is under another parametrization, {kinds}; a constraint needs a plain Parameter. Call "
-            f"torch.nn.utils.parametrize.remove_parametrizations(module, {attribute!r}) first."
-        )
-    parameter = owner._parameters[attribute]
-    assert parameter is not None
-    if id(parameter) in known and not isinstance(method, Riemannian):
-        records, place = known[id(parameter)]
-        raise ValueError(
-            f"{who} is constrained already, to {records.manifolds[place]} by Riemannian(). Call unconstrain first."
-        )
-    if isinstance(parameter, UninitializedParameter) or parameter.is_meta:
-        raise ValueError(f"{who} has no value yet. Run the lazy module once, or load its weights, and constrain then.")
-    check_whole(parameter, who)
-    if parameter.layout != torch.strided:
-        raise ValueError(f"{who} is a tensor of layout {parameter.layout}; a constraint needs a dense one.")
-    if parameter.dtype not in method.dtypes():
-        dtypes = ", ".join(str(d).removeprefix("torch.") for d in method.dtypes())
-        raise ValueError(
-            f"{who} has dtype {str(parameter.dtype).removeprefix('torch.')}, shape {tuple(parameter.shape)}; "
-            f"{method} holds {dtypes}. Convert the module with .float()."
-        )
-    return parameter
-
-
-def _check_name(full: str, owner: nn.Module, attribute: str) -> None:
-    """ValueError for a name that torch's parametrize cannot have, as it keeps them in a ModuleDict."""
-    if hasattr(nn.ModuleDict, attribute):
-        raise ValueError(
-            f"{describe(owner, full)} has a name that torch.nn.utils.parametrize cannot hold, for its ModuleDict has a "
-            f"method of it. Give the Parameter another name, or hold it on a manifold with Riemannian()."
-        )
-
-
-def _check_same(site: Site, manifold: Manifold | Composition, known: dict[int, tuple[Records, str]]) -> None:
-    """ValueError where `Riemannian` holds the Parameter on another manifold."""
-    records, place = known.get(id(site.parameter), (None, ""))
-    if records is not None and records.manifolds[place] != manifold:
-        raise ValueError(
-            f"{site} is constrained already, to {records.manifolds[place]} by Riemannian(). Call unconstrain first."
-        )
 
 
 def _among(name: str | Sequence[str], site: Site, groups: Collection[Sequence[Site]]) -> str:
@@ -234,9 +201,9 @@ def _add_ties(
     """A trivialized tensor has a new Parameter: all places of a tied one move together, or they come untied. Those in
     the module come under their names, in its order, and then those elsewhere."""
     for full, (owner, attribute) in tensors(module).items():
-        sites = shared.get(id(owner._parameters.get(attribute)), [])
+        sites = shared.get(id(parameters_of(owner).get(attribute)), [])
         if sites and all((site.owner, site.attribute) != (owner, attribute) for site in sites):
-            sites.append(Site(full, owner, attribute, _free_parameter(full, owner, attribute, method, known)))
+            sites.append(Site(full, owner, attribute, free_parameter(full, owner, attribute, method, known)))
     parameters = [sites[0].parameter for sites in shared.values()]
     here = [site.owner._parameters for sites in shared.values() for site in sites]
     for owner, attribute, parameter in places_of(parameters, here) if parameters else []:
@@ -248,7 +215,7 @@ def _add_ties(
                 f"parametrization, {kinds}, computes from it. Call torch.nn.utils.parametrize.remove_parametrizations "
                 f"there first, or use Riemannian(), which leaves one Parameter."
             )
-        checked = _free_parameter(attribute, owner, attribute, method, known)
+        checked = free_parameter(attribute, owner, attribute, method, known)
         shared[id(parameter)].append(Site(attribute, owner, attribute, checked, inside=False))
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from .decay import enlist
 from .finite import check_finite
 from .leaving import give_way
+from .names import lists_of
 from .schedule import schedule
 from .sharding import is_sharded, local, put
 from .spoiled import assigned
 from .values import initial, master_dtype
+
+_REMOVE = parametrize.remove_parametrizations.__code__
 
 COUNT = "_extra_state"  # torch's key for what get_extra_state gives
 
@@ -35,9 +40,10 @@ class Coordinates(ParametrizationList):
 
     @property
     def is_tensor(self) -> bool:  # type: ignore[override]
-        """Whether `original` is one tensor: yes. Only torch's remove_parametrizations asks, which leaves `original` for
-        the weight: so that is what it becomes, here and at all places of a tied one."""
-        give_way(self)
+        """Whether `original` is one tensor: yes. torch's remove_parametrizations asks and leaves `original` for the
+        weight: so that is what it becomes then, here and at all places of a tied one."""
+        if sys._getframe(1).f_code is _REMOVE:  # others ask too, as inspect.getmembers
+            give_way(self)
         return True
 
     def forward(self) -> Tensor:
@@ -87,9 +93,9 @@ class Coordinates(ParametrizationList):
         """Make a point of the manifold, in the dtype of the base, the base, and zero the coordinates in place."""
         held: Any = self[0]
         put(held.base_point, point)  # in place: other processes, graphs and optimizers have this memory
+        local(self.original).zero_()  # at once, for between the two the weight is another one
         held.seen.take(held.manifold, held.base, lasts=not is_sharded(held.base_point))
         held.memo.close()
-        local(self.original).zero_()
 
     @torch.no_grad()
     def right_inverse(self, value: Tensor) -> None:
@@ -107,10 +113,19 @@ class Coordinates(ParametrizationList):
         held: Any = self[0]
         return held.base.to(held.dtype, copy=True)  # type: ignore[no-any-return]
 
-    def start(self, value: Tensor) -> None:
-        """Start anew from the point nearest to value. ValueError if there is none."""
+    def start_of(self, value: Tensor) -> Tensor:
+        """The point nearest to a value that was drawn, or a random one where there is none. ValueError where it has NaN
+        or infinite entries."""
         held: Any = self[0]
-        self.set_point(initial(held.manifold, value, None, held.name))
+        check_finite(value, held.name)
+        try:
+            return initial(held.manifold, value, None, held.name)
+        except ValueError:
+            return initial(held.manifold, value, "haar", held.name)
+
+    def start(self, point: Tensor) -> None:
+        """Start anew from this point."""
+        self.set_point(point)
         assigned(self.original)
 
     def get_extra_state(self) -> Tensor:
@@ -147,8 +162,6 @@ class Coordinates(ParametrizationList):
 
 def coordinates_of(owner: nn.Module) -> Iterator[tuple[str, Coordinates]]:
     """(attribute, coordinates) of every trivialized tensor of this module itself."""
-    lists = owner._modules.get("parametrizations")
-    if isinstance(lists, nn.ModuleDict):
-        for attribute, coordinates in lists.items():
-            if isinstance(coordinates, Coordinates):
-                yield attribute, coordinates
+    for attribute, coordinates in lists_of(owner).items():
+        if isinstance(coordinates, Coordinates):
+            yield attribute, coordinates

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .names import describe
+from .names import describe, lists_of
 from .records import KEY
+from .recurrent import weights_of_threads
 from .resetting import make_resettable
 
 
@@ -28,22 +29,30 @@ def make_copyable(module: nn.Module) -> None:
     kind.register_parameter = _refusing(kind.__bases__[0].register_parameter)
     make_resettable(kind)
     if isinstance(module, nn.RNNBase):
-        kind._apply = _move
+        kind._apply, kind._flat_weights = _move, weights_of_threads
 
 
 def forget_computed_weights(module: nn.Module) -> None:
     """Make an RNN drop the parametrized weights of its last pass: they hold the graph, and cannot be copied."""
-    if isinstance(module, nn.RNNBase) and parametrize.is_parametrized(module):
+    if isinstance(module, nn.RNNBase) and (computed := lists_of(module)):
         for i, attribute in enumerate(module._flat_weights_names):
-            if parametrize.is_parametrized(module, attribute):
+            if attribute in computed:
                 module._flat_weights[i] = None
                 module._flat_weight_refs[i] = _gone
 
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     forget_computed_weights(module)
-    state = {key: value for key, value in module.__dict__.items() if key != "_flat_weight_refs"}
-    return _blank, (parametrize.type_before_parametrizations(module),), state
+    plain: Any = parametrize.type_before_parametrizations(module)
+    kept = plain.__getstate__(module) if _has_own(plain, "__getstate__") else module.__dict__
+    if not isinstance(kept, dict) or "_modules" not in kept:  # in a form that only __setstate__ of the class knows
+        kept = module.__dict__
+    return _blank, (plain,), {key: value for key, value in kept.items() if key != "_flat_weight_refs"}
+
+
+def _has_own(kind: type, method: str) -> bool:
+    """Whether the user wrote it, and neither torch nor Python."""
+    return any(method in vars(each) for each in kind.__mro__ if not each.__module__.startswith(("torch.", "builtins")))
 
 
 def _refusing(register: Callable[[nn.Module, str, nn.Parameter | None], None]) -> Callable[..., None]:
@@ -56,13 +65,13 @@ def _refusing(register: Callable[[nn.Module, str, nn.Parameter | None], None]) -
                 f"torch cuts Parameters of the layer alone. Make the model again and constrain it with Riemannian(), "
                 f"whose weight is one, or leave this layer out of the plan; fully_shard takes both."
             )
-        if parametrize.is_parametrized(module, name):
+        if name in lists_of(module):
             raise ValueError(
                 f"{describe(module, name)} is computed by a parametrization, and no Parameter can take its place. "
                 f"Assign a tensor, module.{name} = value.detach(), which moves it there, or unconstrain it first."
             )
         pruned = name.removesuffix("_orig")  # where torch.nn.utils.prune puts what it takes for a Parameter
-        if type(param) is torch.Tensor and parametrize.is_parametrized(module, pruned):
+        if type(param) is torch.Tensor and pruned in lists_of(module):
             raise ValueError(
                 f"{describe(module, pruned)} is computed by a parametrization, and torch.nn.utils.prune needs a "
                 f"Parameter. Unconstrain it first."
@@ -75,7 +84,7 @@ def _refusing(register: Callable[[nn.Module, str, nn.Parameter | None], None]) -
 def _move(module: nn.RNNBase, fn: Any, recurse: bool = True) -> Any:
     """`_apply` of an RNN, as for `.to`, which else computes every weight, if only memory that was never written."""
     names = module._flat_weights_names
-    module._flat_weights_names = ["" if parametrize.is_parametrized(module, name) else name for name in names]
+    module._flat_weights_names = ["" if name in lists_of(module) else name for name in names]
     plain: Any = parametrize.type_before_parametrizations(module)
     try:
         plain._apply(module, fn, recurse)
@@ -95,7 +104,8 @@ def _restore(module: nn.Module, state: dict[str, Any]) -> None:
     lists = state["_modules"]["parametrizations"]
     module.__class__ = type(module).__bases__[0]
     plain = {name: child for name, child in state["_modules"].items() if child is not lists}
-    nn.Module.__setstate__(module, {**state, "_modules": plain})
+    kind: Any = type(module) if _has_own(type(module), "__setstate__") else nn.Module
+    kind.__setstate__(module, {**state, "_modules": plain})
     if isinstance(module, nn.RNNBase):
         module._flat_weight_refs = [_gone if w is None else weakref.ref(w) for w in module._flat_weights]
     for attribute, coordinates in lists.items():

@@ -1,4 +1,4 @@
-"""A start has to be finite."""
+"""A value has to be finite."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 
-def check_finite(x: Tensor, who: str) -> None:
-    """ValueError where x has NaN or infinite entries."""
+def check_finite(x: Tensor, who: str, or_else: str = "") -> None:
+    """ValueError where x has NaN or infinite entries; or_else is what there is to do besides giving finite ones."""
     if not bool(torch.isfinite(x).all()):
         count = int((~torch.isfinite(x)).sum())
         raise ValueError(
             f"{who} has NaN or infinite entries, {count} of {x.numel()} in shape {tuple(x.shape)}. "
-            f"Give it finite values, or a fresh start: init='haar'."
+            f"Give it finite values{or_else}."
         )

@@ -10,6 +10,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from .decay import delist, living
+from .giving import give
+from .names import lists_of
 from .passes import unwatch
 from .schedule import unschedule
 from .sharding import check_not_sharded
@@ -21,13 +23,13 @@ Place = tuple[nn.Module, str]
 def release(places: Sequence[Place]) -> Sequence[Place]:
     """Leave a Parameter with the weight, as it is used, at these places of one tensor and all others. Returns them."""
     owner, attribute = places[0]
-    coordinates: Any = _list(owner, attribute)
+    coordinates: Any = lists_of(owner)[attribute]
     original, weight = coordinates.original, getattr(owner, attribute).detach().clone()
     siblings = _siblings(coordinates)
     places = places if len(siblings) == len(places) else places_in(siblings)
     for place in places:
         _take_off(*place)
-    original.data, original.grad = weight, None
+    give(original, weight)
     for owner, _ in places:
         if isinstance(owner, nn.RNNBase):
             owner._init_flat_weights()
@@ -45,7 +47,7 @@ def give_way(coordinates: Any) -> None:
         for place in places_in([each for each in siblings if each is not coordinates]):
             _take_off(*place)
     _end(coordinates)
-    original.data, original.grad = point, None
+    give(original, point)
 
 
 def _siblings(coordinates: Any) -> list[Any]:
@@ -53,7 +55,7 @@ def _siblings(coordinates: Any) -> list[Any]:
 
 
 def _take_off(owner: nn.Module, attribute: str) -> None:
-    coordinates: Any = _list(owner, attribute)
+    coordinates: Any = lists_of(owner)[attribute]
     order = coordinates.order
     _end(coordinates)
     parametrize.remove_parametrizations(owner, attribute, leave_parametrized=False)
@@ -69,8 +71,3 @@ def _end(coordinates: Any) -> None:
     delist(coordinates)
     coordinates[0] = nn.Identity()
     coordinates.__class__ = ParametrizationList
-
-
-def _list(owner: nn.Module, attribute: str) -> nn.Module:
-    lists: Any = owner._modules["parametrizations"]
-    return lists[attribute]  # type: ignore[no-any-return]

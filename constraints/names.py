@@ -9,11 +9,36 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.utils import parametrize
 
+OLDER = {
+    "_g": ("torch.nn.utils.weight_norm", "torch.nn.utils.remove_weight_norm"),
+    "_v": ("torch.nn.utils.weight_norm", "torch.nn.utils.remove_weight_norm"),
+    "_orig": ("torch.nn.utils.spectral_norm", "torch.nn.utils.remove_spectral_norm"),
+}
+"""Functions of torch before parametrize, by what they add to the name of the Parameter that they take the place of."""
+
+
+def kind_of(module: nn.Module) -> str:
+    """The class of a module as its author calls it."""
+    return parametrize.type_before_parametrizations(module).__name__
+
 
 def describe(owner: nn.Module, attribute: str) -> str:
     """How messages call a tensor, by its attribute or dotted name: `weight_hh_l0 of GRU(128, 256)`."""
-    kind = parametrize.type_before_parametrizations(owner)
-    return f"{attribute} of {kind.__name__}({owner.extra_repr()})"
+    options = owner.extra_repr()
+    return f"{attribute} of {kind_of(owner)}({options if len(options.splitlines()) < 2 else '...'})"
+
+
+def parameters_of(owner: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The Parameters of this module itself, by attribute; of torch.jit too, whose dict is none of Python's."""
+    return dict(owner._parameters.items())
+
+
+def lists_of(owner: nn.Module) -> dict[str, nn.Module]:
+    """The lists of parametrizations of this module itself, by attribute: none of torch.jit, and none of a module to
+    which `__getattr__` forwards."""
+    modules = vars(owner).get("_modules")
+    lists = modules.get("parametrizations") if isinstance(modules, dict) else None
+    return lists._modules if isinstance(lists, nn.ModuleDict) else {}
 
 
 def owners(module: nn.Module, every_name: bool = False) -> Iterator[tuple[str, nn.Module]]:
@@ -33,12 +58,11 @@ def tensors(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     """Every Parameter and every parametrized tensor of the module by its dotted name, each as (owner, attribute)."""
     found = {}
     for prefix, owner in owners(module, every_name=True):
-        for attribute, parameter in owner._parameters.items():
+        for attribute, parameter in parameters_of(owner).items():
             if parameter is not None:
                 found[prefix + attribute] = owner, attribute
-        if parametrize.is_parametrized(owner):
-            for attribute in owner.parametrizations:  # type: ignore[union-attr]
-                found[prefix + attribute] = owner, attribute
+        for attribute in lists_of(owner):
+            found[prefix + attribute] = owner, attribute
     return found
 
 
@@ -49,10 +73,7 @@ def match(module: nn.Module, name: str | Sequence[str]) -> dict[str, tuple[nn.Mo
     module or no name.
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"a constraint is of a torch.nn.Module and the name of its tensor, as in constrain(model, 'layer.weight', "
-            f"Stiefel); got a {type(module).__name__} for the module."
-        )
+        raise no_module(module)
     if isinstance(name, (list, tuple)) and name:
         return {full: place for each in name for full, place in match(module, each).items()}
     if not isinstance(name, str):
@@ -66,22 +87,42 @@ def match(module: nn.Module, name: str | Sequence[str]) -> dict[str, tuple[nn.Mo
     return chosen
 
 
+def no_module(module: object) -> TypeError:
+    """The error for what is given in place of a module."""
+    return TypeError(
+        f"a constraint is of a torch.nn.Module and the name of its tensor, as in constrain(model, 'layer.weight', "
+        f"Stiefel); got a {type(module).__name__} for the module."
+    )
+
+
+def computed_from(owner: nn.Module, parameter: str) -> tuple[str, str, str] | None:
+    """(attribute, what, how it is undone) where an older function of torch computes an attribute of the owner from this
+    Parameter."""
+    for end, (what, undo) in OLDER.items():
+        attribute = parameter.removesuffix(end)
+        there = parameters_of(owner)
+        if attribute != parameter and parameter in there and attribute not in there and hasattr(owner, attribute):
+            if end == "_orig" and f"{attribute}_mask" in owner._buffers:
+                what, undo = "pruning", "torch.nn.utils.prune.remove"
+            return attribute, what, f"{undo}(module, {attribute!r})"
+    return None
+
+
 def _missing(module: nn.Module, name: str, names: list[str]) -> str:
     path, _, attribute = name.rpartition(".")
     owner = dict(module.named_modules()).get(path)
-    kind = parametrize.type_before_parametrizations(module).__name__
+    kind = kind_of(module)
     near = get_close_matches(name, names, n=5, cutoff=0.5) or get_close_matches(attribute, names, n=5, cutoff=0.3)
     listed = f" Near names: {', '.join(near or names[:5])}." if names else f" {kind} has no parameters."
     if owner is not None and attribute in owner._buffers:
         return f"{describe(owner, attribute)} is a buffer; a constraint needs a Parameter.{listed}"
-    if owner is not None and attribute in owner._parameters:
+    if owner is not None and attribute in parameters_of(owner):
         return f"{describe(owner, attribute)} is None: this module was made without it.{listed}"
     inside = dict(module.named_modules()).get(name)
     if inside is not None:
         return f"{name!r} is a module of {kind}; name one of its tensors, as in {name}.weight.{listed}"
-    if owner is not None and hasattr(owner, f"{attribute}_g") and hasattr(owner, f"{attribute}_v"):
-        return (
-            f"{describe(owner, attribute)} is computed by torch.nn.utils.weight_norm; a constraint needs a Parameter. "
-            f"Call torch.nn.utils.remove_weight_norm first."
-        )
+    older = [] if owner is None else [computed_from(owner, attribute + end) for end in OLDER]
+    for found in filter(None, older):
+        who = describe(owner, attribute)  # type: ignore[arg-type]
+        return f"{who} is computed by {found[1]}; a constraint needs a Parameter. Call {found[2]} first."
     return f"{kind} has no parameter that matches {name!r}.{listed}"

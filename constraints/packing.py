@@ -58,6 +58,8 @@ Rule = Callable[[Any, str], Packing | None]
 
 
 def _check_stack(names: tuple[str, ...], sizes: tuple[int, ...] | None, heads: int | tuple[int, ...] | None) -> None:
+    if not names:
+        raise ValueError("a stack has the name of each of its matrices, as in Packing.stack('q', 'k', 'v'); got none.")
     for what, numbers in (("sizes", sizes), ("heads", heads)):
         if isinstance(numbers, tuple) and len(numbers) != len(names):
             raise ValueError(f"a stack of {', '.join(names)} has {len(names)} {what}; got {numbers}.")
@@ -79,6 +81,11 @@ def register_packing(kind: type[nn.Module], rule: Rule) -> None:
     >>> class FusedAttention(torch.nn.Linear): ...
     >>> register_packing(FusedAttention, lambda module, attribute: Packing.stack("q", "k", "v"))
     """
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module) and callable(rule)):
+        raise TypeError(
+            f"register_packing takes a class of modules and a function of a module and the name of its tensor; got "
+            f"{kind!r:.40} and {rule!r:.40}."
+        )
     _rules[kind] = rule
 
 

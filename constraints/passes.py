@@ -10,7 +10,8 @@ from torch import nn
 
 from .copying import forget_computed_weights
 from .memo import Memo
-from .recurrent import take_weights
+from .names import lists_of
+from .recurrent import begin_pass, end_pass, take_weights
 
 
 def watch(owner: nn.Module) -> None:
@@ -29,18 +30,17 @@ def unwatch(owner: nn.Module) -> None:
 
 
 def _memos(owner: nn.Module) -> Iterator[Memo]:
-    lists = owner._modules.get("parametrizations")
-    if isinstance(lists, nn.ModuleDict):
-        for each in lists.values():
-            memo = getattr(each[0], "memo", None)  # type: ignore[index]
-            if isinstance(memo, Memo):
-                yield memo
+    for each in lists_of(owner).values():
+        memo = getattr(each[0], "memo", None)  # type: ignore[index]
+        if isinstance(memo, Memo):
+            yield memo
 
 
 def _open(owner: nn.Module, args: Any) -> None:
     if not torch.compiler.is_compiling():
         for memo in _memos(owner):
             memo.open()
+        begin_pass(owner)
         take_weights(owner)
 
 
@@ -48,4 +48,5 @@ def _close(owner: nn.Module, args: Any, output: Any) -> None:
     if not torch.compiler.is_compiling():
         for memo in _memos(owner):
             memo.close()
+        end_pass(owner)
         forget_computed_weights(owner)

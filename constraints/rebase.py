@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from .chart import Momentum, move_base
+from .chart import Momentum, groups_of, move_base
 from .held import held_once
 
 
@@ -47,5 +47,5 @@ def rebase(module: nn.Module, optimizer: Optimizer | None = None) -> list[Rebase
     found = [(each.name, each.coordinates) for each in held_once(module) if each.coordinates is not None]
     for _, coordinates in found:
         coordinates.target()
-    optimizers = [] if optimizer is None else [optimizer]
-    return [Rebased(name, move_base(coordinates, optimizers)) for name, coordinates in found]
+    given = [] if optimizer is None else [(optimizer, groups_of(optimizer))]
+    return [Rebased(name, move_base(c, [each for each, held in given if id(c.original) in held])) for name, c in found]

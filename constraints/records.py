@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from manifolds import Manifold
+
+from .names import lists_of
 
 KEY = "_riemannian_constraints"
 
@@ -106,7 +107,7 @@ def recorded(module: nn.Module) -> dict[str, Manifold]:
     if records is None:
         return {}
     for attribute in records.manifolds:
-        computed = attribute in module.__dict__ or parametrize.is_parametrized(module, attribute)
+        computed = attribute in module.__dict__ or attribute in lists_of(module)
         if attribute not in module._parameters and computed:
             raise lost(records, attribute)
     return {attribute: manifold for attribute, _, manifold in records}

@@ -1,4 +1,4 @@
-"""Weights of nn.GRU, nn.LSTM and nn.RNN whose memory is not their own.
+"""Weights of nn.GRU, nn.LSTM and nn.RNN that are computed, or whose memory is not their own.
 
 cuDNN wants all weights of such a layer in one piece of memory, and a pass of torch that finds other tensors than the
 last one moves them there, Parameters too. Under `fully_shard` their memory is what later passes gather into, and in a
@@ -8,6 +8,7 @@ silently. Here such a layer takes its weights as they are, and cuDNN a copy.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -17,6 +18,44 @@ from torch import Tensor, nn
 from .sharding import is_sharded
 
 _LENT = "_weights_are_lent"
+
+
+class _Passes(threading.local):
+    """The weights of each layer that this thread is in a pass of."""
+
+    def __init__(self) -> None:
+        self.weights: weakref.WeakKeyDictionary[nn.Module, list[Any]] = weakref.WeakKeyDictionary()
+
+
+_passes = _Passes()
+
+
+def _get(module: nn.Module) -> list[Any]:
+    own = _passes.weights.get(module)
+    shared: list[Any] = module.__dict__["_flat_weights"]
+    return shared if own is None else own
+
+
+def _set(module: nn.Module, weights: list[Any]) -> None:
+    if module in _passes.weights:
+        _passes.weights[module] = weights
+    else:
+        module.__dict__["_flat_weights"] = weights
+
+
+weights_of_threads = property(_get, _set)
+"""`_flat_weights` of a layer with computed weights: torch writes them there in each pass, and reads them again. Those
+of another thread, as one that evaluates under no_grad, would come without a graph or with one that is used up."""
+
+
+def begin_pass(module: nn.Module) -> None:
+    """Let this thread have weights of its own."""
+    if isinstance(module, nn.RNNBase):
+        _passes.weights[module] = list(module.__dict__["_flat_weights"])
+
+
+def end_pass(module: nn.Module) -> None:
+    _passes.weights.pop(module, None)
 
 
 def take_weights(module: nn.Module, args: Any = None) -> None:

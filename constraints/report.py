@@ -123,7 +123,7 @@ def _worst(factor: Manifold, block: Tensor) -> float:
     if not bool(block.isfinite().all()):
         return math.nan
     try:
-        return float(factor.residual(block).max())
+        return max(factor.residual(block).flatten().tolist(), default=0.0)  # of a batch of no points
     except ValueError:  # no nearest point to measure the distance to
         return math.inf
 

@@ -1,11 +1,15 @@
-"""reset_parameters of a module that has trivialized tensors: the weight becomes the point nearest to what it draws."""
+"""reset_parameters of a module that has computed tensors: a weight becomes the point nearest to what it draws, or a
+random one where there is none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+
+from .names import lists_of
 
 NAMES = ("reset_parameters", "_reset_parameters")
 
@@ -20,15 +24,26 @@ def make_resettable(kind: Any) -> None:
 
 def _resetting(plain: type[nn.Module], name: str) -> Callable[..., Any]:
     def reset(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        stand_in, drawn = _plain(module, plain)
+        stand_in, computed = _plain(module, plain)
         before = dict(stand_in.__dict__)
+        free = {p: p.detach().clone() for p in module._parameters.values() if p is not None}
         result = getattr(plain, name)(stand_in, *args, **kwargs)
+        lists: Any = lists_of(module)
+        drawn: Any = stand_in._parameters  # which may have other Parameters now
+        try:
+            starts = {key: lists[key].start_of(drawn[key].detach()) for key in lists if hasattr(lists[key], "start_of")}
+        except ValueError:
+            with torch.no_grad():
+                for p, value in free.items():
+                    p.copy_(value)
+            raise
+        for key, start in starts.items():
+            lists[key].start(start)
         for key, value in stand_in.__dict__.items():
             if before.get(key) is not value:
                 module.__dict__[key] = value
-        for attribute, parameter in drawn.items():
-            lists: Any = module._modules["parametrizations"]
-            lists[attribute].start(parameter.detach())
+        for mine, theirs in ((module._parameters, drawn), (module._modules, stand_in._modules)):
+            mine.update({key: value for key, value in theirs.items() if key not in computed})  # type: ignore[misc]
         return result
 
     reset.__name__ = name
@@ -36,19 +51,20 @@ def _resetting(plain: type[nn.Module], name: str) -> Callable[..., Any]:
 
 
 def _plain(module: nn.Module, plain: type[nn.Module]) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """A module that shares all with this one but its trivialized tensors, for which it has Parameters; and those."""
-    lists: Any = module._modules["parametrizations"]
-    computed = {
-        key: nn.Parameter(getattr(module, key).detach(), False) for key in lists if not hasattr(lists[key], "start")
+    """A module that shares all with this one but its computed tensors, for which it has Parameters; and those."""
+    lists: Any = lists_of(module)
+    computed = {  # what another parametrization computes is there to be read
+        key: nn.Parameter(each.stand_in() if hasattr(each, "stand_in") else getattr(module, key).detach())
+        for key, each in lists.items()
     }
-    drawn = {key: nn.Parameter(lists[key].stand_in()) for key in lists if hasattr(lists[key], "start")}
     stand_in = plain.__new__(plain)
     stand_in.__dict__.update(module.__dict__)
     order = max([list(module._parameters), *(getattr(each, "order", []) for each in lists.values())], key=len)
-    parameters = {**module._parameters, **computed, **drawn}
+    parameters = {**module._parameters, **computed}
     stand_in.__dict__["_parameters"] = {key: parameters[key] for key in sorted(parameters, key=_place(order))}
-    stand_in.__dict__["_modules"] = {key: child for key, child in module._modules.items() if child is not lists}
-    return stand_in, drawn
+    kept = {key: child for key, child in module._modules.items() if key != "parametrizations"}
+    stand_in.__dict__["_modules"] = kept
+    return stand_in, computed
 
 
 def _place(order: list[str]) -> Callable[[str], int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from .chart import follow, move_base
+from .chart import follow, groups_of, move_base
 
 _scheduled: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # safe where other threads constrain
 _trainers: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Optimizer]] = weakref.WeakKeyDictionary()
@@ -48,14 +48,19 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     if not _scheduled or optimizer in _inner:
         return
-    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    groups = {optimizer: groups_of(optimizer)}
     for coordinates in [each for reference in _scheduled.valuerefs() if (each := reference()) is not None]:
-        group = groups.get(id(coordinates.original))
+        group = groups[optimizer].get(id(coordinates.original))
         if group is None or not _was_trained(coordinates.original, group):
             continue
         _trainers.setdefault(coordinates, weakref.WeakSet()).add(optimizer)
         coordinates.steps += 1
-        every, trainers = coordinates[0].rebase_every, _trainers[coordinates]
+        every, trainers = coordinates[0].rebase_every, []
+        for each in list(_trainers[coordinates]):  # others may have been given other parameters since
+            if each not in groups:
+                groups[each] = groups_of(each)
+            if id(coordinates.original) in groups[each]:
+                trainers.append(each)
         if every is None:
             follow(coordinates, trainers)
         elif coordinates.steps % every == 0:

@@ -21,7 +21,7 @@ def named_start(manifold: Manifold, x: Tensor, start: Start, who: str) -> Tensor
     parts = []
     for factor, points in engine(manifold).split(x):
         if isinstance(factor, Euclidean):
-            check_finite(points, who)
+            check_finite(points, who, f", for init={start!r} leaves what is Euclidean as it is")
             parts.append(points)
             continue
         if start == "haar":

@@ -6,8 +6,11 @@ import gc
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
+
+from .names import lists_of
 
 FEW = 4  # the heap is asked who refers to so many Parameters in the time in which it is searched for modules
 
@@ -18,7 +21,8 @@ def places_of(
     """(module, attribute, Parameter) wherever in the process a module has one of these Parameters, in whose
     `_parameters` that is none of the known ones."""
     wanted, seen = {id(p) for p in parameters}, {id(each) for each in known}
-    if len(wanted) <= FEW and not _others(parameters, wanted, seen):
+    _thaw()
+    if len(wanted) <= FEW and not _is_elsewhere(parameters) and not _others(parameters, wanted, seen):
         return []
     if not list(_places(wanted, seen)):
         return []
@@ -36,10 +40,13 @@ def places_where(wanted: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, s
     """(module, attribute) wherever in the process a tensor is computed by a list that is wanted."""
     found = []
     for owner in _modules():
-        own = vars(owner).get("_modules", {}).get("parametrizations")
-        if isinstance(own, nn.ModuleDict):
-            found += [(owner, attribute) for attribute, each in own.items() if wanted(each)]
+        found += [(owner, attribute) for attribute, each in lists_of(owner).items() if wanted(each)]
     return found
+
+
+def _is_elsewhere(parameters: Collection[nn.Parameter]) -> bool:
+    """Whether others than Python may have one of the Parameters: a graph, or a module of torch.jit."""
+    return any(p._use_count() > 1 if hasattr(p, "_use_count") else True for p in parameters)
 
 
 def _others(parameters: Collection[nn.Parameter], wanted: set[int], seen: set[int]) -> bool:
@@ -55,12 +62,21 @@ def _others(parameters: Collection[nn.Parameter], wanted: set[int], seen: set[in
 def _places(wanted: set[int], seen: set[int]) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     for owner in _modules():
         held = vars(owner).get("_parameters", {})
+        if isinstance(owner, torch.jit.ScriptModule):
+            held = dict(owner.named_parameters(recurse=False))
         if id(held) not in seen:
             yield from ((owner, attribute, p) for attribute, p in list(held.items()) if id(p) in wanted)
 
 
+def _thaw() -> None:
+    """Bring what `gc.freeze` has put out of sight back, or a tie would not be found, and come untied silently."""
+    if gc.get_freeze_count():
+        gc.unfreeze()
+
+
 def _modules() -> list[nn.Module]:
     """Every module of the process."""
+    _thaw()
     objects = gc.get_objects()
     kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, nn.Module)}
     return [each for each in objects if type(each) in kinds]

@@ -19,10 +19,12 @@ from manifolds.kernels.transforms import is_transformed
 from .coordinates import Coordinates, coordinates_of
 from .copying import forget_computed_weights, make_copyable
 from .decay import enlist
+from .giving import give
 from .inside import is_traced
 from .leaving import release
 from .memo import Memo
 from .method import Method, Site
+from .names import lists_of
 from .passes import watch
 from .precision import exact_products
 from .schedule import schedule
@@ -67,7 +69,8 @@ class Trivialization(Method):
 
     def __post_init__(self) -> None:
         every = self.rebase_every
-        if every is not None and every != math.inf and (not isinstance(every, int) or every < 1):
+        counts = isinstance(every, int) and not isinstance(every, bool) and every >= 1
+        if every is not None and every != math.inf and not counts:
             raise ValueError(
                 f"rebase_every is a number of optimizer steps, 1 or more, or math.inf for a base that stays; "
                 f"got {every!r}."
@@ -88,7 +91,7 @@ class Trivialization(Method):
             # stand-ins, for only torch can make the property; all sites share the Parameter afterwards
             site.owner._parameters[site.attribute] = nn.Parameter(torch.empty(0))
             parametrize.register_parametrization(site.owner, site.attribute, nn.Identity(), unsafe=True)
-            coordinates: Any = _lists(site.owner)[site.attribute]
+            coordinates: Any = lists_of(site.owner)[site.attribute]
             coordinates.__class__ = Coordinates
             coordinates[0], coordinates.original, coordinates.unsafe = held, parameter, False
             coordinates.order, coordinates.steps = order, 0
@@ -99,8 +102,7 @@ class Trivialization(Method):
             watch(site.owner)
         held.dtype = parameter.dtype
         held.is_table = any(isinstance(site.owner, (nn.Embedding, nn.EmbeddingBag)) for site in sites)
-        parameter.data = torch.zeros_like(value)
-        parameter.grad = None
+        give(parameter, torch.zeros_like(value))
 
     def release(self, places: Sequence[tuple[nn.Module, str]]) -> Sequence[tuple[nn.Module, str]]:
         return release(places)
@@ -139,7 +141,7 @@ class Trivialized(nn.Module):
                 f"Trivialization(). Assign a point of {self.manifold} instead, module.weight = value, or constrain it "
                 f"with init=; to work on a copy, take one by .detach().clone()."
             )
-        return self.memo.read(original, self.compute)
+        return self.memo.read(original, self.compute, self.base_point)
 
     @property
     def base(self) -> Tensor:
@@ -243,7 +245,3 @@ def trivialized(owner: nn.Module) -> Iterator[tuple[str, Trivialized]]:
     """(attribute, parametrization) of every trivialized tensor of this module itself."""
     for attribute, coordinates in coordinates_of(owner):
         yield attribute, coordinates[0]  # type: ignore[misc]
-
-
-def _lists(owner: nn.Module) -> nn.ModuleDict:
-    return owner._modules["parametrizations"]  # type: ignore[return-value]

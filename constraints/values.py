@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from manifolds import (
+    Euclidean,
     Manifold,
     NearestPointManifold,
     Orthogonal,
@@ -42,7 +43,8 @@ def initial(manifold: Manifold, tensor: Tensor, init: Init, who: str) -> Tensor:
     """
     if init is None:
         x = at_least_float32(tensor.detach())
-        check_finite(x, who)
+        keeps = any(isinstance(factor, Euclidean) for factor, _ in engine(manifold).split(x))
+        check_finite(x, who, "" if keeps else ", or a fresh start: init='haar'")
         with exact_products(x.device.type):
             if bool(manifold.contains(x).all()):
                 return x.clone()
@@ -54,6 +56,8 @@ def initial(manifold: Manifold, tensor: Tensor, init: Init, who: str) -> Tensor:
         return named_start(manifold, at_least_float32(tensor.detach()), init, who)
     if isinstance(init, Tensor):
         return admit(manifold, init, tensor, f"init of {who}", "Pass init={nearest}(value) to take the nearest point.")
+    if not callable(init):
+        raise TypeError(f"init of {who} is one of {get_args(Start)}, a tensor or a function; got {init!r:.40}.")
     result = init(tensor.detach().clone())
     if not isinstance(result, Tensor):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -17,7 +18,7 @@ from sphinx_gallery.sorting import FileNameSortKey  # noqa: E402
 project = "manifold-constraints"
 author = "the manifold-constraints authors"
 copyright = author  # noqa: A001
-release = "0.1.0"
+release = metadata.version("manifold-constraints")
 
 extensions = [
     "myst_parser",

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.seeds import shift
+
 # A shared machine is slow now and then, which is no failure; and a run that failed must fail again when repeated.
 settings.register_profile("library", deadline=None, derandomize=True)
 # With another base seed Hypothesis draws other examples too: those of --hypothesis-seed.
@@ -44,7 +46,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings.load_profile("other seeds" if config.getoption("--base-seed") else "library")
+    base = config.getoption("--base-seed")
+    settings.load_profile("other seeds" if base else "library")
+    if base:
+        shift(base)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -60,9 +65,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same random numbers for a test whatever ran before it; of another base seed also where it seeds by itself."""
-    base, seed = request.config.getoption("--base-seed"), torch.manual_seed
-    if base:
-        monkeypatch.setattr(torch, "manual_seed", lambda value: seed(value + 1000 * base))
+def _same_start() -> None:
+    """The same random numbers for a test whatever ran before it."""
     torch.manual_seed(0)

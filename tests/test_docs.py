@@ -73,7 +73,8 @@ def test_the_code_of_a_page_runs_and_prints_what_is_shown(
 def case(path: Path) -> Any:
     """The page; one that says which libraries it needs is run by `make recipes`, with whatever they warn of."""
     needs = path.read_text().startswith("% needs: ")
-    marks = [pytest.mark.recipes, pytest.mark.filterwarnings("default")] if needs else []
+    # under three minutes on two cores that are free; one that is not stopped may share them
+    marks = [pytest.mark.recipes, pytest.mark.timeout(600), pytest.mark.filterwarnings("default")] if needs else []
     return pytest.param(path, id=path.stem, marks=marks)
 
 

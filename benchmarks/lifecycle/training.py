@@ -170,7 +170,7 @@ def rebase(entrant: Entrant) -> None:
     expect_on(net)
 
 
-@check("an average (EMA) is on the manifold")
+@check("an `AveragedModel` (EMA) is on the manifold")
 def average(entrant: Entrant) -> None:
     net = build(entrant)
     mean: Any = AveragedModel(net, avg_fn=get_ema_avg_fn(0.8))

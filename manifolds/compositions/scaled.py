@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Inexact
@@ -29,6 +30,10 @@ class Scaled(Composition):
     """
 
     manifold: Manifold
+
+    if TYPE_CHECKING:
+
+        def __init__(self, manifold: Manifold | type[Manifold]) -> None: ...
 
     def __post_init__(self) -> None:
         manifold = self.manifold() if isinstance(self.manifold, type) else self.manifold

@@ -166,7 +166,7 @@ def test_what_cannot_be_averaged_changes_nothing(method: Method) -> None:
     plain = nn.Sequential(nn.Linear(4, 4))
     engine = Riemannian() if isinstance(method, Trivialization) else Trivialization()
     for other, words in (
-        (opposite, "the average of 0.weight.*no nearest"),
+        (opposite, "the average of 0.weight.*no point is nearest"),
         (plain, "the model nothing: they must be constrained alike"),
         (constrain(copy.deepcopy(plain), "0.weight", Stiefel, engine), "must be constrained alike"),
         (constrain(copy.deepcopy(plain), "0.weight", Stiefel**2, method), "must be constrained alike"),

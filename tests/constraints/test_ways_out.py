@@ -11,10 +11,30 @@ import pytest
 import torch
 from torch import nn
 
-from constraints import BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
+from constraints import (
+    AveragedModel,
+    BlockSpec,
+    Packing,
+    Riemannian,
+    Trivialization,
+    constrain,
+    register_packing,
+    report,
+    unconstrain,
+)
 from constraints.method import Method
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from manifolds import Euclidean, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import (
+    Euclidean,
+    Hyperboloid,
+    LowRank,
+    Orthogonal,
+    ProductManifold,
+    Simplex,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+)
 
 # Ways out that are code ---------------------------------------------------------------------------------------------
 
@@ -351,3 +371,78 @@ def test_a_sparse_table_trains_as_a_dense_one(manifold: Any, kind: Any) -> None:
         gradients.append(head.parametrizations.weight.original.grad)
     assert gradients[0].layout == torch.strided
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+FINITE: dict[str, tuple[Any, bool]] = {
+    "a matrix": (Orthogonal, True),
+    "a product": (Stiefel * Sphere, True),
+    "a set without nearest points": (Simplex, True),
+    "parts": (LowRank(2), True),
+    "a free block": (Stiefel * Euclidean(ndim=2), False),  # which every named start keeps
+    "a free tensor": (Euclidean, False),
+}
+
+
+@pytest.mark.parametrize("case", FINITE)
+def test_a_fresh_start_is_advised_where_it_is_one(case: str) -> None:
+    manifold, is_one = FINITE[case]
+    layer = nn.Linear(4, 4)
+    with torch.no_grad():
+        layer.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="Give it finite values") as caught:
+        constrain(layer, "weight", manifold)
+    assert ("init='haar'" in str(caught.value)) == is_one
+    if is_one:
+        constrain(layer, "weight", manifold, init="haar")
+    else:
+        with pytest.raises(ValueError, match="as it is"):
+            constrain(layer, "weight", manifold, init="haar")
+
+
+@pytest.mark.parametrize("method", [Trivialization(), Riemannian()], ids=str)
+@pytest.mark.parametrize("manifold", [Orthogonal, LowRank(2)], ids=str)
+def test_no_start_is_advised_where_there_is_none(manifold: Any, method: Method) -> None:
+    """A checkpoint and an assignment have no init."""
+    layer = constrain(nn.Linear(4, 4), "weight", manifold, method)
+    nan = torch.full((4, 4), float("nan"))
+    acts: list[Any] = [lambda: layer.load_state_dict({"weight": nan, "bias": torch.zeros(4)})]
+    if not isinstance(layer.weight, nn.Parameter):
+        acts.append(lambda: setattr(layer, "weight", nan))
+    for act in acts:
+        with pytest.raises(ValueError, match=r"Give it finite values\.$"):
+            act()
+
+
+@pytest.mark.parametrize("manifold", [Orthogonal, LowRank(2)], ids=str)
+@pytest.mark.parametrize("init", [[1, 2], 3.0, {"weight": 1}], ids=str)
+def test_a_start_of_another_kind_is_a_type_error(manifold: Any, init: Any) -> None:
+    with pytest.raises(TypeError, match=r"init of weight of Linear.*a tensor or a function"):
+        constrain(nn.Linear(4, 4), "weight", manifold, init=init)
+
+
+def test_an_average_that_is_no_point_says_what_to_do() -> None:
+    layer = constrain(nn.Linear(4, 4), "weight", Orthogonal, init="identity")
+    average = AveragedModel(layer)
+    average.update_parameters(layer)
+    layer.weight = -torch.eye(4)
+    with pytest.raises(ValueError, match="no point is nearest to it; nothing was averaged"):
+        average.update_parameters(layer)
+    AveragedModel(layer).update_parameters(layer)  # the way out
+
+    far = constrain(nn.Linear(4, 4), "weight", Hyperboloid, init="haar")
+    average = AveragedModel(far)
+    average.update_parameters(far)
+    w1 = far.weight.detach().clone()
+    far.weight = w2 = Hyperboloid().random(4, 4)
+    with pytest.raises(ValueError, match="nothing was averaged") as caught:
+        average.update_parameters(far)
+    way = str(caught.value).rpartition("take a mean of them, ")[2].removesuffix(".")
+    far.weight = eval(way, {"Hyperboloid": Hyperboloid, "torch": torch, "w1": w1, "w2": w2})
+
+
+def test_a_packing_is_of_a_class_and_a_function() -> None:
+    for kind, rule in (("Linear", lambda module, name: None), (nn.Linear, 3), (nn.Linear(2, 2), print), (dict, print)):
+        with pytest.raises(TypeError, match="register_packing takes a class of modules"):
+            register_packing(kind, rule)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got none"):
+        Packing.stack()

@@ -11,6 +11,8 @@ import torch
 import torch.multiprocessing
 from torch import distributed
 
+from tests.seeds import follow
+
 Note = Callable[[str, object], None]
 
 Work = Callable[..., Any]
@@ -47,6 +49,7 @@ def _ended(count: int, work: Work, folder: Path, args: tuple[Any, ...], seconds:
 def one(rank: int, count: int, work: Work, folder: str, args: tuple[Any, ...]) -> None:
     """What one of the processes does; its result is written into the folder."""
     torch.set_num_threads(1)
+    follow()
     # a file, for a port that is free may be taken a moment later
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=count)
     torch.save(work(rank, *args), Path(folder) / f"{rank}.pt")

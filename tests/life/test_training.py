@@ -368,7 +368,8 @@ def test_step_hooks_are_called_around_the_step(subject: Subject, method: Method)
     train(net, optimizer, x)
     assert [name for name, _ in seen] == ["before", "after"]
     assert same(seen[0][1], first)
-    assert same(seen[1][1], weights(net))
+    # the base of a trivialization may follow after that, and the weight stays to rounding
+    assert distance(seen[1][1], weights(net)) <= 32 * torch.finfo(torch.float32).eps
     assert distance(seen[0][1], seen[1][1]) > 1e-4
 
 

@@ -88,7 +88,8 @@ class Listed(Sphere):
 
 def test_a_manifold_that_cannot_be_hashed_has_an_engine() -> None:
     x = Sphere().random(3)
-    assert torch.equal(engine(Listed()).move(x, 0 * x), x)
+    # a norm, and a division by it
+    torch.testing.assert_close(engine(Listed()).move(x, 0 * x), x, rtol=4 * torch.finfo(x.dtype).eps, atol=0)
 
 
 @dataclass(frozen=True, repr=False)

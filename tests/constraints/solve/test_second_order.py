@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable
+from statistics import median
 from typing import get_args
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import manifolds
-from constraints.solve import TrustRegion, check_gradient, check_hessian, hessians, minimize
+from constraints.solve import Check, TrustRegion, check_gradient, check_hessian, hessians, minimize
 from constraints.solve.points import points_of
 from constraints.solve.starts import Starts
 from manifolds import (
@@ -85,6 +86,13 @@ def smooth(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> Ca
     return f
 
 
+def assert_slope(expected: int, check: Callable[[], Check]) -> None:
+    """Never less, and no more but along the few directions where the next coefficient nearly vanishes."""
+    checks = [check() for _ in range(5)]
+    assert all(each.ok for each in checks), checks
+    assert abs(median(each.slope for each in checks) - expected) < 0.1, checks
+
+
 def product(
     hessian: hessians.Hessian, f: Callable[[Tensor], Tensor], x: Tensor, manifold: Manifold
 ) -> tuple[Starts, Callable[[Tensor], Tensor], Tensor]:
@@ -102,15 +110,15 @@ def test_slopes_are_2_and_3_for_retractions_of_second_order(
     manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     f, x = smooth(manifold, shape, dtype), manifold.random(shape, dtype=dtype)
-    assert abs(check_gradient(f, x, manifold).slope - 2) < 0.1
-    assert abs(check_hessian(f, x, manifold).slope - 3) < 0.1
+    assert_slope(2, lambda: check_gradient(f, x, manifold))
+    assert_slope(3, lambda: check_hessian(f, x, manifold))
 
 
 @pytest.mark.parametrize(("manifold", "shape"), FIRST_ORDER, ids=str)
 def test_the_model_of_a_first_order_retraction_is_its_pullback(manifold: Manifold, shape: tuple[int, ...]) -> None:
     f, x = smooth(manifold, shape, F64), manifold.random(shape, dtype=F64)
-    assert abs(check_gradient(f, x, manifold).slope - 2) < 0.1
-    assert abs(check_hessian(f, x, manifold, hessian=hessians.pullback).slope - 3) < 0.1
+    assert_slope(2, lambda: check_gradient(f, x, manifold))
+    assert_slope(3, lambda: check_hessian(f, x, manifold, hessian=hessians.pullback))
 
 
 @pytest.mark.parametrize("dtype", [F64, C128])
@@ -156,8 +164,8 @@ def every_set() -> list[tuple[Manifold, tuple[int, ...]]]:
 def test_every_set_has_right_derivatives(manifold: Manifold, shape: tuple[int, ...]) -> None:
     """Also those that are new here: the model of f along the retraction that a set has is right to second order."""
     f, x = smooth(manifold, shape, F64), manifold.random(shape, dtype=F64)
-    assert abs(check_gradient(f, x, manifold).slope - 2) < 0.1
-    assert abs(check_hessian(f, x, manifold, hessian=hessians.pullback).slope - 3) < 0.1
+    assert_slope(2, lambda: check_gradient(f, x, manifold))
+    assert_slope(3, lambda: check_hessian(f, x, manifold, hessian=hessians.pullback))
 
 
 def test_a_wrong_gradient_is_seen() -> None:

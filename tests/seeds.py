@@ -1,0 +1,21 @@
+"""Other random numbers for every test: what `--base-seed` does, in the processes that tests start, too."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+NAME = "TESTS_BASE_SEED"
+_seed = torch.manual_seed
+
+
+def shift(base: int) -> None:
+    """Let torch.manual_seed give other numbers in this process and in those that it starts, which call `follow`."""
+    os.environ[NAME] = str(base)
+    torch.manual_seed = lambda value: _seed(value + 1000 * base)  # type: ignore[assignment]
+
+
+def follow() -> None:
+    if base := int(os.environ.get(NAME, "0")):
+        shift(base)
