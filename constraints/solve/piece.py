@@ -87,6 +87,10 @@ class Piece:
         """The point that is reached from x along the tangent vector with coordinates c."""
         return self.manifold.retract(x, c) if self._engine is None else self._engine.advance(x, c, 1.0)
 
+    def own_retraction(self, x: Points, c: Points) -> Points:
+        """The same by the manifold itself, whose `polar` of square matrices engines replace."""
+        return self.manifold.retract(x, self.vector(x, c))
+
     def transport(self, x: Points, y: Points, c: Points) -> Points:
         """Coordinates at y of the transport of what has coordinates c at x."""
         return self.manifold.transport(x, y, c) if self._engine is None else self._engine.carry(x, y, c)

@@ -94,6 +94,10 @@ class Space:
             self._here(y, self._laid_out(y.shape[:-1])[0])
         return y
 
+    def own_retraction(self, x: Rows, c: Rows) -> Rows:
+        """R_x(c) by the manifolds themselves, which steps of solvers may replace by another of the same order."""
+        return self._each(Piece.own_retraction, x, c)
+
     def transport(self, x: Rows, y: Rows, c: Rows) -> Rows:
         """c carried from T_x to T_y."""
         if c.dim() > x.dim():
