@@ -52,9 +52,9 @@ bench: $(VENV)/.has-bench
 gpt: $(VENV)/.has-bench
 	$(BIN)/python -m benchmarks.gpt $(GPT)
 
-# solvers beside pymanopt's, about five minutes: make bench-solve BENCH="--only pca procrustes"
+# solvers beside pymanopt's, about five minutes, into docs/solve.md: make bench-solve BENCH="--only pca procrustes"
 bench-solve: $(VENV)/.has-bench
-	$(BIN)/python -m benchmarks.solving $(BENCH)
+	$(BIN)/python -m benchmarks.solving --docs docs $(BENCH)
 
 # the whole site, with the tutorials run; the tests build it with what they last showed
 docs: $(VENV)/.has-demo,docs

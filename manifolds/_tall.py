@@ -48,10 +48,12 @@ class TallEngine(Engine):
     def _projected(self, x: Points, a: Points) -> Points:
         if x.dim() != 3 or x.shape != a.shape:
             return self.manifold.project(x, a)
-        n = steps.gram(x, a)  # two passes over A less than as written there
-        s = n + n.mH
-        left, right = (s, x) if is_wide(x) else (x, s)
-        return torch.baddbmm(a, left, right, alpha=-0.5)
+        # two passes over A less than as written there
+        if is_wide(x):
+            n = torch.bmm(a, x.mH)
+            return torch.baddbmm(a, n + n.mH, x, alpha=-0.5)
+        n = torch.bmm(x.mH, a)
+        return torch.baddbmm(a, x, n + n.mH, alpha=-0.5)
 
     def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
         """As defined; in closed form for polar."""
@@ -87,8 +89,11 @@ class TallEngine(Engine):
 
     def reach(self, x: Points, a: Points) -> Points:
         """As defined; for polar in the memory of A."""
-        at_once = self._retraction is polar and x.dim() == 3 and may_look(x) and may_overwrite(a)
-        return steps.polar_reach(x, a) if at_once else super().reach(x, a)
+        if not (self._retraction is polar and x.dim() == 3 and may_look(x) and may_overwrite(a)):
+            return super().reach(x, a)
+        there = steps.straightened(x, a).add_(x)
+        y = steps.polar_factor(there)
+        return super().advance(x, there.sub_(x), 1.0) if y is None else y
 
     def renormalizes(self, x: Points) -> bool:
         """Whether the retraction is polar, qr or exp."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.solving.__main__ import Row, first, ours, table
+from benchmarks.solving.__main__ import ours
 from benchmarks.solving.problem import Problem
 from benchmarks.solving.problems import problems
+from benchmarks.solving.tables import BEGIN, END, Row, first, table, verdict, write
 from constraints import LBFGS
 
 PROBLEMS = problems()
@@ -49,4 +52,26 @@ def test_who_solves_fewer_starts_is_not_first() -> None:
         row("d", "LBFGS", 5, 20, 0.6), row("d", "pymanopt TR", 5, 12, 0.5),
     ]  # fmt: skip
     assert first(rows) == (["a", "c"], ["b", "d"])
-    assert table(rows, 5).count("\n") == len(rows) + 2
+    assert table(rows).count("\n") == len(rows) + 2
+    assert "on 2 of 4; not on the b, the d." in verdict(rows)
+
+
+def test_the_page_shows_what_was_measured_last(tmp_path: Path) -> None:
+    """Problems that are measured anew take the place of their old rows; the rest of the page is left."""
+    page = tmp_path / "solve.md"
+    page.write_text(f"before\n\n{BEGIN}\n{END}\n\nafter\n")
+    write(tmp_path, [row("b", "LBFGS", 5, 7, 0.2), row("b", "pymanopt CG", 3, 9, 0.4)], ["a", "b"])
+    write(tmp_path, [row("a", "LBFGS", 5, 3, 0.1)], ["a", "b"])
+    write(tmp_path, [row("b", "LBFGS", 5, 8, 0.3)], ["a", "b"])
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    lines = [line for line in text.splitlines() if line.startswith("| the")]
+    assert lines == ["| the a |  |  | 3, 100 |  |  |", "| the b |  |  | 8, 300 |  |  |"]
+    assert len(json.loads((tmp_path / "solving.json").read_text())) == 2
+    assert "on 2 of 2." in text
+
+
+def test_the_page_has_a_place_for_it() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "solve.md").read_text()
+    assert text.count(BEGIN) == text.count(END) == 1

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,26 +20,11 @@ from constraints.solve import Solver
 
 from .problem import Problem
 from .problems import problems
+from .tables import Row, table, verdict, write
 
 OURS: dict[str, Solver] = {"TrustRegion": TrustRegion(), "LBFGS": LBFGS(), "ConjugateGradient": ConjugateGradient()}
 PEERS = {"pymanopt TR": "TrustRegions", "pymanopt CG": "ConjugateGradient"}
 TOL, LIMIT = 1e-6, 2000
-
-
-@dataclass
-class Row:
-    """Means over the starts. solved: how many of them reached the gradient norm."""
-
-    problem: str
-    title: str
-    solver: str
-    solved: int
-    steps: float
-    seconds: float
-    evaluations: float
-    norm: float
-    value: float
-    cannot: str | None = None
 
 
 @dataclass
@@ -118,7 +102,7 @@ def measure(problem: Problem, seeds: int) -> list[Row]:
 def _row(problem: Problem, name: str, attempts: Sequence[Attempt], cannot: str | None) -> Row:
     if cannot is not None or not attempts:
         nan = float("nan")
-        return Row(problem.name, problem.title, name, 0, nan, nan, nan, nan, nan, cannot)
+        return Row(problem.name, problem.title, name, 0, nan, nan, nan, nan, nan, cannot or "no start")
     count = len(attempts)
     return Row(
         problem.name,
@@ -130,63 +114,25 @@ def _row(problem: Problem, name: str, attempts: Sequence[Attempt], cannot: str |
         sum(a.evaluations for a in attempts) / count,
         max(a.norm for a in attempts),
         sum(a.value for a in attempts) / count,
+        starts=count,
     )
-
-
-def table(rows: Sequence[Row], seeds: int) -> str:
-    """Markdown: a line for each problem and solver."""
-    lines = [
-        "| problem | solver | solved | iterations | ms | evaluations | gradient norm | mean value |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        if row.cannot:
-            lines.append(f"| {row.title} | {row.solver} | cannot | | | | | |")
-            continue
-        lines.append(
-            f"| {row.title} | {row.solver} | {row.solved} of {seeds} | {row.steps:.1f} | {1e3 * row.seconds:.0f} | "
-            f"{row.evaluations:.0f} | {row.norm:.0e} | {row.value:.6g} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def first(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
-    """The problems on which one of ours is first in iterations or seconds among those that solved every start; and the
-    others."""
-    won: list[str] = []
-    lost: list[str] = []
-    for name in dict.fromkeys(row.problem for row in rows):
-        mine = [row for row in rows if row.problem == name and row.solver in OURS and row.solved]
-        peers = [row for row in rows if row.problem == name and row.solver in PEERS and row.solved]
-        most = max((row.solved for row in [*mine, *peers]), default=0)
-        mine, peers = ([r for r in kind if r.solved == most] for kind in (mine, peers))
-        ahead = bool(mine) and (
-            not peers
-            or min(r.steps for r in mine) <= min(r.steps for r in peers)
-            or min(r.seconds for r in mine) <= min(r.seconds for r in peers)
-        )
-        (won if ahead else lost).append(name)
-    return won, lost
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.solving", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="also write the table here, as Markdown, and JSON beside it")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="also write solving.json and solve.md there")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows: list[Row] = []
-    for problem in tqdm([p for p in problems() if not chosen.only or p.name in chosen.only], desc="solving"):
+    known = problems()
+    for problem in tqdm([p for p in known if not chosen.only or p.name in chosen.only], desc="solving"):
         rows += measure(problem, chosen.seeds)
-        if chosen.out:
-            chosen.out.write_text(table(rows, chosen.seeds))
-            chosen.out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    won, lost = first(rows)
-    print(table(rows, chosen.seeds))
-    print(
-        f"first in iterations or seconds on {len(won)} of {len(won) + len(lost)}; not on: {', '.join(lost) or 'none'}"
-    )
+        if chosen.docs:  # after each, so that a run that is ended leaves what it has
+            write(chosen.docs, rows, [p.name for p in known])
+    print(table(rows))
+    print(verdict(rows))
     return 0
 
 

@@ -13,9 +13,10 @@ from manifolds import Euclidean
 
 from ..precision import exact_products
 from ..riemannian import param_groups
-from ..solve.lbfgs import LBFGS, Pairs
+from ..solve.lbfgs import LBFGS
 from ..solve.model import Parameters
 from ..solve.options import check_count, check_least
+from ..solve.pairs import Pairs, no_pairs
 from ..solve.points import DTYPES
 from ..solve.problem import Problem
 from ..solve.searches import LineSearch, StrongWolfe
@@ -157,18 +158,22 @@ class RiemannianLBFGS(Optimizer):
         if not saved or self._left is None or not torch.equal(self._left, rows):
             return {}
         steps, changes = saved["steps"].to(rows), saved["changes"].to(rows)
-        weights = saved["weights"].tolist()
-        return {"pairs": Pairs(list(steps), list(changes), weights, float(saved["scale"]))}
+        pairs = no_pairs(problem.space, self._solver.memory, float(saved["scale"]), rows)
+        for s, y, weight in zip(steps, changes, saved["weights"].tolist(), strict=True):
+            pairs.restore(problem.space, s, y, weight)
+        pairs.scale = float(saved["scale"])
+        return {"pairs": pairs}
 
     def _keep(self, pairs: Pairs | None, rows: Tensor) -> None:
         self._left = rows
         if pairs is None:
             self.state.pop(self._first(), None)
             return
+        steps, changes = pairs.stacked()
         self.state[self._first()] = {
-            "steps": torch.stack(pairs.s),
-            "changes": torch.stack(pairs.y),
-            "weights": torch.tensor(pairs.weight, dtype=torch.float64),
+            "steps": steps,
+            "changes": changes,
+            "weights": torch.tensor(pairs.weights, dtype=torch.float64),
             "scale": torch.tensor(pairs.scale, dtype=torch.float64),
         }
 

@@ -1,4 +1,4 @@
-"""How much of the last direction conjugate gradients keep: functions of a `Change`, passed as values.
+"""What conjugate gradients add to -grad f: functions of a `Change`, passed as values.
 
 g and g+ are the last gradient and the new one, d the last direction, y = g+ - g, all carried to the new point.
 """
@@ -21,7 +21,33 @@ class Change(NamedTuple):
     inner: Callable[[Rows, Rows], Number]
 
 
-Beta = Callable[[Change], Number]
+class Terms(NamedTuple):
+    """d <- -g+ + beta d + of_change y; d <- -g+ where one of these is not finite, or first is not positive.
+
+    first: the step to try first, as a multiple of the last one; None for what the last curvature suggests.
+
+    >>> Terms(0.5)
+    Terms(beta=0.5, of_change=0.0, first=None)
+    """
+
+    beta: Number
+    of_change: Number = 0.0
+    first: Number | None = None
+
+
+Beta = Callable[[Change], Number | Terms]
+
+
+def memoryless_bfgs(change: Change) -> Terms:
+    """beta of `hager_zhang` before its maximum, and <d, g+> / <d, y>: -H g+ with H of BFGS from the last pair (d, y)
+    alone, over its scale <d, y> / <y, y>, which times the last step is the first one: as a rule no other is tried.
+
+    Source: Shanno, Conjugate gradient methods with inexact searches (1978), (12).
+    """
+    g, old, d, inner = change
+    y = g - old
+    dy, yy, dg = inner(d, y), inner(y, y), inner(d, g)
+    return Terms(over(inner(y, g) - over(2 * yy * dg, dy), dy), over(dg, dy), over(dy, yy))
 
 
 def hager_zhang(change: Change) -> Number:

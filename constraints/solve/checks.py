@@ -52,7 +52,7 @@ class Check:
 
 
 def check_gradient(f: Callable[..., Any], x: Any, manifold: Any, *, generator: torch.Generator | None = None) -> Check:
-    """|f(R_x(tv)) - f(x) - t <grad f(x), v>| = O(t^2) along a random unit tangent vector v.
+    """|f(R_x(tv)) - f(x) - t <grad f(x), v>| = O(t^2) along a random unit tangent vector v, the larger one of v and -v.
 
     f, x and manifold as for `minimize`; x is best not a critical point, in float64. Raises ValueError or TypeError as
     `minimize` does. Source: Boumal (2023), section 4.8.
@@ -102,9 +102,11 @@ def _check(
         sizes, errors, rounding = [2.0**-k for k in range(2, 26)], [], []
         eps = torch.finfo(row.dtype).eps
         for t in sizes:
-            value = problem.at(space.retract(row, t * v)).value
-            errors.append(abs(value - at.value - t * first - t * t * second / 2))
-            rounding.append(FLOOR * eps * (abs(value) + t * abs(first) + t * t * abs(second)))
+            # of a t^k + b t^(k+1) and -a t^k + b t^(k+1) the larger one is |a| t^k + |b| t^(k+1): they never cancel
+            ends = [(s, problem.at(space.own_retraction(row, s * v)).value) for s in (t, -t)]
+            errors.append(max(abs(value - at.value - s * first - s * s * second / 2) for s, value in ends))
+            largest = max(abs(value) for _, value in ends)
+            rounding.append(FLOOR * eps * (largest + t * abs(first) + t * t * abs(second)))
     kept = [(t, e) for t, e, r in zip(sizes, errors, rounding, strict=True) if e > r and t < 2.0**-3]
     return Check(what, sizes, errors, _slope(kept), 2 if hessian is None else 3)
 

@@ -8,9 +8,9 @@ from functools import partial
 
 import torch
 
-from .betas import Beta, Change, hestenes_stiefel
+from .betas import Beta, Change, Terms, memoryless_bfgs
 from .descent import downhill, first_step, search_along
-from .numbers import Truth, is_finite, no, over, plus, where
+from .numbers import Truth, full, is_finite, no, over, plus, where
 from .options import check_between, check_function, check_kind
 from .problem import Problem
 from .searches import LineSearch, StrongWolfe
@@ -21,19 +21,21 @@ from .solver import Solver, State
 class ConjugateGradient(Solver):
     """d <- -grad f(x) + beta T d with T the transport; the gradient alone where that leads not down.
 
-    beta: of `betas`: hestenes_stiefel, hager_zhang, polak_ribiere, fletcher_reeves, or a function like them.
-    search: StrongWolfe(curvature=0.3) by default; HagerZhang and Armijo are others. Its first trial is where the slope
-    vanishes if the curvature of f along d is what it was along the last direction.
+    beta: of `betas`: memoryless_bfgs, which has a term more, hestenes_stiefel, hager_zhang, polak_ribiere,
+    fletcher_reeves, or a function like them. With memoryless_bfgs an iteration is one value and one gradient, mostly.
+    search: StrongWolfe(curvature=0.7) by default; others than memoryless_bfgs are better with 0.3. HagerZhang and
+    Armijo are others. Its first trial is that of beta; else where the slope vanishes if the curvature of f along d is
+    what it was along the last direction.
     restart: start anew where |<g+, T g>| is at least so large a part of |g+|^2, infinity for never (Powell 1977).
-    Source: Sato, Riemannian conjugate gradient methods: general framework (2022); Hager & Zhang (2006).
+    Source: Sato, Riemannian conjugate gradient methods: general framework (2022); Shanno (1978) for memoryless_bfgs.
 
     >>> a = torch.diag(torch.arange(5.0, dtype=torch.float64))
     >>> minimize(lambda x: x @ a @ x, (5,), Sphere, solver=ConjugateGradient(), dtype=a.dtype).converged
     True
     """
 
-    beta: Beta = hestenes_stiefel
-    search: LineSearch = StrongWolfe(curvature=0.3)  # noqa: RUF009 - frozen
+    beta: Beta = memoryless_bfgs
+    search: LineSearch = StrongWolfe(curvature=0.7)  # noqa: RUF009 - frozen
     restart: float = math.inf
 
     def __post_init__(self) -> None:
@@ -44,31 +46,41 @@ class ConjugateGradient(Solver):
 
     def advance(self, problem: Problem, state: State, active: Truth) -> State:
         space, x, g, memory = problem.space, state.x, state.gradient, state.memory
-        d, slope, kept = downhill(problem, state, memory["d"] if memory else -g, active)
-        steepest = no(kept) | memory["steepest"] if memory else active
-        # where the slope vanishes if the curvature along d is that along the last direction
-        length = space.inner(x, d, d)
-        first = over(-slope, memory["curvature"] * length) if memory else first_step(state)
-        new, found = search_along(problem, state, d, slope, self.search, first, active)
+        down = downhill(problem, state, memory["d"] if memory else -g, active)
+        d, slope = down.d, down.slope
+        steepest = no(down.kept) | memory["steepest"] if memory else active
+        first, squared = first_step(state), down.size * down.size
+        if memory:
+            # where the slope vanishes if the curvature along d is that along the last direction
+            first = where(memory["first"] > 0, memory["first"], over(-slope, memory["curvature"] * squared))
+        new, found = search_along(problem, state, down, self.search, first, active)
 
         if space.lies_still:
-            old, last, g = (space.loose(*pair) for pair in ((x, g), (x, d), (new.x, new.gradient)))
-            inner = space.dot
+            old, last, inner = g, d, space.dot
         else:
-            g, (old, last) = new.gradient, space.transport(x, new.x, torch.stack([g, d]))
+            old, last = space.transport(x, new.x, torch.stack([g, d]))
             inner = partial(space.inner, new.x)
-        bend = over(inner(g, last) - slope, found.t * length)
-        beta = self.beta(Change(g, old, last, inner))
-        anew = no(is_finite(beta) & found.done)
+        g = new.gradient
+        said = self.beta(Change(g, old, last, inner))
+        terms = said if isinstance(said, Terms) else Terms(said)
+        anew = no(is_finite(terms.beta) & is_finite(terms.of_change) & found.done)
         if self.restart != math.inf:
             anew = anew | (abs(inner(g, old)) >= self.restart * new.norm * new.norm)
-        d = plus(-g, where(anew, 0.0, beta), last)
+        if terms.first is None:
+            first = full(slope, 0.0)
+        else:
+            anew = anew | no(terms.first > 0)
+            first = where(anew, 0.0, terms.first * found.t)
+        d = plus(-g, where(anew, 0.0, terms.beta), last)
+        if terms is said:
+            d = plus(d, where(anew, 0.0, terms.of_change), g - old)
+        bend = over(inner(g, last) - slope, found.t * squared)
+        half = where(found.done, over(-slope, 2 * found.t * squared), new.norm)
         new.memory = {
             "d": space.fasten(new.x, d) if space.lies_still else d,
             "steepest": anew,
-            "curvature": where(
-                (bend > 0) & found.done, bend, where(found.done, over(-slope, 2 * found.t * length), new.norm)
-            ),
+            "first": first,
+            "curvature": where((bend > 0) & found.done, bend, half),
         }
         new.stuck = state.stuck | (active & no(found.done) & steepest)
         return new

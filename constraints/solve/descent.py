@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from .numbers import Number, Truth, all_, no, over, pick, where
@@ -11,24 +13,34 @@ from .solver import State
 from .space import Rows
 
 
-def downhill(problem: Problem, state: State, d: Rows, active: Truth) -> tuple[Rows, Number, Truth]:
-    """(d, <grad, d>, where d is kept): minus the gradient where d does not clearly lead down, or is not finite."""
+class Downhill(NamedTuple):
+    """A direction d, <grad f, d> and |d|; kept: where it is the one that was asked for."""
+
+    d: Rows
+    slope: Number
+    size: Number
+    kept: Truth
+
+
+def downhill(problem: Problem, state: State, d: Rows, active: Truth) -> Downhill:
+    """d; minus the gradient where d does not clearly lead down, or is not finite."""
     space, x, g = problem.space, state.x, state.gradient
-    slope = space.inner(x, g, d)
-    kept = slope <= -torch.finfo(x.dtype).eps * state.norm * space.norm(x, d)
+    slope, size = space.inner(x, g, d), space.norm(x, d)
+    kept = slope <= -torch.finfo(x.dtype).eps * state.norm * size
     if all_(kept | no(active)):
-        return d, slope, kept
-    return where(kept, d, -g), where(kept, slope, -state.norm * state.norm), kept
+        return Downhill(d, slope, size, kept)
+    return Downhill(
+        where(kept, d, -g), where(kept, slope, -state.norm * state.norm), where(kept, size, state.norm), kept
+    )
 
 
 def search_along(
-    problem: Problem, state: State, d: Rows, slope: Number, search: LineSearch, first: Number, active: Truth
+    problem: Problem, state: State, down: Downhill, search: LineSearch, first: Number, active: Truth
 ) -> tuple[State, Found]:
     """The state after a search along d, from the step `first` on. Where none is found it stays, with length 0."""
-    found = search.search(Line(problem, state, d, active, slope), pick(active, first, 0.0))
-    space = problem.space
-    norm, length = space.norm(found.y, found.gradient), found.t * space.norm(state.x, d)
-    return State(found.y, state.at, found.value, found.gradient, norm, length, state.stuck), found
+    found = search.search(Line(problem, state, down.d, active, down.slope), pick(active, first, 0.0))
+    norm = problem.space.norm(found.y, found.gradient)
+    return State(found.y, state.at, found.value, found.gradient, norm, found.t * down.size, state.stuck), found
 
 
 def first_step(state: State) -> Number:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .descent import first_step, search_along
+from .descent import Downhill, first_step, search_along
 from .numbers import Truth, is_finite, no, over, where
 from .options import check_kind
 from .problem import Problem
@@ -34,7 +34,8 @@ class GradientDescent(Solver):
         space, x, g = problem.space, state.x, state.gradient
         first = state.memory.get("t")
         first = first_step(state) if first is None else first
-        new, found = search_along(problem, state, -g, -state.norm * state.norm, self.search, first, active)
+        down = Downhill(-g, -state.norm * state.norm, state.norm, active)
+        new, found = search_along(problem, state, down, self.search, first, active)
         carried = space.transport(x, new.x, g)
         curvature = space.inner(new.x, carried, carried - new.gradient)
         t = over(found.t * space.inner(new.x, carried, carried), curvature)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .derivative import derivative
 from .numbers import larger, over, where
 from .problem import Evaluation
 from .space import Rows
@@ -32,7 +33,7 @@ def exact(at: Evaluation) -> Product:
     with torch.enable_grad():
         pieces = zip(space.pieces, at.leaves, slopes, strict=True)
         field = [piece.manifold.gradient(leaf, g) for piece, leaf, g in pieces]
-    return _product(at, [(field, at.leaves)], space.project)
+    return _product(at, [(field, at.leaves)])
 
 
 def pullback(at: Evaluation) -> Product:
@@ -51,7 +52,7 @@ def pullback(at: Evaluation) -> Product:
         pieces = zip(space.pieces, space.split(at.x), steps, strict=True)
         reached = [piece.manifold.retract(x, v) for piece, x, v in pieces]
         bends = torch.autograd.grad(reached, steps, [g.detach() for g in slopes], create_graph=True)
-    return _product(at, [(slopes, at.leaves), (bends, steps)], space.gradient)
+    return _product(at, [(slopes, at.leaves), (bends, steps)])
 
 
 def finite_difference(at: Evaluation) -> Product:
@@ -73,23 +74,21 @@ def finite_difference(at: Evaluation) -> Product:
     return times
 
 
-def _product(
-    at: Evaluation, fields: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], onto: Callable[[Rows, Rows], Rows]
-) -> Product:
-    """v -> onto T_x the sum over (field, inputs) of the derivatives of <field, v> by the inputs."""
+def _product(at: Evaluation, fields: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Product:
+    """v -> the gradient that the metric makes of the sum over (field, inputs) of the derivatives of <field, v>."""
     space, problem = at.problem.space, at.problem
     known = [([i for i, part in enumerate(field) if part.requires_grad], field, inputs) for field, inputs in fields]
 
     def times(v: Rows) -> Rows:
         problem.counts.hessians += 1
-        parts, total = space.split(v), None
+        parts, total = space.split(space.vector(at.x, v)), None
         for indices, field, inputs in known:
             if not indices:
                 continue
             outputs, weights = [field[i] for i in indices], [parts[i] for i in indices]
-            found = torch.autograd.grad(outputs, inputs, weights, retain_graph=True, allow_unused=True)
+            found = derivative(outputs, weights, inputs, keep=True)
             rows = space.join([p.new_zeros(p.shape) if g is None else g for g, p in zip(found, parts, strict=True)])
             total = rows if total is None else total + rows
-        return torch.zeros_like(v) if total is None else onto(at.x, total)
+        return torch.zeros_like(v) if total is None else space.gradient(at.x, total)
 
     return times

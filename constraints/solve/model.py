@@ -16,9 +16,11 @@ from ..names import owners
 from ..riemannian import Riemannian, param_groups
 from ..sharding import check_not_sharded
 from ..values import code
+from .outside import Outside
+from .piece import Piece
 from .points import DTYPES, check_alike
 from .problem import Problem
-from .space import Piece, Rows, Space
+from .space import Rows, Space
 
 
 def _check_method(model: nn.Module) -> None:
@@ -75,7 +77,8 @@ class Parameters:
 
     def problem(self, closure: Callable[[], Any]) -> Problem:
         """The closure on the rows."""
-        return Problem(self.space, lambda _: closure(), 1, self._placed)
+        outside = Outside([piece.name for piece in self.space.pieces])
+        return Problem(self.space, lambda _: closure(), 1, outside, self._placed)
 
     @torch.no_grad()
     def put(self, rows: Rows) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .derivative import derivative
 from .numbers import Number
+from .outside import Outside
 from .space import Rows, Space
 
 
@@ -29,33 +31,44 @@ class Evaluations:
 class Evaluation:
     """f at x: the value, and the graph from which its derivatives come."""
 
-    def __init__(self, problem: Problem, x: Rows, leaves: Sequence[Tensor], values: Tensor) -> None:
+    def __init__(
+        self, problem: Problem, x: Rows, leaves: Sequence[Tensor], values: Tensor, slopes: Sequence[Tensor | None] = ()
+    ) -> None:
+        """slopes: the gradient by each leaf, where it is known."""
         self.problem, self.x, self.leaves = problem, x, leaves
         self.value: Number = values.detach().reshape(-1, 1).to(x.dtype) if problem.space.batched else values.item()
         self._values: Tensor | None = values
         self._slopes: list[Tensor] = []
+        if slopes and not problem.twice:
+            self._take(slopes)
         self._gradient: Rows | None = None
 
     @property
     def slopes(self) -> list[Tensor]:
         """The Euclidean gradient, piece by piece; with its own graph where the problem is differentiated `twice`."""
         if self._values is not None:
-            self.problem.counts.gradients += 1
-            with torch.enable_grad():
-                total = self._values.sum() if self._values.dim() else self._values
-                found = torch.autograd.grad(total, self.leaves, create_graph=self.problem.twice, allow_unused=True)
-            self._slopes = [
-                leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in zip(found, self.leaves, strict=True)
-            ]
-            self._values = None
+            total = self._values
+            if total.dim():
+                with torch.enable_grad():
+                    total = total.sum()
+            found = derivative([total], [self.problem.one(total)], self.leaves, twice=self.problem.twice)
+            self._take(found)
         return self._slopes
+
+    def _take(self, slopes: Sequence[Tensor | None]) -> None:
+        self.problem.counts.gradients += 1
+        pairs = zip(slopes, self.leaves, strict=True)
+        self._slopes, self._values = [leaf.new_zeros(leaf.shape) if g is None else g for g, leaf in pairs], None
 
     @property
     def gradient(self) -> Rows:
         """The Riemannian gradient."""
         if self._gradient is None:
             space = self.problem.space
-            self._gradient = space.gradient(self.x, space.join([g.detach() for g in self.slopes]))
+            slopes = self.slopes
+            self._gradient = space.gradient(
+                self.x, space.join([g.detach() for g in slopes] if self.problem.twice else slopes)
+            )
         return self._gradient
 
 
@@ -71,13 +84,18 @@ class Problem:
         space: Space,
         call: Callable[[list[Tensor]], Any],
         rows: int,
+        outside: Outside,
         place: Callable[[list[Tensor]], list[Tensor]] | None = None,
     ) -> None:
-        """place: writes a point into tensors that f reads by itself, as the parameters of a model, and gives these."""
-        self.space, self.rows, self.counts = space, rows, Evaluations()
+        """outside: how functions of the user see points.
+
+        place: writes a point into tensors that f reads by itself, as the parameters of a model, and gives these."""
+        self.space, self.rows, self.outside, self.counts = space, rows, outside, Evaluations()
         self._call, self._place, self._checked = call, place, False
         self.twice = False
         """Whether second derivatives are wanted, so that the graphs of first ones are kept."""
+        self._one: Tensor | None = None
+        self._graph = torch.enable_grad()
         self.tol = 0.0
         """The gradient norm that is asked for."""
         self.out_of_time: Callable[[], bool] = lambda: False
@@ -94,13 +112,18 @@ class Problem:
         versions = [leaf._version for leaf in leaves]
         kept = None if self._checked else x.clone()
         self.counts.values += 1
-        with torch.enable_grad():
+        with self._graph:
             values = self._called(leaves)
-            if not self._checked:
-                self._check(values, leaves)
+            slopes = () if self._checked else self._check(values, leaves)
         if [leaf._version for leaf in leaves] != versions or not (kept is None or _same(kept, x)):
             raise _writes()
-        return Evaluation(self, x, leaves, values)
+        return Evaluation(self, x, leaves, values, slopes)
+
+    def one(self, like: Tensor) -> Tensor:
+        """The number 1 as a tensor like this one."""
+        if self._one is None or (self._one.dtype, self._one.device) != (like.dtype, like.device):
+            self._one = torch.ones_like(like, memory_format=torch.contiguous_format).detach()
+        return self._one
 
     def _called(self, leaves: list[Tensor]) -> Tensor:
         try:
@@ -116,7 +139,8 @@ class Problem:
             )
         return values
 
-    def _check(self, values: Tensor, leaves: list[Tensor]) -> None:
+    def _check(self, values: Tensor, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+        """The gradient by each leaf."""
         check_shape(values, (self.rows,) if self.space.batched else ())
         if not values.is_floating_point():
             way = "Take its real part" if values.is_complex() else "Compute it in floating point"
@@ -149,6 +173,7 @@ class Problem:
                     "depends on other rows. Drop batched=True to solve them as one problem, with the sum of the values."
                 )
         self._checked = True
+        return found
 
 
 def check_shape(values: Tensor, shape: tuple[int, ...]) -> None:

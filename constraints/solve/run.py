@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .numbers import Number, any_, full, is_finite, larger, no, pick, smaller, where
+from .numbers import Number, all_, any_, full, is_finite, larger, no, pick, smaller, where
 from .problem import Problem
 from .result import History
 from .solver import Solver, State, start
@@ -89,7 +89,8 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
     state, history, shown = start(problem, x), History(), _Line(stops.progress)
     finite, zero = is_finite(state.value) & is_finite(state.norm), full(state.value, 0.0)
     why, steps, idle = where(finite, zero + Why.RUNNING, zero + Why.NOT_FINITE), zero, zero
-    best_value, best_norm, kept, settled = state.value, state.norm, state, 0
+    best_value, best_norm, settled = state.value, state.norm, 0
+    kept = _Best(state.x, state.value, state.norm)
     try:
         for step in range(stops.max_steps + 1):
             why = where((why == Why.RUNNING) & (state.norm <= stops.tol), float(Why.CONVERGED), why)
@@ -134,14 +135,24 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
     return Run(state, steps, why, history)
 
 
-def _better(new: State, old: State) -> State:
-    """Of each problem the state with the lower value or, where rounding tells them not apart, the smaller gradient."""
-    slack = 1e3 * torch.finfo(new.x.dtype).eps * abs(old.value)
-    better = (new.value < old.value - slack) | ((new.norm < old.norm) & (new.value <= old.value + slack))
+class _Best(NamedTuple):
+    """The best point so far of every problem."""
+
+    x: Rows
+    value: Number
+    norm: Number
+
+
+def _better(state: State, old: _Best) -> _Best:
+    """Of each problem the point with the lower value or, where rounding tells them not apart, the smaller gradient."""
+    x, value, norm = state.x, state.value, state.norm
+    slack = 1e3 * torch.finfo(x.dtype).eps * abs(old.value)
+    better = (value < old.value - slack) | ((norm < old.norm) & (value <= old.value + slack))
+    if all_(better):
+        return _Best(x, value, norm)
     if not any_(better):
         return old
-    x, value, norm = (pick(better, *pair) for pair in ((new.x, old.x), (new.value, old.value), (new.norm, old.norm)))
-    return replace(new, x=x, value=value, norm=norm)
+    return _Best(where(better, x, old.x), where(better, value, old.value), where(better, norm, old.norm))
 
 
 def _is_true(said: Any) -> bool:

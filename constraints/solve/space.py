@@ -1,44 +1,24 @@
 """Many points of many manifolds as one tensor of rows, so that solvers read as they do in R^n.
 
-A point of M_1 x ... x M_k, and a tangent vector there, is a row of N real numbers; B independent problems are B rows.
-Inner products are a float for one row and (B, 1) for B rows, so that they multiply rows as they are. Axes before those
-are stacks of tangent vectors.
+A point of M_1 x ... x M_k, and the coordinates of a tangent vector there, see `Piece`, are a row of N real numbers; B
+independent problems are B rows. Inner products are a float for one row and (B, 1) for B rows, so that they multiply
+rows as they are. Axes before those are stacks of tangent vectors.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
-
 from .numbers import Number, sqrt, where
+from .piece import Piece
 
 Rows = Float[Tensor, "*rows N"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One tensor of the problem: its name (None where there is only one), its manifold and its shape without B."""
-
-    name: str | None
-    manifold: Manifold
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def width(self) -> int:
-        """How many real numbers it takes in a row."""
-        return math.prod(self.shape) * (2 if self.dtype.is_complex else 1)
-
-    def __str__(self) -> str:
-        return "x" if self.name is None else f"x[{self.name!r}]"
 
 
 class Space:
@@ -49,83 +29,122 @@ class Space:
         self.complaint: str | None = None
         """What a manifold said of the last rows that it could not work on; the answer is NaN for these."""
         self._widths = [piece.width for piece in self.pieces]
-        self._only = self.pieces[0] if len(self.pieces) == 1 and not self.pieces[0].dtype.is_complex else None
+        self._last: tuple[Rows, Tensor] | None = None
+        self._layouts: dict[torch.Size, list[tuple[int, ...]]] = {}
+        self._is_one = len(self.pieces) == 1 and not self.pieces[0].dtype.is_complex
 
     @cached_property
     def is_ambient(self) -> bool:
         """Whether the metric is that of the ambient space at every point, as far as can be told."""
-        return all(is_ambient(piece.manifold) for piece in self.pieces)
+        return all(piece.is_ambient for piece in self.pieces)
 
     # Rows and pieces ---------------------------------------------------------------------------------------
 
     def split(self, rows: Rows) -> list[Tensor]:
         """The pieces of rows, as views: (*rows, *shape)."""
         lead = rows.shape[:-1]
-        if self._only is not None:
-            return [rows.reshape(lead + self._only.shape)]
-        parts = []
-        for piece, part in zip(self.pieces, rows.split(self._widths, -1), strict=True):
-            if piece.dtype.is_complex:
-                part = torch.view_as_complex(part.reshape(*lead, *piece.shape, 2))
-            parts.append(part.reshape(lead + piece.shape))
-        return parts
+        if self._is_one:
+            return [rows.reshape(lead + self.pieces[0].shape)]
+        return self._cut(rows, [(*lead, *piece.shape) for piece in self.pieces])
 
     def join(self, parts: Sequence[Tensor]) -> Rows:
         """The rows whose `split` has these parts."""
+        return self._joined(parts, parts[0].shape[: parts[0].dim() - len(self.pieces[0].shape)])
+
+    def _cut(self, rows: Rows, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        parts = []
+        for piece, part, shape in zip(self.pieces, rows.split(self._widths, -1), shapes, strict=True):
+            if piece.dtype.is_complex:
+                parts.append(torch.view_as_complex(part.reshape(*shape, 2)))
+            else:
+                parts.append(part.reshape(shape))
+        return parts
+
+    def _joined(self, parts: Sequence[Tensor], lead: Sequence[int]) -> Rows:
+        if self._is_one:
+            return parts[0].reshape(*lead, self._widths[0])
         rows = []
-        for piece, part in zip(self.pieces, parts, strict=True):
-            lead = part.shape[: part.dim() - len(piece.shape)]
-            real = torch.view_as_real(part.resolve_conj()) if piece.dtype.is_complex else part
-            rows.append(real.reshape(*lead, piece.width))
+        for width, part in zip(self._widths, parts, strict=True):
+            real = torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
+            rows.append(real.reshape(*lead, width))
         return rows[0] if len(rows) == 1 else torch.cat(rows, -1)
 
     # Geometry ----------------------------------------------------------------------------------------------
 
     def project(self, x: Rows, a: Rows) -> Rows:
-        """The tangent vectors at x nearest to a."""
-        return self._each(lambda m, *t: m.project(*t), x, a)
+        """Coordinates at x made of any a, linear in a; coordinates stay what they are."""
+        return self._each(Piece.project, x, a)
 
     def gradient(self, x: Rows, g: Rows) -> Rows:
         """The Riemannian gradient of what has Euclidean gradient g."""
-        return self._each(lambda m, *t: m.gradient(*t), x, g)
+        return self._each(Piece.gradient, x, g)
 
-    def retract(self, x: Rows, v: Rows) -> Rows:
-        """R_x(v)."""
-        return self._each(lambda m, *t: m.retract(*t), x, v)
+    def vector(self, x: Rows, c: Rows) -> Rows:
+        """The tangent vector in the ambient space whose coordinates are c."""
+        return self._each(Piece.vector, x, c) if self._turns else c
 
-    def transport(self, x: Rows, y: Rows, v: Rows) -> Rows:
-        """v carried from T_x to T_y."""
-        if v.dim() > x.dim():
-            x, y = x.expand_as(v), y.expand_as(v)
-        return self._each(lambda m, *t: m.transport(*t), x, y, v)
+    def coordinates(self, x: Rows, v: Rows) -> Rows:
+        """Coordinates of a tangent vector in the ambient space; of the nearest one, for other vectors."""
+        return self._each(Piece.coordinates, x, v)
 
-    # Vectors that lie still --------------------------------------------------------------------------------
-    # transport(x, y, v) = fasten(y, loose(x, v)), so that what is loose is carried nowhere. Inner products of loose
-    # vectors are those of the ambient space: with one that is tangent where they are fastened they are right; two
-    # from afar are off by what a projection takes away there, of second order in the way, on O(n) by nothing.
+    def retract(self, x: Rows, c: Rows) -> Rows:
+        """R_x(c)."""
+        y = self._each(Piece.retract, x, c)
+        if self._is_one:  # whoever goes there asks for it next
+            self._here(y, self._laid_out(y.shape[:-1])[0])
+        return y
+
+    def own_retraction(self, x: Rows, c: Rows) -> Rows:
+        """R_x(c) by the manifolds themselves, which steps of solvers may replace by another of the same order."""
+        return self._each(Piece.own_retraction, x, c)
+
+    def transport(self, x: Rows, y: Rows, c: Rows) -> Rows:
+        """c carried from T_x to T_y."""
+        if c.dim() > x.dim():
+            x, y = x.expand_as(c), y.expand_as(c)
+        return self._each(Piece.transport, x, y, c)
+
+    # Where all of it lies still, transport(x, y, c) = fasten(y, c), so that what is kept is carried nowhere until it
+    # is used. Inner products of vectors from afar are right with one that is tangent where they are fastened; those
+    # of two are off by what a projection takes away there, of second order in the way, on O(n) by nothing.
 
     @cached_property
     def lies_still(self) -> bool:
-        """Whether each piece is transported by Y X^H or by projection."""
-        return self.is_ambient and all(_lies_still(piece) for piece in self.pieces)
+        """Whether transport is nothing in coordinates, or the projection at the new point."""
+        return all(piece.lies_still for piece in self.pieces)
 
     @cached_property
     def _turns(self) -> bool:
-        return any(_turns(piece.manifold, piece.shape) for piece in self.pieces)
+        return any(piece.turns for piece in self.pieces)
 
-    def loose(self, x: Rows, v: Rows) -> Rows:
-        """X^H V of what is turned, and what is projected as it is."""
-        if not self._turns:
-            return v
-        return self._each(lambda m, p, a: p.mH @ a if _turns(m, p.shape) else a, x, v)
+    @cached_property
+    def _stays(self) -> bool:
+        return all(piece.turns for piece in self.pieces)
 
-    def fasten(self, x: Rows, c: Rows) -> Rows:
-        """X C of what is turned, and the projection of what is projected."""
-        return self._each(lambda m, p, a: p @ a if _turns(m, p.shape) else m.project(p, a), x, c)
+    def fasten(self, y: Rows, c: Rows) -> Rows:
+        """The transport to y of what lies still."""
+        return c if self._stays else self._each(Piece.fasten, y, c)
 
     def dot(self, u: Rows, v: Rows) -> Number:
         """The inner product of R^N."""
         return (u * v).sum(-1, keepdim=True) if self.batched else torch.dot(u, v).item()
+
+    def dots(self, stack: Float[Tensor, "k *rows N"], v: Rows) -> list[Number]:
+        """`dot` of v with each of a stack."""
+        if self.batched:
+            return [self.dot(row, v) for row in stack.unbind()]
+        numbers: list[Number] = torch.mv(stack, v).tolist()
+        return numbers
+
+    def combined(self, a: Number, v: Rows, numbers: Sequence[Number], stack: Float[Tensor, "k *rows N"]) -> Rows:
+        """a v + the sum of number_i times stack_i."""
+        if not self.batched:
+            weights = torch.tensor(numbers, dtype=v.dtype, device=v.device)
+            return torch.addmv(v, stack.T, weights, beta=a)
+        total: Rows = v * a
+        for number, row in zip(numbers, stack.unbind(), strict=True):
+            total.addcmul_(number, row)
+        return total
 
     def inner(self, x: Rows, u: Rows, v: Rows) -> Number:
         """<u, v> at x, summed over the pieces; of single rows, not of stacks."""
@@ -158,15 +177,31 @@ class Space:
         )
 
     def _each(self, method: Callable[..., Tensor], *rows: Rows) -> Rows:
-        def compute(*rows: Rows) -> Rows:
-            if (only := self._only) is not None:
-                lead = rows[-1].shape[:-1]
-                shape = lead + only.shape
-                return method(only.manifold, *[r.reshape(shape) for r in rows]).reshape(*lead, -1)
-            parts = zip(self.pieces, *[self.split(r) for r in rows], strict=True)
-            return self.join([method(piece.manifold, *tensors) for piece, *tensors in parts])
+        """method of every piece, of which the first argument is a point."""
+        return self._known(partial(self._by_piece, method), *rows)
 
-        return self._known(compute, *rows)
+    def _by_piece(self, method: Callable[..., Tensor], x: Rows, *rows: Rows) -> Rows:
+        last = rows[-1]
+        lead = last.shape[:-1]
+        shapes = self._laid_out(lead)
+        if self._is_one:
+            shape = shapes[0]
+            found = method(self.pieces[0], self._here(x, shape), *[r.reshape(shape) for r in rows])
+            return found.reshape(last.shape)
+        parts = zip(self.pieces, *[self._cut(r, shapes) for r in (x, *rows)], strict=True)
+        return self._joined([method(*part) for part in parts], lead)
+
+    def _here(self, x: Rows, shape: tuple[int, ...]) -> Tensor:
+        """The point, laid out: as a rule the one that was asked for last."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, x.reshape(shape)
+        return self._last[1]
+
+    def _laid_out(self, lead: torch.Size) -> list[tuple[int, ...]]:
+        shapes = self._layouts.get(lead)
+        if shapes is None:
+            shapes = self._layouts[lead] = [piece.laid_out(lead) for piece in self.pieces]
+        return shapes
 
     def _known(self, compute: Callable[..., Tensor], *rows: Rows) -> Tensor:
         """compute(*rows), NaN for the rows on which it raises: one problem that cannot go on keeps no other."""
@@ -179,23 +214,3 @@ class Space:
             return torch.full_like(rows[-1], math.nan)
         parts = [[r[..., :half, :] for r in rows], [r[..., half:, :] for r in rows]]
         return torch.cat([self._known(compute, *part) for part in parts], -2)
-
-
-def is_ambient(manifold: Manifold) -> bool:
-    """Whether the metric is known to be Re<u, v> at every point. Then Hess f(x)[v] = P_x D(P_x grad f(x))[v]."""
-    if isinstance(manifold, ProductManifold):
-        return all(map(is_ambient, manifold.factors))
-    if isinstance(manifold, Stiefel):
-        return manifold.metric == "euclidean"
-    kind = type(manifold)
-    return kind.inner is Manifold.inner and kind.gradient is Manifold.gradient
-
-
-def _turns(manifold: Manifold, shape: Sequence[int]) -> bool:
-    square = isinstance(manifold, Stiefel) and shape[-1] == shape[-2]
-    return square or isinstance(manifold, (Orthogonal, SpecialOrthogonal))
-
-
-def _lies_still(piece: Piece) -> bool:
-    projects = type(piece.manifold).transport in (Manifold.transport, Euclidean.transport)
-    return projects or isinstance(piece.manifold, Stiefel) or _turns(piece.manifold, piece.shape)

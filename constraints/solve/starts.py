@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from .components import determinants, mirrored
+from .outside import Outside
+from .piece import Piece
 from .points import Given, Name
 from .problem import Problem, check_shape
 from .result import Result
 from .run import Run, Stops, Why, sentence
-from .space import Piece, Rows, Space
+from .space import Rows, Space
 
 MOST_FACTORS = 4
 """Both components of so many factors are tried: 16 starts."""
@@ -25,7 +27,7 @@ class Starts:
     """From what was given to rows, and back: K starts of B problems are K B rows."""
 
     def __init__(self, given: Given, batched: bool, count: int, both: bool, generator: torch.Generator | None) -> None:
-        self._names, self._batched, self._is_dict = list(given.points), batched, None not in given.points
+        self._names, self._batched = list(given.points), batched
         self.manifolds = given.manifolds
         self._drawn = next(iter(given.points.values())).dtype if given.drawn else None
         points = [given.points] + [self._another(given, generator) for _ in range(count - 1)]
@@ -35,6 +37,8 @@ class Starts:
         tensors = [torch.stack([p[name] for p in points]) if several else points[0][name] for name in self._names]
         lead = int(batched)
         self._problems = self._leading(given) if batched else 1
+        keys = None if None in given.points else self._names
+        self._outside = Outside(keys, self._count, self._problems if batched else None)
         shapes = [given.points[name].shape[lead:] for name in self._names]
         if several and batched:
             tensors = [t.flatten(0, 1) for t in tensors]
@@ -48,11 +52,11 @@ class Starts:
 
     def problem(self, f: Callable[..., Any]) -> Problem:
         """f on the rows."""
-        return Problem(self.space, self._caller(_told(f, self._drawn)), self._count * self._problems)
+        return Problem(self.space, self._caller(_told(f, self._drawn)), self._count * self._problems, self._outside)
 
     def whole(self, rows: Rows) -> Any:
         """Rows as f takes them; of several starts all, on a leading axis."""
-        return self._named([part.detach().clone() for part in self._apart(self.space.split(rows))])
+        return self._outside.named([part.detach().clone() for part in self._outside.apart(self.space.split(rows))])
 
     def result(self, problem: Problem, done: Run, stops: Stops) -> Result:
         """The best start of every problem."""
@@ -80,7 +84,7 @@ class Starts:
         signs = [determinants(m, t, int(self._batched)) for m, t in zip(self.manifolds.values(), x, strict=True)]
         known = [s for s in signs if s is not None]
         return Result(
-            x=self._named(x),
+            x=self._outside.named(x),
             value=value,
             gradient_norm=norm,
             steps=steps.long() if self._batched else int(steps),
@@ -97,22 +101,22 @@ class Starts:
 
     def _caller(self, f: Callable[..., Any]) -> Callable[[list[Tensor]], Any]:
         if self._count == 1:
-            return lambda parts: f(self._named(parts))
+            return lambda parts: f(self._outside.named(parts))
         mapped = torch.vmap(f)
         shape = (self._problems,) if self._batched else ()
         loops = False
 
         def call(parts: list[Tensor]) -> Any:
             nonlocal loops
-            apart = self._apart(parts)
+            apart = self._outside.apart(parts)
             if not loops:
                 try:
-                    values = mapped(self._named(apart))
+                    values = mapped(self._outside.named(apart))
                     check_shape(values[0], shape)
                     return values.flatten()
                 except (RuntimeError, ValueError):
                     loops = True  # f does what vmap cannot, or is wrong, which it says itself then
-            found = [f(self._named([part[k] for part in apart])) for k in range(self._count)]
+            found = [f(x) for x in self._outside.calls(parts)]
             if not all(isinstance(v, Tensor) for v in found):
                 return found[0]
             for values in found:
@@ -120,15 +124,6 @@ class Starts:
             return torch.stack(found).flatten()
 
         return call
-
-    def _apart(self, parts: list[Tensor]) -> list[Tensor]:
-        """With K starts of B problems, (K, B, *shape)."""
-        if self._count > 1 and self._batched:
-            return [part.unflatten(0, (self._count, self._problems)) for part in parts]
-        return parts
-
-    def _named(self, parts: list[Tensor]) -> Any:
-        return dict(zip(self._names, parts, strict=True)) if self._is_dict else parts[0]
 
     def _leading(self, given: Given) -> int:
         sizes = {tuple(p.shape[:1]) for p in given.points.values()}

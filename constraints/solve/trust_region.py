@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -17,7 +19,7 @@ from .solver import Solver, State, moved, reach
 from .space import Rows
 from .truncated import minimize_model
 
-Preconditioner = Callable[[Rows, Rows], Rows]
+Preconditioner = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +33,9 @@ class TrustRegion(Solver):
     they are differences of rounding, steps are taken.
 
     hessian: `hessians.exact`, `pullback` or `finite_difference`, or a function like them.
-    preconditioner: (x, v) -> a tangent vector near H^-1 v, linear in v, symmetric and positive definite, on rows.
+    preconditioner: (x, v) -> a tangent vector near H^-1 v, linear in v, symmetric and positive definite in the metric.
+    x, v and what it returns have the form of x0, with its leading axis where batched=True; of a model they are dicts by
+    the names of its parameters. With several starts it is called for each. What it returns is projected.
     radius: the first one, None for sqrt(dim) / 8. max_inner: products with H in one step, None for dim.
     saddle_products: where the gradient vanishes, so many products look for a direction of negative curvature, along
     which a saddle is left; 0 for not looking. The least curvature that was seen is that of the result.
@@ -81,8 +85,12 @@ class TrustRegion(Solver):
             radius = full(state.value, min(first, self.max_radius))
         times = state.memory.get("times") or self.hessian(state.at)
         limit = self.max_inner or max(1, space.dim())
-        step = minimize_model(problem, state, times, self.preconditioner, radius, active, self.kappa, self.theta, limit)
-        y, good = reach(problem, x, step.v, active)
+        step = minimize_model(
+            problem, state, times, self._precondition(problem), radius, active, self.kappa, self.theta, limit
+        )
+        # near the answer, where products with H are rounding, not all of v is tangent
+        v = space.project(x, step.v)
+        y, good = reach(problem, x, v, active)
         at = problem.at(y)
 
         eps = torch.finfo(x.dtype).eps
@@ -93,7 +101,7 @@ class TrustRegion(Solver):
         if any_(taken):  # where the gradient is not finite, a shorter step
             usable = usable & is_finite(space.size(at.gradient))
             taken = taken & usable
-        length = space.norm(x, step.v)
+        length = space.norm(x, v)
         grows = usable & (rho > 0.75) & step.at_boundary
         shrinks = active & no(usable & (rho >= 0.25))
         # a step inside of the boundary would be the same for a radius that is longer than it
@@ -107,6 +115,11 @@ class TrustRegion(Solver):
         if reached.at is state.at:
             reached.memory["times"] = times
         return reached
+
+    def _precondition(self, problem: Problem) -> Callable[[Rows, Rows], Rows] | None:
+        if self.preconditioner is None:
+            return None
+        return partial(problem.outside.tangent, "preconditioner", self.preconditioner, problem.space)
 
     def settle(self, problem: Problem, state: State, at_rest: Truth) -> tuple[State, Truth]:
         if not self.saddle_products or not problem.space.dim():

@@ -42,7 +42,7 @@ def orthonormal(y: Points, condition: float | None) -> Points:
     if (not is_traced() and is_transformed(y)) if condition is None else condition <= MUCH:
         return y  # in a transform the value has to be that of its derivatives, also off the manifold
     z = newton_schulz(y.detach())
-    if condition is not None and not condition <= _reach(y.dtype):
+    if condition is not None and not condition <= polish_reach(y.dtype):
         for _ in range(5):  # from an error of 1/2 to rounding
             z = newton_schulz(z)
         near = orthogonality_error(z) <= 1e-10
@@ -52,7 +52,7 @@ def orthonormal(y: Points, condition: float | None) -> Points:
 
 def wider(condition: float | None, dtype: torch.dtype) -> torch.dtype | None:
     """The dtype in which to compute what `orthonormal` could not mend; None where this one will do, or has to."""
-    if condition is None or condition <= _reach(dtype) or torch.finfo(dtype).eps < 1e-10:
+    if condition is None or condition <= polish_reach(dtype) or torch.finfo(dtype).eps < 1e-10:
         return None
     return torch.promote_types(dtype, torch.float64)
 
@@ -85,6 +85,6 @@ def length_of(v: Points) -> float | None:
     return largest_norm(v.detach()) if may_look(v) and not is_transformed(v) else None
 
 
-def _reach(dtype: torch.dtype) -> float:
+def polish_reach(dtype: torch.dtype) -> float:
     """The condition whose error one polish, which squares it, takes to rounding."""
     return 1 / math.sqrt(torch.finfo(dtype).eps)

@@ -7,13 +7,15 @@ rows are what the columns are of a tall one. In the formulas A = X^H G, S = (A +
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .cayley import Size
 from .linalg import inverse_sqrt_defect, may_look, newton_schulz, skew_product
-from .mend import MUCH
+from .mend import MUCH, polish_reach
 from .tiny import batch_last, is_batch_last, norms, skew_squares
 
 Points = Inexact[Tensor, "B n p"]
@@ -78,25 +80,21 @@ def mix_horizontal(x: Points, stored: Points, g: Points, keep: float, add: float
 
 
 def polar_step(x: Points, c: Points, size: Size) -> Points | None:
-    """The polar factor of Y = X + size C, by (I + E)^(-1/2) with I + E = Y^H Y: a few terms of its series, or eigh."""
+    """The polar factor of Y = X + size C, by (I + E)^(-1/2) with I + E = Y^H Y: a few terms of its series, or eigh.
+    None also where the condition of Y^H Y is more than one polish mends."""
     if not may_look(x):
         return None
-    return _polar(torch.addcmul(x, c, size) if isinstance(size, Tensor) else torch.add(x, c, alpha=size))
-
-
-def polar_reach(x: Points, a: Points) -> Points:
-    """The polar factor of X + A - X sym(X^H A). A is overwritten: each new n x p is pages that memory is asked for."""
-    return _polar(straightened(x, a).add_(x))
+    return polar_factor(torch.addcmul(x, c, size) if isinstance(size, Tensor) else torch.add(x, c, alpha=size))
 
 
 def straightened(x: Points, a: Points) -> Points:
-    """A - X sym(X^H A), in the memory of A."""
+    """A - X sym(X^H A), in the memory of A: each new n x p is pages that memory is asked for."""
     n = gram(x, a)
     return minus(a, x, n + n.mH, 1.0, 0.5)
 
 
-def _polar(y: Points) -> Points:
-    """The polar factor of Y."""
+def polar_factor(y: Points) -> Points | None:
+    """That of Y near orthonormal; None where the condition of Y^H Y is more than one polish mends."""
     e = gram(y, y)
     e.diagonal(dim1=-2, dim2=-1).sub_(1)
     t = inverse_sqrt_defect(e)
@@ -104,9 +102,13 @@ def _polar(y: Points) -> Points:
         left, right = (t, y) if is_wide(y) else (y, t)
         return torch.baddbmm(y, left, right, alpha=-0.5)
     values, q = torch.linalg.eigh(e)
+    low, high = (1 + value.item() for value in values.aminmax())
+    condition = max(high, 1 / low) if low > 0 else math.inf  # also where they are NaN
+    if condition > polish_reach(e.dtype):
+        return None
     r = torch.bmm(q * (1 + values).rsqrt().unsqueeze(-2), q.mH)
     y = torch.bmm(r, y) if is_wide(y) else torch.bmm(y, r)
-    return newton_schulz(y) if values.max().item() > MUCH else y
+    return newton_schulz(y) if condition > MUCH else y
 
 
 def is_wide(x: Tensor) -> bool:

@@ -172,6 +172,21 @@ def test_a_polar_step_forgets_the_errors_before_it(
     assert float(manifold.residual(y).max()) <= 16 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("length", [10.0, 1e3, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 20, 3), (2, 3, 20)])
+def test_a_step_of_any_length_ends_on_the_manifold(shape: tuple[int, ...], dtype: torch.dtype, length: float) -> None:
+    """Also one that is not tangent, as of rounding that was enlarged, where Y^H Y may be nearly singular."""
+    manifold = Stiefel()
+    x = manifold.random(*shape, dtype=dtype)
+    c = manifold.project(x, torch.randn(shape, dtype=dtype))
+    shrink = torch.diag(torch.tensor([1 / length - 1, 0.0, 0.0], dtype=dtype))
+    flat = x @ shrink if shape[-2] > shape[-1] else shrink @ x
+    for step in (length * c / torch.linalg.vector_norm(c, dim=(1, 2), keepdim=True), flat):
+        y = engine(manifold).advance(x, step, 1.0)
+        assert float(manifold.residual(y).max()) <= 32 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("name", ["mix_tall", "mix_horizontal", "polar_step", "cayley_step", "mix_square"])
 def test_the_fused_steps_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above compare something: short steps on tall and square matrices go through every fused kernel."""

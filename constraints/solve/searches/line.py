@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
-from ..numbers import Number, Truth, full, is_finite, pick
+from ..numbers import Number, Truth, all_, full, is_finite, pick, where
 from ..problem import Evaluation, Problem
 from ..solver import State, reach, repr_of
 from ..space import Rows
@@ -32,13 +31,15 @@ class Trial:
         of O(t |d|), which is that between T d and the velocity of the curve."""
         space, line = self._line.problem.space, self._line
         if space.lies_still:
-            return space.dot(space.loose(self.y, self.gradient), line.loose)
+            return space.dot(self.gradient, line.d)
         return space.inner(self.y, self.gradient, space.transport(line.x, self.y, line.d))
 
     def numbers(self) -> tuple[Number, Number]:
         """(value, slope), both NaN where the slope is not finite: nobody goes where there is no gradient."""
         slope = self.slope()
         finite = is_finite(slope)
+        if all_(finite):
+            return self.value, slope
         return pick(finite, self.value, math.nan), pick(finite, slope, math.nan)
 
 
@@ -51,11 +52,6 @@ class Line:
     def __init__(self, problem: Problem, state: State, d: Rows, active: Truth, slope: Number) -> None:
         self.problem, self.x, self.d, self.active = problem, state.x, d, active
         self.value, self.slope, self.state = state.value, slope, state
-
-    @cached_property
-    def loose(self) -> Rows:
-        """d, of which the transport is made at each trial."""
-        return self.problem.space.loose(self.x, self.d)
 
     def allowance(self, slack: float) -> Number:
         """slack eps |f(x)|."""
@@ -87,8 +83,11 @@ class Found:
 
     def take(self, trial: Trial | Found, mask: Truth) -> None:
         """The problems of the mask go where the trial is."""
-        for name in ("t", "y", "value", "gradient"):
-            setattr(self, name, pick(mask, getattr(trial, name), getattr(self, name)))
+        if all_(mask):
+            self.t, self.y, self.value, self.gradient = trial.t, trial.y, trial.value, trial.gradient
+        else:
+            self.t, self.y = where(mask, trial.t, self.t), where(mask, trial.y, self.y)
+            self.value, self.gradient = where(mask, trial.value, self.value), where(mask, trial.gradient, self.gradient)
         self.done = self.done | mask
 
 

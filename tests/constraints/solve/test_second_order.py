@@ -168,6 +168,16 @@ def test_every_set_has_right_derivatives(manifold: Manifold, shape: tuple[int, .
     assert_slope(3, lambda: check_hessian(f, x, manifold, hessian=hessians.pullback))
 
 
+def test_a_check_is_of_the_retraction_of_the_manifold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of Cayley, by which solvers move in place of polar on square matrices."""
+    x, calls, retract = Stiefel().random(4, 4, dtype=F64), [], Stiefel.retract
+    monkeypatch.setattr(Stiefel, "retract", lambda self, x, v: calls.append(v) or retract(self, x, v))
+    check = check_gradient(lambda x: x[0].exp().sum(), x, Stiefel)
+    assert len(calls) == 2 * len(check.sizes)
+    assert bool(Stiefel().contains(x).all())
+    assert all(abs((x.mT @ v + v.mT @ x).abs().max().item()) < 1e-12 for v in calls)  # tangent vectors, no coordinates
+
+
 def test_a_wrong_gradient_is_seen() -> None:
     class Wrong(torch.autograd.Function):
         @staticmethod

@@ -1,0 +1,189 @@
+"""The last steps s and changes y of the gradient, and the product of a vector with the inverse Hessian they make.
+
+From H = scale I each pair in turn, the oldest first, makes H <- (I - w s y^T) H (I - w y s^T) + w s s^T, with weight
+w = 1 / <s, y>; one of weight 0 changes nothing.
+Source: Nocedal & Wright, Numerical Optimization (2006), algorithm 7.4.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .numbers import Number, Truth, full, is_finite, no, over, plus, where
+from .space import Rows, Space
+
+
+class Step(NamedTuple):
+    """From x, where the gradient is g of this norm, by t d, which has this length, to the point `end` with gradient
+    `after`; done: where there was a step."""
+
+    x: Rows
+    g: Rows
+    norm: Number
+    d: Rows
+    t: Number
+    length: Number
+    end: Rows
+    after: Rows
+    done: Truth
+
+
+class Pairs(ABC):
+    """weights: of the pairs, from the oldest on. scale: of the matrix that they change. most: how many are kept."""
+
+    def __init__(self, most: int, scale: Number) -> None:
+        self.most, self.scale = most, scale
+        self.weights: list[Number] = []
+
+    @abstractmethod
+    def times(self, space: Space, x: Rows, g: Rows) -> Rows:
+        """-H g at x."""
+
+    @abstractmethod
+    def add(self, space: Space, step: Step, caution: float) -> None:
+        """Go to the end of a step, and add its pair, which has a weight where <s, y> >= caution |g| <s, s>. Where there
+        was no step the others get weight 0, for they are wrong."""
+
+    @abstractmethod
+    def stacked(self) -> tuple[Float[Tensor, "k *rows N"], Float[Tensor, "k *rows N"]]:
+        """All s and all y, from the oldest on."""
+
+    @abstractmethod
+    def restore(self, space: Space, s: Rows, y: Rows, weight: Number) -> None:
+        """Add a pair that `stacked` gave."""
+
+    def none_used(self) -> Truth:
+        """Where H is a multiple of the identity."""
+        used = self.scale < 0
+        for weight in self.weights:
+            used = used | (weight > 0)
+        return no(used)
+
+    def _weigh(self, step: Step, caution: float, curvature: Number, square: Number) -> None:
+        """With curvature = <s, y> and square = <y, y> of the pair that is added."""
+        good = step.done & (curvature > caution * step.norm * step.length * step.length) & is_finite(curvature)
+        self.scale = where(good, over(curvature, square), self.scale)
+        kept = self.weights[max(0, len(self.weights) + 1 - self.most) :]
+        self.weights = [where(step.done, weight, 0.0) for weight in kept]
+        self.weights.append(where(good, over(1.0, curvature), 0.0))
+
+
+def no_pairs(space: Space, memory: int, like: Number, x: Rows) -> Pairs:
+    """None yet. As many pairs as there are dimensions know all of the Hessian, so that no more are kept."""
+    most, scale = min(memory, max(1, space.dim())), full(like, 1.0)
+    return Still(most, scale, x) if space.lies_still else Carried(most, scale)
+
+
+class Carried(Pairs):
+    """Pairs that are transported to each new point, all in one call."""
+
+    def __init__(self, most: int, scale: Number) -> None:
+        super().__init__(most, scale)
+        self._s: list[Rows] = []
+        self._y: list[Rows] = []
+
+    def times(self, space: Space, x: Rows, g: Rows) -> Rows:
+        kept: list[Number] = []
+        for s, y, weight in zip(reversed(self._s), reversed(self._y), reversed(self.weights), strict=True):
+            kept.append(weight * space.inner(x, s, g))
+            g = plus(g, -kept[-1], y)
+        g = g * -self.scale
+        for s, y, weight, a in zip(self._s, self._y, self.weights, reversed(kept), strict=True):
+            g = plus(g, -a - weight * space.inner(x, y, g), s)
+        return g
+
+    def add(self, space: Space, step: Step, caution: float) -> None:
+        keep = slice(max(0, len(self._s) + 1 - self.most), None)
+        s, y = self._s[keep], self._y[keep]
+        stack = torch.stack([step.g, step.d * step.t, *s, *y])
+        old, last, *others = space.transport(step.x, step.end, stack).unbind()
+        change = step.after - old
+        self._s, self._y = [*others[: len(s)], last], [*others[len(s) :], change]
+        curvature, square = (space.inner(step.end, change, each) for each in (last, change))
+        self._weigh(step, caution, curvature, square)
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        return torch.stack(self._s), torch.stack(self._y)
+
+    def restore(self, space: Space, s: Rows, y: Rows, weight: Number) -> None:
+        self._s, self._y, self.weights = [*self._s, s], [*self._y, y], [*self.weights, weight]
+
+
+class Still(Pairs):
+    """Pairs that lie still, so that their inner products are made once, and H g of two passes over all of them.
+
+    The steps of the product above are taken on its coefficients: -H g = -scale g + sum c_i s_i + sum b_i y_i.
+    """
+
+    def __init__(self, most: int, scale: Number, like: Rows) -> None:
+        super().__init__(most, scale)
+        self._rows = like.new_empty(2 * most, *like.shape)
+        self._views = self._rows.unbind()
+        self._order: list[int] = []
+        """Where the pairs are, from the oldest on: pair k is s = rows[2 k] and y = rows[2 k + 1]."""
+        none: list[Number] = [0.0] * most
+        self._sy, self._yy = [[*none] for _ in range(most)], [[*none] for _ in range(most)]
+        """<s_i, y_j> of pairs i that are no younger than j, and <y_i, y_j>."""
+
+    def times(self, space: Space, x: Rows, g: Rows) -> Rows:
+        order, scale, weights = self._order, self.scale, self.weights
+        if not order:
+            return g.mul(-scale)
+        rows = self._rows[: 2 * len(order)]
+        with_g = space.dots(rows, g)
+        a: list[Number] = []
+        younger: list[int] = []
+        for i, weight in zip(reversed(order), reversed(weights), strict=True):
+            row, rest = self._sy[i], with_g[2 * i]
+            for j, each in zip(younger, a, strict=True):
+                rest = rest - row[j] * each
+            a.append(weight * rest)
+            younger.append(i)
+        coefficients: list[Number] = [0.0] * (2 * len(order))
+        for i, each in zip(younger, a, strict=True):
+            coefficients[2 * i + 1] = scale * each
+        older: list[int] = []
+        for i, weight, each in zip(order, weights, reversed(a), strict=True):
+            row, rest = self._yy[i], -scale * with_g[2 * i + 1]
+            for j in order:
+                rest = rest + row[j] * coefficients[2 * j + 1]
+            for j in older:
+                rest = rest + self._sy[j][i] * coefficients[2 * j]
+            coefficients[2 * i] = -each - weight * rest
+            older.append(i)
+        return space.fasten(x, space.combined(-scale, g, coefficients, rows))
+
+    def add(self, space: Space, step: Step, caution: float) -> None:
+        k = self._next()
+        torch.mul(step.d, step.t, out=self._views[2 * k])
+        torch.sub(step.after, step.g, out=self._views[2 * k + 1])
+        self._multiply(space, k)
+        self._weigh(step, caution, self._sy[k][k], self._yy[k][k])
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        pairs = self._rows.unflatten(0, (-1, 2))[self._order]
+        return pairs[:, 0], pairs[:, 1]
+
+    def restore(self, space: Space, s: Rows, y: Rows, weight: Number) -> None:
+        k = self._next()
+        self._views[2 * k].copy_(s)
+        self._views[2 * k + 1].copy_(y)
+        self._multiply(space, k)
+        self.weights = [*self.weights[max(0, len(self.weights) + 1 - self.most) :], weight]
+
+    def _next(self) -> int:
+        """Where the youngest pair goes, in place of the oldest where there are enough."""
+        k = self._order.pop(0) if len(self._order) == self.most else len(self._order)
+        self._order.append(k)
+        return k
+
+    def _multiply(self, space: Space, k: int) -> None:
+        numbers = space.dots(self._rows[: 2 * len(self._order)], self._views[2 * k + 1])
+        for i in self._order:
+            self._sy[i][k] = numbers[2 * i]
+            self._yy[i][k] = self._yy[k][i] = numbers[2 * i + 1]
