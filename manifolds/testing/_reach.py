@@ -12,7 +12,7 @@ from ._case import Case, Finding, holds, theorem
 
 TARGETS = 4
 STEPS = 100
-HALVINGS = 12
+HALVINGS = 24
 NEAR = 1e-4  # of a target: near enough, as nothing is between
 
 
@@ -57,19 +57,34 @@ def _walked(case: Case, x: Tensor) -> Tensor:
 
 
 def _reached(case: Case, x: Tensor, y: Tensor) -> Tensor:
-    """Which of the targets y the descent comes to, in Gauss-Newton steps that are halved where they go too far."""
+    """Which of the targets y a descent comes to, one of long steps or one of straight ones.
+
+    Long ones may come to the boundary of an open set, from where all ways are short; straight ones are many.
+    """
+    reached = _descends(case, x, y, torch.inf)
+    return reached if bool(reached.all()) else reached | _descends(case, x, y, 0.25)
+
+
+def _descends(case: Case, x: Tensor, y: Tensor, bend: float) -> Tensor:
+    """Which of the targets y Gauss-Newton steps come to, halved where they go too far.
+
+    A step of size t with the velocity u brings half of what it promises, (2t - t^2) |u|^2 of |y - x|^2, and ends within
+    bend t |u| of x + t u.
+    """
     m, e, x = case.manifold, case.engine, x.clone()
     near = NEAR * case.size(y).clamp_min(1)
     for _ in range(STEPS):
         far = case.apart(x, y)
         if bool((far <= near).all()):
             break
-        c = _towards(case, x, y - x)
+        c, u = _towards(case, x, y - x)
         size, closer = torch.ones_like(far), far <= near
         z = x
         for _ in range(HALVINGS):
             there = e.move(x, e.coordinates(x, per_point(size, m.ndim) * c))
-            better = ~closer & m.contains(there) & (case.apart(there, y) < 0.999 * far)  # not where it is NaN
+            gain = far**2 - case.apart(there, y) ** 2 > (1 - size / 2) * size * case.dot(u, u)
+            straight = case.apart(there, x + per_point(size, m.ndim) * u) <= bend * size * case.size(u)
+            better = ~closer & m.contains(there) & gain & straight  # not where it is NaN
             z = torch.where(per_point(better, m.ndim), there, z)
             closer = closer | better
             if bool(closer.all()):
@@ -81,16 +96,19 @@ def _reached(case: Case, x: Tensor, y: Tensor) -> Tensor:
     return case.apart(x, y) <= near
 
 
-def _towards(case: Case, x: Tensor, v: Tensor) -> Tensor:
-    """The c whose velocity, by differences, is nearest to v."""
+def _towards(case: Case, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The c whose velocity, by differences, is nearest to v, and this velocity."""
     e, step, count = case.engine, case.eps ** (1 / 3), _flat(x).shape[1]
     basis = torch.eye(count, dtype=case.dtype.to_real(), device=case.device)
     basis = (torch.view_as_complex(basis.reshape(count, -1, 2)) if x.is_complex() else basis).reshape(-1, *x.shape[1:])
     at = x[:, None].expand(-1, count, *x.shape[1:]).flatten(0, 1)
     c = step * e.coordinates(at, basis.repeat(len(x), *(1,) * (x.dim() - 1)))
     columns = _flat(e.move(at, c) - e.move(at, -c)).reshape(len(x), count, count).mT / (2 * step)
-    best = torch.linalg.pinv(columns.nan_to_num(), rtol=1e-7) @ _flat(v).unsqueeze(-1)
-    return (torch.view_as_complex(best.reshape(len(x), -1, 2)) if x.is_complex() else best).reshape(x.shape)
+    columns = columns.nan_to_num()
+    best = torch.linalg.pinv(columns, rtol=1e-7) @ _flat(v).unsqueeze(-1)
+    found = best, columns @ best
+    c, u = (torch.view_as_complex(a.reshape(len(x), -1, 2)) for a in found) if x.is_complex() else found
+    return c.reshape(x.shape), u.reshape(x.shape)
 
 
 def _flat(a: Tensor) -> Tensor:
