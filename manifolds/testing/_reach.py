@@ -12,6 +12,7 @@ from ._case import Case, Finding, holds, theorem
 
 TARGETS = 4
 STEPS = 100
+AWAY = 8
 HALVINGS = 24
 NEAR = 1e-4  # of a target: near enough, as nothing is between
 
@@ -33,13 +34,14 @@ def _(case: Case) -> Iterator[Finding]:
     if not case.manifold.dim(case.shape):
         return
     x = case.flat(case.x)[:1].expand(TARGETS, *case.x.shape[case.x.dim() - case.manifold.ndim :])
-    missed = ~_reached(case, x, _walked(case, x))
+    y = _walked(case, x)
+    missed = _left(case, x, y, ~_reached(case, x, y))
     yield holds(not bool(missed.any()), f"{int(missed.sum())} of {TARGETS} walks of four steps are missed")
     many = case.at(TARGETS)
     y = many.point(3).reshape(TARGETS, -1, *x.shape[1:])[:, 0]
     missed = ~_reached(case, x, y)
     # neither way: another component, as of determinant -1
-    one_way = missed & _reached(case, y, x) if bool(missed.any()) else missed
+    one_way = _left(case, x, y, missed & _reached(case, y, x)) if bool(missed.any()) else missed
     yield holds(
         not bool(one_way.any()),
         f"{int(one_way.sum())} of {TARGETS} random points are missed, though from them x is reached",
@@ -63,6 +65,28 @@ def _reached(case: Case, x: Tensor, y: Tensor) -> Tensor:
     """
     reached = _descends(case, x, y, torch.inf)
     return reached if bool(reached.all()) else reached | _descends(case, x, y, 0.25)
+
+
+def _left(case: Case, x: Tensor, y: Tensor, missed: Tensor) -> Tensor:
+    """Which of the missed targets are missed too by descents from moves away from x.
+
+    A curved set may have points that are nearer to y than all around them, as the far side of a flat ellipsoid is.
+    """
+    for k in range(AWAY):
+        these = missed.nonzero().squeeze(-1)
+        if not len(these):
+            break
+        missed = missed.clone()
+        missed[these] = ~_descends(case, _away(case, x, k)[these], y[these], torch.inf)
+    return missed
+
+
+def _away(case: Case, x: Tensor, k: int) -> Tensor:
+    """The engine's own move from x, along random coordinates as long as x; x where that is no point."""
+    e, gaussian = case.engine, torch.randn(x.shape, generator=case.generator(20 + k), dtype=x.dtype, device=x.device)
+    c = e.coordinates(x, gaussian)
+    y = e.move(x, case.times(case.size(x) / case.size(c).clamp_min(1e-3), c))
+    return torch.where(per_point(case.manifold.contains(y), case.manifold.ndim), y, x)
 
 
 def _descends(case: Case, x: Tensor, y: Tensor, bend: float) -> Tensor:
