@@ -12,7 +12,7 @@ from ._case import Case, Finding, holds, theorem
 
 TARGETS = 4
 STEPS = 100
-AWAY = 8
+AWAY = 24
 HALVINGS = 24
 NEAR = 1e-4  # of a target: near enough, as nothing is between
 
@@ -68,7 +68,7 @@ def _reached(case: Case, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _left(case: Case, x: Tensor, y: Tensor, missed: Tensor) -> Tensor:
-    """Which of the missed targets are missed too by descents from moves away from x.
+    """Which of the missed targets are missed too by descents from moves away from x, one after the other.
 
     A curved set may have points that are nearer to y than all around them, as the far side of a flat ellipsoid is.
     """
@@ -76,8 +76,8 @@ def _left(case: Case, x: Tensor, y: Tensor, missed: Tensor) -> Tensor:
         these = missed.nonzero().squeeze(-1)
         if not len(these):
             break
-        missed = missed.clone()
-        missed[these] = ~_descends(case, _away(case, x, k)[these], y[these], torch.inf)
+        missed, x = missed.clone(), _away(case, x, k)
+        missed[these] = ~_descends(case, x[these], y[these], torch.inf)
     return missed
 
 
