@@ -40,15 +40,17 @@ REASONS: Mapping[str, str] = {
     ),
     "step-ball": (
         "a row of ten numbers is short for torch: an entrywise product with one number a row takes twice as long as a "
-        "plain one, and so does a product with itself and its sum. The step has five such sums, down from "
-        "thirteen, and five such products; Adam has none. It works through rows that fit the cache. Tried besides: "
-        "columns in the place of rows (the transpositions cost what they save), native sums of products (slower)."
+        "plain one, and so does a product with itself and its sum. The step has four such sums, down from "
+        "thirteen, and five such products; Adam has none. Rows fit the last cache. Tried besides: "
+        "columns in the place of rows (the transpositions cost what they save), native sums of products (slower), "
+        "the numbers written out for each entry (one pass more than it saves), chunks for the second cache (calls)."
     ),
     "step-grassmann": (
         "the matrices are small enough for calls to be most of the time: looks for writes from outside and for "
         "gradients that are not finite, which the dozen lines of numpy do not have, cost as much as their whole step, "
-        "and torch's own Adam, without any geometry, takes half of it. Ours has three products for momentum, gradient "
-        "and norm, and two for the polar factor."
+        "and torch's own Adam, without any geometry, takes half of it. Ours has two products for momentum, gradient "
+        "and norm, both of twice the columns, and two for the polar factor: half of its time; the other half is not "
+        "geometry."
     ),
     "muon-3x512": (
         "the exact msign of a real skew matrix is a singular value decomposition, 15 to 18 u at n = 512 on one thread; "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._points import broadcast, check_axes, length
 from .base import NearestPointManifold, check_ndim, tolerance
+from .engine import Engine
 from .kernels import truncation
 from .kernels.linalg import may_look
 from .kernels.transforms import whole
@@ -48,12 +49,14 @@ class FixedRank(NearestPointManifold):
     def project(self, x: Points, a: Points) -> Points:
         """U U^H A + A V V^H - U U^H A V V^H."""
         x, a = broadcast(self, x, a)
-        u, v = truncation.sides(x, self.rank)
-        left = u @ (u.mH @ a)
-        return left + ((a - left) @ v) @ v.mH
+        return _projected(a, *truncation.sides(x, self.rank))
 
     def nearest(self, x: Points) -> Points:
         """sum over i <= r of s_i u_i v_i^H. Raises ValueError where s_r is 0 to rounding."""
+        return truncation.truncated(x, self.rank, self._decomposed(x))
+
+    def _decomposed(self, x: Points) -> truncation.Decomposition:
+        """(U, s, V). Raises ValueError where s_r is 0 to rounding."""
         self.dim(x.shape)
         u, s, v = truncation.svd(x)
         if may_look(x) and bool(whole(s[..., self.rank - 1] <= self._least(s)).any()):
@@ -61,7 +64,7 @@ class FixedRank(NearestPointManifold):
                 f"a matrix of rank below {self.rank} has no nearest point on {self}; got shape {tuple(x.shape)} with "
                 f"one. Give a start of that rank, init='haar', or a smaller rank."
             )
-        return truncation.truncated(x, self.rank, (u, s, v))
+        return u, s, v
 
     def dim(self, shape: Sequence[int]) -> int:
         """r (n + m - r) for each matrix. Raises ValueError where a side is shorter than r."""
@@ -82,6 +85,24 @@ class FixedRank(NearestPointManifold):
         off = length(x - truncation.truncated(x, self.rank, (u, s, v)), 2) / torch.where(size == 0, 1, size)
         return torch.where((s[..., self.rank - 1] > self._least(s)) | off.isnan(), off, torch.inf)
 
+    def _engine(self) -> Engine:
+        return _FixedRankEngine(self)
+
     def _least(self, s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """What a singular value is 0 below."""
         return tolerance(s.dtype) / 16 * s[..., 0]
+
+
+class _FixedRankEngine(Engine):
+    manifold: FixedRank
+
+    def travel(self, x: Points, c: Points, size: float | Tensor) -> tuple[Points, Points]:
+        """As defined, with one decomposition: that of X + size C has the singular vectors of Y."""
+        rank, ahead = self.manifold.rank, x + size * c
+        u, _, v = known = self.manifold._decomposed(ahead)
+        return truncation.truncated(ahead, rank, known), _projected(c, u[..., :rank], v[..., :rank])
+
+
+def _projected(a: Points, u: Points, v: Points) -> Points:
+    left = u @ (u.mH @ a)
+    return left + ((a - left) @ v) @ v.mH

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from .kernels import arcs, ball
 Points = Float[Tensor, "*batch n"]
 Numbers = Float[Tensor, "*batch 1"]
 AXIS = (-1,)
+NOTHING = (lambda: None), 0, None
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ class _Conformal(Engine):
     """Coordinates are h v, whose Euclidean inner product is the metric."""
 
     manifold: PoincareBall
+    _known: tuple[Callable[[], Tensor | None], int, Numbers | None] = NOTHING
+    """The points of the last `mix`, whose step is still to come, how often they were written to, and k |x|^2."""
 
     def coordinates(self, x: Points, a: Points) -> Points:
         return broadcast(self.manifold, x, a)[1]
@@ -190,11 +194,16 @@ class _Conformal(Engine):
 
     def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
         """As defined, in one pass."""
-        return ball.mix(x, stored, g, keep, add, -self.manifold.curvature)
+        mixed, square, far = ball.mix(x, stored, g, keep, add, -self.manifold.curvature)
+        if not x.is_inference():  # whose tensors do not count how often they are written to
+            self._known = weakref.ref(x), x._version, far
+        return mixed, square
 
     def travel(self, x: Points, c: Points, size: float | Tensor) -> tuple[Points, Points]:
         """As defined; on CPU in one pass."""
-        at = ball.travel(x, c, size, -self.manifold.curvature, super().travel)
+        (of, version, far), self._known = self._known, NOTHING
+        far = far if of() is x and version == x._version else None
+        at = ball.travel(x, c, size, -self.manifold.curvature, far, super().travel)
         return super().travel(x, c, size) if at is None else at
 
     def is_long(self, x: Points, c: Points) -> bool:

@@ -1,5 +1,5 @@
 """torch <- manifolds <- constraints <- tutorials, benchmarks, tests, and kernels <- retractions <- families inside
-manifolds: who may import whom."""
+manifolds: who may import whom; and how long a file may be."""
 
 from __future__ import annotations
 
@@ -84,6 +84,13 @@ def violations(file: str, source: str) -> list[str]:
                 found += [f"{file} imports {n}" for n in inside(file, source) if not (n + ".").startswith(prefixes)]
     later = tuple(f"{name}." for name in MAY_NOT_IMPORT.get(file, ()))
     return found + [f"{file} imports {n}" for n in inside(file, source) if later and (n + ".").startswith(later)]
+
+
+def test_no_source_has_more_than_300_lines() -> None:
+    places = [*MAY_IMPORT, "benchmarks", "tutorials", "docs/_ext"]
+    lengths = {f: len(f.read_text().splitlines()) for place in places for f in (ROOT / place).rglob("*.py")}
+    assert len(lengths) > 200
+    assert {file.relative_to(ROOT).as_posix(): n for file, n in lengths.items() if n > 300} == {}
 
 
 def test_both_packages_are_looked_at() -> None:

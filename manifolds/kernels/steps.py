@@ -21,6 +21,9 @@ from .tiny import batch_last, is_batch_last, norms, skew_squares
 Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]
 
+FEW = 2**13
+"""Fewer numbers than this are few: a call of torch takes longer than its arithmetic."""
+
 FEW_DIGITS = 1 / 16
 """Below this part of |G|^2 the norm of the gradient is not the difference of |G|^2 and the normal part."""
 
@@ -67,9 +70,19 @@ def mix_tall(
 
 
 def mix_horizontal(x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Numbers] | None:
-    """(keep P(M) + add grad, |grad|^2) with P(M) = M - X X^H M and grad = P(G), as in `mix_tall`: |G|^2 - |A|^2."""
+    """(keep P(M) + add grad, |grad|^2) with P(M) = M - X X^H M and grad = P(G), as in `mix_tall`: |G|^2 - |A|^2.
+
+    Of few numbers, where each call counts and a product with twice the columns takes no longer, P([G M]) at once.
+    """
     if not may_look(x):
         return None
+    if x.numel() < FEW:
+        axis = -2 if is_wide(x) else -1
+        both = torch.cat((g, stored), axis)
+        left, right = (both @ x.mH, x) if is_wide(x) else (x, x.mH @ both)
+        grad, m = both.baddbmm_(left, right, alpha=-1).chunk(2, axis)
+        square = (grad.conj() * grad).real if grad.is_complex() else grad * grad  # vector_norm is slow across memory
+        return _mixed(m, grad, keep, add, stored), square.sum((-2, -1))
     a = gram(x, g)
     total, normal = _squares(g), norms(a)
     square = torch.addcmul(total, normal, normal, value=-1)
@@ -134,9 +147,10 @@ def _keeps_digits(square: Numbers, total: Numbers) -> bool:
     return torch.sub(square, total, alpha=FEW_DIGITS).amin().item() >= 0
 
 
-def _mixed(m: Points, c: Points, keep: float, add: float) -> Points:
-    """keep M + add C, in the memory of M."""
-    return m.lerp_(c, add) if keep + add == 1 else m.mul_(keep).add_(c, alpha=add)
+def _mixed(m: Points, c: Points, keep: float, add: float, out: Points | None = None) -> Points:
+    """keep M + add C, in the memory of out, that of M if None."""
+    out = m if out is None else out
+    return torch.lerp(m, c, add, out=out) if keep + add == 1 else torch.mul(m, keep, out=out).add_(c, alpha=add)
 
 
 def _squares(a: Tensor) -> Numbers:

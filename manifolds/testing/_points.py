@@ -86,7 +86,7 @@ def _(case: Case) -> Iterator[Finding]:
     batch = case.at(2)
     for bad in (torch.nan, torch.inf):
         x = batch.x.clone()
-        x[0].view(-1)[0] = bad
+        x[0][(0,) * x[0].dim()] = bad
         try:
             residual = case.manifold.residual(x)
         except Exception as error:

@@ -9,6 +9,7 @@ import torch
 
 from manifolds import Correlation, Oblique, PositiveDefinite
 from manifolds.testing import check_manifold
+from manifolds.testing._case import THEOREMS, Case
 
 F64 = torch.float64
 
@@ -20,6 +21,15 @@ def points(count: int, n: int = 4, dtype: torch.dtype = F64) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(3, 3), (1, 1), (2, 4, 4)], ids=str)
 def test_the_contract(shape: tuple[int, ...]) -> None:
     check_manifold(Correlation, shape)
+
+
+@pytest.mark.parametrize(("n", "seeds"), [(4, [8, 11, 128, 180]), (5, [25, 30, 31, 188])])
+def test_descent_comes_to_far_targets_from_anywhere(n: int, seeds: list[int]) -> None:
+    """Also from starts where long steps end at the boundary: singular matrices, from where all ways are short."""
+    (reach,) = (theorem for theorem in THEOREMS if theorem.name == "move: reach")
+    for seed in seeds:
+        case = Case(Correlation(), (n, n), F64, torch.device("cpu"), seed)
+        assert [finding.where for finding in reach.check(case) if not finding.holds] == []
 
 
 def test_products() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from manifolds import BlockSpec, Euclidean, FixedRank, Manifold, ProductManifold, Stiefel
+from manifolds.engine import Engine, engine
 from manifolds.kernels import truncation
 from manifolds.testing import check_manifold
 
@@ -55,6 +58,16 @@ def test_the_nearest_point_is_that_of_numpy(dtype: torch.dtype) -> None:
     u, s, vh = np.linalg.svd(a.numpy(), full_matrices=False)
     expected = (u[..., :2] * s[..., None, :2]) @ vh[..., :2, :]
     assert np.allclose(FixedRank(2).nearest(a).numpy(), expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+@pytest.mark.parametrize("size", [0.0, -0.1, "one a point"])
+def test_a_step_by_one_decomposition_is_the_step(dtype: torch.dtype, size: Any) -> None:
+    m, x = FixedRank(2), of_rank(2, 3, 6, 4, dtype=dtype)
+    c = m.project(x, noise(3, 6, 4, seed=1, dtype=dtype))
+    size = torch.tensor([0.1, -2.0, 0.0], dtype=F64)[:, None, None] if isinstance(size, str) else size
+    found, expected = (travel(x, c.clone(), size) for travel in (engine(m).travel, Engine(m).travel))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore")  # of forward mode, as it compiles its own rules

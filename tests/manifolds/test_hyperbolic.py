@@ -246,6 +246,23 @@ def test_one_pass_of_a_step_is_the_step(k: float, dtype: torch.dtype, size: Any,
     torch.testing.assert_close(square.double(), expected_square, rtol=0, atol=64 * eps)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_mix_has_found_of_points_serves_these_points_only(inference: bool, monkeypatch: Any) -> None:
+    """travel at the points of the last mix, at others, and at the same ones written to in between."""
+    monkeypatch.setattr(ball, "CHUNK", 64 * 6 * 8)
+    e = engine(PoincareBall())
+    with torch.inference_mode(inference):
+        x, c, g = (t.clone() for t in cloud(-1.0, F64))
+        for change in (lambda: None, lambda: x.mul_(0.5)):
+            e.mix(x, c.clone(), g, 0.9, 0.1)
+            change()
+            found = e.travel(x, c.clone(), 0.1)
+            expected = e.travel(x, c.clone(), 0.1)  # which has no mix before it
+            e.mix(0.3 * x, c.clone(), g, 0.9, 0.1)
+            assert all(map(torch.equal, found, expected))
+            assert all(map(torch.equal, e.travel(x, c.clone(), 0.1), expected))
+
+
 def test_the_carried_vector_keeps_its_length_near_the_boundary() -> None:
     x, c, _ = cloud(-1.0, torch.float32)
     _, stored = engine(PoincareBall()).travel(x, c.clone(), 1e-2)

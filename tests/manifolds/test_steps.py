@@ -27,6 +27,7 @@ SHAPES = {
     "square": (3, 20, 20),
     "tall": (3, 24, 6),
     "wide": (3, 6, 24),
+    "many numbers": (3, 500, 6),
     "almost square": (2, 20, 19),
     "column": (4, 9, 1),
 }
@@ -77,7 +78,7 @@ def test_mix_is_its_definition(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64], ids=str)
-@pytest.mark.parametrize("shape", [(3, 40, 6), (3, 6, 40)])
+@pytest.mark.parametrize("shape", [(3, 40, 6), (3, 6, 40), (3, 500, 6), (3, 6, 500)])
 @pytest.mark.parametrize("manifold", MIXED, ids=str)
 @pytest.mark.parametrize("part", [1.0, 1e-1, 1e-3, 1e-5])
 def test_the_norm_of_a_small_gradient_is_exact(
