@@ -1,6 +1,6 @@
-"""Which gates of a GRU to hold: the table of docs/choosing.md, `python -m benchmarks.gates`, half an hour on one core.
+"""Which gates to hold: the table of docs/choosing.md, `python -m benchmarks.gates`, half an hour on one core.
 
-Handwritten digits pixel by pixel, a GRU of 64, one optimizer and one rate for all of the network.
+Handwritten digits pixel by pixel, a GRU or LSTM of 64, one optimizer and one rate for all of the network.
 """
 
 from __future__ import annotations
@@ -19,36 +19,41 @@ from manifolds import Euclidean, Manifold, Scaled, Stiefel
 from manifolds.compositions import Composition
 
 HIDDEN, BATCH, TRAINED = 64, 50, 1400
-HELD: dict[str, Callable[[], Manifold | Composition] | None] = {
+HELD: dict[str, Callable[[int], Manifold | Composition] | None] = {
     "free": None,
-    "Stiefel**3": lambda: Stiefel**3,
-    "Euclidean**2 * Stiefel": lambda: Euclidean**2 * Stiefel,
-    "Scaled(Stiefel)**3": lambda: Scaled(Stiefel) ** 3,
+    "all": lambda gates: Stiefel**gates,  # Stiefel**3
+    "state": lambda gates: Euclidean**2 * Stiefel if gates == 3 else Euclidean**2 * Stiefel * Euclidean,
+    "scaled": lambda gates: Scaled(Stiefel) ** gates,  # Scaled(Stiefel)**3
 }
+"""state: the gate that carries the state, n of a GRU, g of an LSTM."""
+CELLS: dict[str, type[nn.GRU | nn.LSTM]] = {"GRU": nn.GRU, "LSTM": nn.LSTM}
 
 
 class Reader(nn.Module):
     """Reads pixels, (64, batch, 1), and names the digit, (batch, 10)."""
 
-    def __init__(self, bias: float) -> None:
+    def __init__(self, cell: str, bias: float) -> None:
         super().__init__()
-        self.gru, self.classify = nn.GRU(1, HIDDEN), nn.Linear(HIDDEN, 10)
-        with torch.no_grad():
-            self.gru.bias_hh_l0[HIDDEN : 2 * HIDDEN] += bias  # type: ignore[operator, index]
+        self.rnn, self.classify = CELLS[cell](1, HIDDEN), nn.Linear(HIDDEN, 10)
+        with torch.no_grad():  # of z of a GRU, f of an LSTM: both keep the state
+            self.rnn.bias_hh_l0[HIDDEN : 2 * HIDDEN] += bias  # type: ignore[operator, index]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        scores: Tensor = self.classify(self.gru(pixels)[0][-1])
+        scores: Tensor = self.classify(self.rnn(pixels)[0][-1])
         return scores
 
 
-def trained(held: str, trivialized: bool, lr: float, bias: float, steps: int, seed: int) -> tuple[float, float]:
+def trained(
+    cell: str, held: str, trivialized: bool, lr: float, bias: float, steps: int, seed: int
+) -> tuple[float, float]:
     """(mean training loss of the last 50 steps, accuracy on digits that were not trained on)."""
     torch.manual_seed(seed)
-    net, make = Reader(bias), HELD[held]
+    net, make = Reader(cell, bias), HELD[held]
+    gates = 3 if cell == "GRU" else 4
     if make is not None and trivialized:
-        constrain(net, "gru.weight_hh_l0", make())
+        constrain(net, "rnn.weight_hh_l0", make(gates))
     elif make is not None:
-        constrain(net, "gru.weight_hh_l0", make(), Riemannian())
+        constrain(net, "rnn.weight_hh_l0", make(gates), Riemannian())
     adam = torch.optim.Adam if trivialized or make is None else RiemannianAdam
     optimizer = adam(net.parameters() if adam is torch.optim.Adam else net, lr=lr)  # type: ignore[arg-type]
     digits = load_digits()
@@ -71,6 +76,7 @@ def trained(held: str, trivialized: bool, lr: float, bias: float, steps: int, se
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cell", default="GRU", choices=list(CELLS))
     parser.add_argument("--lr", type=float, nargs="*", default=[3e-3, 1e-2])
     parser.add_argument("--bias", type=float, nargs="*", default=[0.0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -84,11 +90,11 @@ def main(arguments: list[str]) -> None:
             for held in given.held:
                 for engine in given.engines[:1] if HELD[held] is None else given.engines:
                     runs = [
-                        trained(held, engine == "trivialized", lr, bias, given.steps, seed)
+                        trained(given.cell, held, engine == "trivialized", lr, bias, given.steps, seed)
                         for seed in range(given.seeds)
                     ]
                     found = "  ".join(f"{loss:.3f} {100 * right:.1f} %" for loss, right in runs)
-                    sys.stdout.write(f"lr {lr:g}  bias {bias:g}  {held:24}  {engine:12}  {found}\n")
+                    sys.stdout.write(f"{given.cell}  lr {lr:g}  bias {bias:g}  {held:8}  {engine:12}  {found}\n")
                     sys.stdout.flush()
 
 
