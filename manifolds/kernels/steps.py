@@ -148,9 +148,9 @@ def _keeps_digits(square: Numbers, total: Numbers) -> bool:
 
 
 def _mixed(m: Points, c: Points, keep: float, add: float, out: Points | None = None) -> Points:
-    """keep M + add C, in the memory of out, that of M if None."""
-    out = m if out is None else out
-    return torch.lerp(m, c, add, out=out) if keep + add == 1 else torch.mul(m, keep, out=out).add_(c, alpha=add)
+    """keep M + add C, in the memory of out, that of M if None. Where C is recorded torch takes no out=."""
+    m = m if out is None else out.copy_(m)
+    return m.lerp_(c, add) if keep + add == 1 else m.mul_(keep).add_(c, alpha=add)
 
 
 def _squares(a: Tensor) -> Numbers:
