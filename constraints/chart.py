@@ -99,11 +99,18 @@ def _change(coordinates: Any, optimizers: Sequence[Optimizer]) -> Momentum:
             there: Tensor = held.engine.recenter(base, point, c, m.to(c.dtype))
             return there.to(m.dtype)
 
-        if known:
-            for each in optimizers:
-                pairs += changed(each.state.get(parameter, {}), change, manifold)
-        if parameter.grad is not None:
-            pairs.append((parameter.grad, change(whole(parameter.grad))))
+        try:
+            if known:
+                for each in optimizers:
+                    pairs += changed(each.state.get(parameter, {}), change, manifold)
+            if parameter.grad is not None:
+                pairs.append((parameter.grad, change(whole(parameter.grad))))
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"the base of {held.name}, shape {tuple(base.shape)}, cannot move to the weight with the momentum of "
+                f"its optimizer: a factorization fails, so far away it is, or so near the edge of {manifold}. Train "
+                f"with smaller steps, or make the optimizer anew, and rebase then."
+            ) from error
     fine = point.isfinite().all()  # no base is made of what is not; NaN stays in the coordinates, to be seen
     left = torch.where(fine, 0, original)
     for old, new in pairs:

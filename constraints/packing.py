@@ -50,7 +50,8 @@ class Packing:
             readings = [(f"each {noun}", BlockSpec(rows=sizes or len(names), axis=0)), ("the stack", whole)]
         if heads is not None:
             total = heads * len(names) if isinstance(heads, int) else sum(heads)
-            readings.append(("each head", BlockSpec.pattern("(head d) e -> head d e", head=total)))
+            of = f" of {', '.join(names)}" if len(names) > 1 else ""
+            readings.append((f"each head{of}", BlockSpec.pattern("(head d) e -> head d e", head=total)))
         return cls(what, tuple(readings))
 
 

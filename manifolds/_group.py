@@ -88,10 +88,11 @@ class SquareEngine(Engine):
         return inner(c, d, 2) / 2 if self._canonical else inner(c, d, 2)
 
     def recenter(self, x: Square, y: Square, c: Square, m: Square) -> Square:
-        """As defined; for Cayley (I - C/2) M (I + C/2), less what has a trace for `special`; a series for `exp`."""
+        """As defined; for Cayley (I - C/2) M (I + C/2), less what has a trace for `special`; for `exp` by a series, or
+        eigenvalues where C is long."""
         if self._retraction is exp:
             carried, short = chart.exponential(c, m)
-            return carried if not may_look(c) or bool(short.all()) else super().recenter(x, y, c, m)
+            return carried if not may_look(c) or bool(short.all()) else chart.exponential_of_any(c, m)
         if not self._by_cayley:
             return super().recenter(x, y, c, m)
         return chart.cayley_special(c, m) if self._special and m.is_complex() else chart.cayley(c, m)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import manifolds
 from constraints import AveragedModel, Riemannian, Trivialization, constrain
 from constraints.optim import RiemannianAdam
 from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
 from manifolds.engine import engine
+from manifolds.positive_definite import Metric
 
 RETRACTIONS = (retractions.cayley, retractions.exp, retractions.polar, retractions.qr)
 
@@ -325,3 +327,38 @@ def test_an_average_over_changes_of_chart_is_that_of_the_weights() -> None:
         expected = SpecialOrthogonal().nearest(torch.lerp(expected, weight, 1 / (n + 1))) if n else weight
     assert not torch.equal(module.parametrizations.w[0].base_point, start)
     torch.testing.assert_close(average.module.w.detach(), expected, rtol=0, atol=1e-9)
+
+
+WILD: list[tuple[Manifold, tuple[int, ...]]] = [
+    *((Stiefel(retraction=each), shape) for each in RETRACTIONS for shape in ((8, 8), (12, 4))),
+    *((manifolds.PositiveDefinite(metric), (6, 6)) for metric in get_args(Metric)),
+    (manifolds.Grassmann(), (12, 4)),
+    (manifolds.PoincareBall(), (6, 4)),
+    (manifolds.Hyperboloid(), (6, 4)),
+    (manifolds.Simplex(), (6, 4)),
+    (manifolds.DoublyStochastic(), (5, 5)),
+    (manifolds.FixedRank(2), (6, 5)),
+    (manifolds.Correlation(), (5, 5)),
+]
+
+
+@pytest.mark.parametrize("lr", [0.3, 3.0])
+@pytest.mark.parametrize(("manifold", "shape"), WILD, ids=str)
+def test_a_rate_that_is_far_too_large_is_no_crash(manifold: Manifold, shape: tuple[int, ...], lr: float) -> None:
+    """The base moves where it can; where the weight has no value any more, or none in float32, a ValueError says so."""
+    net = nn.Module()
+    net.weight = nn.Parameter(manifold.random(*shape))
+    constrain(net, "weight", manifold)
+    optimizer, target = torch.optim.Adam(net.parameters(), lr=lr), manifold.random(*shape)
+    try:
+        for _ in range(15):
+            optimizer.zero_grad()
+            (net.weight - target).square().sum().backward()
+            optimizer.step()
+        weight = net.weight.detach()
+    except ValueError as error:
+        if "has no value" not in str(error):
+            raise
+        return
+    near_edge = isinstance(manifold, manifolds.Correlation)  # where rounding makes it singular
+    assert near_edge or bool(manifold.contains(weight).all())

@@ -98,6 +98,24 @@ def test_gradients_change_as_the_jacobians_say(
     assert (flat(found) - expected).norm() <= 1e3 * torch.finfo(torch.float64).eps * max(1.0, float(expected.norm()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=["real", "complex"])
+@pytest.mark.parametrize("length", [3.0, 30.0, 300.0])
+@pytest.mark.parametrize("manifold", [Orthogonal(retractions.exp), SpecialOrthogonal(retractions.exp)], ids=str)
+def test_gradients_change_however_far_exp_went(manifold: Manifold, length: float, dtype: torch.dtype) -> None:
+    """As above; by eigenvalues, for iterations take seconds where exp bends much."""
+    x = manifold.random(4, 4, dtype=dtype)
+    c = engine(manifold).coordinates(x, torch.randn(4, 4, dtype=dtype))
+    c = c * (length / float(c.abs().max()))
+    y, u = engine(manifold).move(x, c), torch.randn(4, 4, dtype=dtype)
+    old = dense(lambda c: engine(manifold).move(x, engine(manifold).coordinates(x, c)), c)
+    new = dense(lambda c: engine(manifold).move(y, engine(manifold).coordinates(y, c)), torch.zeros_like(c))
+    found, expected = engine(manifold).recenter(x, y, c, _as(old.T @ flat(u), c)), new.T @ flat(u)
+    sizes = torch.linalg.svdvals(old)
+    condition = float(sizes[0] / sizes[sizes > 1e-9][-1])
+    bound = 1e2 * max(1, length) * condition * torch.finfo(torch.float64).eps * float(expected.norm())
+    assert (flat(found) - expected).norm() <= bound
+
+
 def _as(numbers: Tensor, like: Tensor) -> Tensor:
     if like.is_complex():
         return torch.view_as_complex(numbers.reshape(*like.shape, 2))
