@@ -8,7 +8,7 @@ REASONS: Mapping[str, str] = {
     "step-20000x3": (
         "one batched product of 3 x 3 matrices (u) takes as long as Adam's whole step, and a step on the manifold "
         "needs three, with a few passes between them. Batch last in memory, in one tile for each thread, products "
-        "are three times faster, and the step takes 2.9 to 3.0 times Adam's time, down from 3.6. The same sequence of "
+        "are three times faster, and the step takes 2.9 to 3.5 times Adam's time, down from 3.6. The same sequence of "
         "torch's operations written out by hand, with the looks for writes from outside and for gradients that are "
         "not finite, takes 2.0 times. What lies between is calls: some forty views of tensors and a hundred "
         "functions of Python, which a training step finds out of the processor's cache. Tried besides: cross "
@@ -28,7 +28,7 @@ REASONS: Mapping[str, str] = {
         "that is not finite, which POGO does not look for, and some thirty calls of torch."
     ),
     "step-64x64x64": (
-        "the ratio is 2.05 to 2.2 from run to run, and more where gradients are noisy, for then the series needs a "
+        "the ratio is 1.7 to 3.0 from run to run, and more where gradients are noisy, for then the series needs a "
         "term less. Ours are three products and ten passes over memory, one of them a transposition that takes "
         "as long as two others and a half. Working through the matrices in chunks that fit the cache was tried and "
         "gained nothing."
