@@ -17,7 +17,7 @@ REASONS: Mapping[str, str] = {
     ),
     "step-4096x8": (
         "one batched product of 8 x 8 matrices (u) takes half of Adam's whole step, and a step on the manifold "
-        "needs three, and to transpose one matrix takes as long as half of one. The ratio is 2.55 to 2.75 from run "
+        "needs three, and to transpose one matrix takes as long as half of one. The ratio is 2.4 to 3.5 from run "
         "to run. The same operations in one function written out by hand take 2.3 times Adam's time, the looks for "
         "writes from outside (6 % of ours) and for gradients that are not finite (3 %) among them; the rest is "
         "bookkeeping. Tried besides: products batch last in memory (slower), the series with its sums inside of the "
