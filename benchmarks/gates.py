@@ -54,8 +54,8 @@ def trained(
         constrain(net, "rnn.weight_hh_l0", make(gates))
     elif make is not None:
         constrain(net, "rnn.weight_hh_l0", make(gates), Riemannian())
-    adam = torch.optim.Adam if trivialized or make is None else RiemannianAdam
-    optimizer = adam(net.parameters() if adam is torch.optim.Adam else net, lr=lr)  # type: ignore[arg-type]
+    by_torch = trivialized or make is None
+    optimizer = torch.optim.Adam(net.parameters(), lr) if by_torch else RiemannianAdam(net, lr)
     digits = load_digits()
     order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
     images = torch.tensor(digits.data, dtype=torch.float32)[order].T.unsqueeze(-1) / 16

@@ -46,9 +46,10 @@ class BuresWasserstein(Metric):
         return sym(x + v + half @ x @ half)
 
     def retract(self, x: Square, v: Square) -> Square:
-        """T X T with T = L + (I + L^2)^1/2, which is I + L to first order, and positive as far as it goes."""
-        t = hermitian.above(lyapunov(x, sym(v)))
-        return sym(t @ x @ t)
+        """T X T with T = L + (I + L^2)^1/2, which is I + L to first order, and positive as far as it goes. As a square:
+        rounding in X, times a T that is long where X is nearly singular, would make it indefinite."""
+        root = hermitian.above(lyapunov(x, sym(v))) @ cholesky(x)
+        return sym(root @ root.mH)
 
     def log(self, x: Square, y: Square) -> Square:
         """(X Y)^1/2 + (Y X)^1/2 - 2 X, where (X Y)^1/2 = R (R^H Y R)^1/2 R^-1 for X = R R^H."""

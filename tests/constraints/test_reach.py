@@ -15,7 +15,7 @@ from constraints import AveragedModel, Riemannian, Trivialization, constrain
 from constraints.optim import RiemannianAdam
 from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
 from manifolds.engine import engine
-from manifolds.positive_definite import Metric
+from manifolds.positive_definite import Name
 
 RETRACTIONS = (retractions.cayley, retractions.exp, retractions.polar, retractions.qr)
 
@@ -331,7 +331,7 @@ def test_an_average_over_changes_of_chart_is_that_of_the_weights() -> None:
 
 WILD: list[tuple[Manifold, tuple[int, ...]]] = [
     *((Stiefel(retraction=each), shape) for each in RETRACTIONS for shape in ((8, 8), (12, 4))),
-    *((manifolds.PositiveDefinite(metric), (6, 6)) for metric in get_args(Metric)),
+    *((manifolds.PositiveDefinite(metric), (6, 6)) for metric in get_args(Name)),
     (manifolds.Grassmann(), (12, 4)),
     (manifolds.PoincareBall(), (6, 4)),
     (manifolds.Hyperboloid(), (6, 4)),
@@ -351,7 +351,7 @@ def test_a_rate_that_is_far_too_large_is_no_crash(manifold: Manifold, shape: tup
     constrain(net, "weight", manifold)
     optimizer, target = torch.optim.Adam(net.parameters(), lr=lr), manifold.random(*shape)
     try:
-        for _ in range(15):
+        for _ in range(25):
             optimizer.zero_grad()
             (net.weight - target).square().sum().backward()
             optimizer.step()
@@ -360,5 +360,10 @@ def test_a_rate_that_is_far_too_large_is_no_crash(manifold: Manifold, shape: tup
         if "has no value" not in str(error):
             raise
         return
-    near_edge = isinstance(manifold, manifolds.Correlation)  # where rounding makes it singular
-    assert near_edge or bool(manifold.contains(weight).all())
+    if isinstance(
+        manifold, manifolds.PositiveDefinite | manifolds.Correlation
+    ):  # eigenvalues below rounding may be lost
+        lost = 16 * torch.finfo(weight.dtype).eps * float(weight.norm())
+        weight = weight + lost * torch.eye(len(weight))
+        weight = weight / (1 + lost) if isinstance(manifold, manifolds.Correlation) else weight
+    assert bool(manifold.contains(weight).all())

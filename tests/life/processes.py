@@ -15,6 +15,9 @@ from tests.seeds import follow
 
 Note = Callable[[str, object], None]
 
+Ran = tuple[list[Any], list[tuple[str, object]]]
+"""What processes returned, by rank, and what is to be noted of it."""
+
 Work = Callable[..., Any]
 """work(rank, *args): what each of them does; what it returns is for the test."""
 

@@ -27,7 +27,7 @@ from constraints.sharding import local, whole
 from manifolds import Stiefel
 from manifolds.compositions import LowRank
 
-from .processes import Note, two_processes
+from .processes import Ran, two_processes
 
 DOUBLE = torch.float64
 EPS = torch.finfo(DOUBLE).eps
@@ -231,18 +231,11 @@ def _others(rank: int) -> Any:
 
 
 @pytest.fixture(scope="module")
-def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[tuple[str, object]]]:
+def _ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     notes: list[tuple[str, object]] = []
     root = tmp_path_factory.mktemp("sharded")
     ran = [two_processes(work, root, lambda *note: notes.append(note)) for work in (_work, _others)]
     return [{**first, **second} for first, second in zip(*ran, strict=True)], notes
-
-
-@pytest.fixture
-def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Note) -> list[Any]:
-    for note in _ran[1]:
-        record_property(*note)
-    return _ran[0]
 
 
 @pytest.fixture(scope="module")

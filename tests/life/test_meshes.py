@@ -15,7 +15,6 @@ from constraints.optim import RiemannianAdam, RiemannianMuon
 from constraints.sharding import whole
 from manifolds import Manifold, Orthogonal, Stiefel
 
-from .processes import Note, processes
 from .test_fully_shard import refusal
 
 DOUBLE = torch.float64
@@ -35,6 +34,7 @@ PLACED: dict[str, tuple[Any, Any]] = {  # axis of each of the two mesh axes
     "two axes, the other way": (1, 0),
     "one axis twice": (0, 0),
 }
+PROCESSES = 4
 OPTIMIZERS: dict[str, Any] = {"Adam": RiemannianAdam, "Muon": RiemannianMuon}
 METHODS: dict[str, Method] = {"Riemannian": Riemannian(), "Trivialization": Trivialization()}
 STEPS = 3
@@ -111,20 +111,6 @@ def _work(rank: int) -> Any:
     found["one axis"] = refusal(lambda: RiemannianAdam(twice, 1e-2))
     found["trivialized"] = refusal(lambda: planned(_net(METHODS["Trivialization"]), line))
     return found
-
-
-@pytest.fixture(scope="module")
-def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[tuple[str, object]]]:
-    notes: list[tuple[str, object]] = []
-    root = tmp_path_factory.mktemp("meshes")
-    return processes(4, _work, root, lambda *note: notes.append(note), seconds=150), notes
-
-
-@pytest.fixture
-def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Note) -> list[Any]:
-    for note in _ran[1]:
-        record_property(*note)
-    return _ran[0]
 
 
 @pytest.mark.timeout(320)

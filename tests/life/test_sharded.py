@@ -15,7 +15,6 @@ from constraints import check_agreement, constrain, unconstrain
 from constraints.method import Method
 from manifolds import Stiefel
 
-from .processes import Note, two_processes
 from .subjects import ENGINES, adam
 from .test_fully_shard import refusal
 
@@ -69,20 +68,6 @@ def _work(rank: int) -> Any:
             found[kind, way] = net[0].weight.detach()
             found[kind, way, "agreement"] = refusal(partial(check_agreement, net))
     return found
-
-
-@pytest.fixture(scope="module")
-def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[tuple[str, object]]]:
-    notes: list[tuple[str, object]] = []
-    ranks = two_processes(_work, tmp_path_factory.mktemp("sharded"), lambda *note: notes.append(note))
-    return ranks, notes
-
-
-@pytest.fixture
-def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Note) -> list[Any]:
-    for note in _ran[1]:
-        record_property(*note)
-    return _ran[0]
 
 
 @pytest.mark.parametrize("method", ENGINES, ids=repr)

@@ -14,8 +14,6 @@ from constraints.optim import RiemannianAdam, RiemannianMuon, RiemannianSGD
 from constraints.sharding import local, whole
 from manifolds import Euclidean, Manifold, Orthogonal, Stiefel
 
-from .processes import Note, processes
-
 DOUBLE = torch.float64
 CASES: dict[str, tuple[Manifold, tuple[int, ...], int, torch.dtype]] = {
     "batch": (Stiefel(), (4, 5, 3), 0, DOUBLE),
@@ -29,6 +27,7 @@ CASES: dict[str, tuple[Manifold, tuple[int, ...], int, torch.dtype]] = {
     "float32": (Orthogonal(), (6, 6), 0, torch.float32),
     "half precision": (Orthogonal(), (6, 6), 0, torch.bfloat16),
 }
+PROCESSES = 4
 OPTIMIZERS: dict[str, Any] = {
     "Adam": partial(RiemannianAdam, lr=1e-2),
     "SGD": partial(RiemannianSGD, lr=1e-2),
@@ -106,20 +105,6 @@ def _work(rank: int) -> Any:
 
     mesh = init_device_mesh("cpu", (4,))
     return {kind: _lived(kind, mesh) for kind in OPTIMIZERS}
-
-
-@pytest.fixture(scope="module")
-def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[tuple[str, object]]]:
-    notes: list[tuple[str, object]] = []
-    root = tmp_path_factory.mktemp("life")
-    return processes(4, _work, root, lambda *note: notes.append(note), seconds=150), notes
-
-
-@pytest.fixture
-def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Note) -> list[Any]:
-    for note in _ran[1]:
-        record_property(*note)
-    return _ran[0]
 
 
 @pytest.mark.timeout(320)

@@ -15,8 +15,6 @@ from constraints.method import Method
 from constraints.optim import RiemannianAdam
 from manifolds import Orthogonal
 
-from .processes import Note, two_processes
-
 KINDS: dict[str, Any] = {"GRU": (nn.GRU, 3), "LSTM": (nn.LSTM, 4), "RNN": (nn.RNN, 1)}
 METHODS: dict[str, Method | None] = {"Trivialization": Trivialization(), "Riemannian": Riemannian(), "none": None}
 SHARDED = ("as part of the model", "for itself")
@@ -80,19 +78,6 @@ def _work(rank: int) -> Any:
             trained = _train(net, _adam(net, METHODS[method]), slice(2 * rank, 2 * rank + 2))
             found[case] = {key: t.full_tensor() if hasattr(t, "full_tensor") else t for key, t in trained.items()}
     return found
-
-
-@pytest.fixture(scope="module")
-def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[tuple[str, object]]]:
-    notes: list[tuple[str, object]] = []
-    return two_processes(_work, tmp_path_factory.mktemp("rnn"), lambda *note: notes.append(note)), notes
-
-
-@pytest.fixture
-def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Note) -> list[Any]:
-    for note in _ran[1]:
-        record_property(*note)
-    return _ran[0]
 
 
 def _apart(case: tuple[str, str, str], ranks: list[Any]) -> float:

@@ -18,7 +18,7 @@ from constraints.sharding import whole
 from manifolds import Euclidean, Manifold, Orthogonal, Sphere, Stiefel
 from manifolds.positive_definite import PositiveDefinite
 
-from .processes import Note, two_processes
+from .processes import Ran, two_processes
 from .test_fully_shard import refusal
 
 DOUBLE = torch.float64
@@ -210,17 +210,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def _ran(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[tuple[str, object]]]:
+def _ran(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     notes: list[tuple[str, object]] = []
     root = tmp_path_factory.mktemp("steps")
     return two_processes(_work, root, lambda *note: notes.append(note), str(folder / "saved")), notes
-
-
-@pytest.fixture
-def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Note) -> list[Any]:
-    for note in _ran[1]:
-        record_property(*note)
-    return _ran[0]
 
 
 @pytest.mark.parametrize(

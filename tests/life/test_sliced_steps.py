@@ -16,7 +16,6 @@ from constraints.optim import RiemannianAdam, RiemannianAdamW, RiemannianSGD
 from constraints.sharding import local, whole
 from manifolds import BlockSpec, Grassmann, Manifold, ProductManifold, Stiefel
 
-from .processes import Note, processes
 from .test_fully_shard import refusal
 
 DOUBLE = torch.float64
@@ -47,6 +46,7 @@ CASES = {
     "float32": Case(Stiefel(), (9, 3), 0, torch.float32),
     "half precision": Case(Stiefel(), (9, 3), 0, torch.bfloat16),
 }
+PROCESSES = 4
 OPTIMIZERS: dict[str, Any] = {
     "Adam": partial(RiemannianAdam, lr=1e-2, amsgrad=True),
     "Adam, lazy": partial(RiemannianAdam, lr=1e-2, lazy=True),
@@ -208,20 +208,6 @@ def _work(rank: int) -> Any:
     }
     found["optimum"] = _near_an_optimum(_tall(meshes[4]), meshes[4])
     return {**found, **_refused(rank, meshes[4]), **_on_an_accelerator(rank, meshes[4])}
-
-
-@pytest.fixture(scope="module")
-def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[tuple[str, object]]]:
-    notes: list[tuple[str, object]] = []
-    root = tmp_path_factory.mktemp("sliced")
-    return processes(4, _work, root, lambda *note: notes.append(note), seconds=150), notes
-
-
-@pytest.fixture
-def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Note) -> list[Any]:
-    for note in _ran[1]:
-        record_property(*note)
-    return _ran[0]
 
 
 @pytest.mark.timeout(320)

@@ -17,8 +17,6 @@ from constraints import Riemannian, Trivialization, constrain
 from constraints.optim import RiemannianAdam
 from manifolds import Manifold, Orthogonal, Stiefel
 
-from .processes import Note, two_processes
-
 COUNT = 2
 ONE = 8  # bytes of a number
 WORD = 4  # and of a truth that all agree on
@@ -138,19 +136,6 @@ def _work(rank: int) -> Any:
     found: dict[Any, Any] = {name: _step(name, mesh) for name in CASES}
     methods = {"none": None, "Riemannian": Riemannian(), "Trivialization": Trivialization()}
     return {**found, **{("pass", name): _pass(method, mesh) for name, method in methods.items()}}
-
-
-@pytest.fixture(scope="module")
-def _ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[tuple[str, object]]]:
-    notes: list[tuple[str, object]] = []
-    return two_processes(_work, tmp_path_factory.mktemp("traffic"), lambda *note: notes.append(note)), notes
-
-
-@pytest.fixture
-def ranks(_ran: tuple[list[Any], list[tuple[str, object]]], record_property: Note) -> list[Any]:
-    for note in _ran[1]:
-        record_property(*note)
-    return _ran[0]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -34,7 +34,7 @@ from manifolds import (
     Symmetric,
 )
 from manifolds import retractions as r
-from manifolds.positive_definite import Metric
+from manifolds.positive_definite import Name
 
 F64, C128 = torch.float64, torch.complex128
 
@@ -63,7 +63,7 @@ SECOND_ORDER: list[tuple[Manifold, tuple[int, ...]]] = [
     (Skew(), (4, 4)),
     (Correlation(), (4, 4)),
     (Positive(), (4,)),
-    *[(PositiveDefinite(metric), (4, 4)) for metric in get_args(Metric)],
+    *[(PositiveDefinite(metric), (4, 4)) for metric in get_args(Name)],
 ]  # fmt: skip
 FIRST_ORDER: list[tuple[Manifold, tuple[int, ...]]] = [
     (Stiefel(retraction=r.qr), (6, 3)),
