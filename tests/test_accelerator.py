@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+import manifolds
 from benchmarks.accelerator import report
 from benchmarks.accelerator.__main__ import SECONDS, all_checks, main
 from benchmarks.accelerator.checks import Check, Place, require, run_all, write
 from benchmarks.accelerator.pretend import Waits, pretended
+from benchmarks.accelerator.waiting import POINTS
 
 # The peers give warnings of their own, which are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -69,6 +72,23 @@ def test_a_read_is_seen_where_waiting_is_forbidden() -> None:
     x = torch.ones(3)
     with Waits(), pytest.raises(RuntimeError, match="waits for the device"):
         float(x[:2].sum().reshape(1).item())
+
+
+def test_a_factorization_that_is_checked_is_seen_too() -> None:
+    with Waits(), pytest.raises(RuntimeError, match="waits for the device"):
+        torch.linalg.cholesky(torch.eye(2))
+
+
+def test_every_set_is_asked_whether_it_waits() -> None:
+    concrete = {
+        getattr(manifolds, name)
+        for name in manifolds.__all__
+        if isinstance(getattr(manifolds, name), type)
+        and issubclass(getattr(manifolds, name), manifolds.Manifold)
+        and not inspect.isabstract(getattr(manifolds, name))
+    }
+    asked = {manifolds.ProductManifold} | {type(manifold) for manifold, _ in POINTS.values()}
+    assert concrete - asked == set()
 
 
 def test_what_is_pretended_is_undone() -> None:

@@ -18,6 +18,8 @@ ANSWERS = {
     "is_many_tiny": lambda shape, on_cpu: False,  # an order of memory that only a processor has
 }
 WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+FACTORIZES = ("_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_pinv", "linalg_matrix_exp")
+"""What torch asks a device about before it returns, of values of its own."""
 
 
 @contextmanager
@@ -36,7 +38,7 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func).removeprefix("aten.").partition(".")[0]
-        if name in WAITS and not all(_is_host(a) for a in args if isinstance(a, torch.Tensor)):
+        if name in FACTORIZES or (name in WAITS and not all(_is_host(a) for a in args if isinstance(a, torch.Tensor))):
             raise RuntimeError(f"{func} waits for the device")
         return func(*args, **(kwargs or {}))
 

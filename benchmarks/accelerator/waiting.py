@@ -12,8 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from constraints import Riemannian, Trivialization, constrain
-from constraints.optim import RiemannianAdam, RiemannianSGD
-from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
+from constraints.optim import Retracted, RiemannianAdam, RiemannianAdamW, RiemannianMuon, RiemannianSGD
+from manifolds import (
+    Correlation,
+    DoublyStochastic,
+    Euclidean,
+    FixedRank,
+    Grassmann,
+    Hyperboloid,
+    Manifold,
+    Oblique,
+    Orthogonal,
+    PoincareBall,
+    Positive,
+    PositiveDefinite,
+    Simplex,
+    Skew,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+    Symmetric,
+    retractions,
+)
 
 from .checks import Check, Numbers, Place, require
 
@@ -30,7 +50,26 @@ POINTS: dict[str, tuple[Manifold, tuple[int, ...]]] = {
     "tall, qr": (Stiefel(retraction=retractions.qr), (40, 6)),
     "tall, cayley": (Stiefel(retraction=retractions.cayley), (40, 6)),
     "square, exp": (Orthogonal(retractions.exp), (64, 64)),
+    "Grassmann": (Grassmann(), (40, 6)),
+    "Oblique": (Oblique(), (8, 6)),
+    "Euclidean": (Euclidean(2), (8, 6)),
+    "Symmetric": (Symmetric(), (8, 8)),
+    "Skew": (Skew(), (8, 8)),
+    "Positive": (Positive(), (8,)),
+    "positive definite": (PositiveDefinite(), (50, 4, 4)),
+    "positive definite, log-Euclidean": (PositiveDefinite("log-euclidean"), (50, 4, 4)),
+    "positive definite, log-Cholesky": (PositiveDefinite("log-cholesky"), (50, 4, 4)),
+    "positive definite, Bures-Wasserstein": (PositiveDefinite("bures-wasserstein"), (50, 4, 4)),
+    "Correlation": (Correlation(), (8, 8)),
+    "Correlation of rank 3": (Correlation(3), (8, 3)),
+    "Simplex": (Simplex(), (50, 8)),
+    "DoublyStochastic": (DoublyStochastic(), (8, 8)),
+    "PoincareBall": (PoincareBall(), (50, 8)),
+    "Hyperboloid": (Hyperboloid(), (50, 8)),
+    "FixedRank": (FixedRank(3), (16, 12)),
 }
+WAITING = ("square, exp", "positive definite, log-Euclidean", "positive definite, Bures-Wasserstein", "FixedRank")
+"""Which may wait, as docs/accelerators.md says."""
 
 Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -38,29 +77,33 @@ OPTIMIZERS: dict[str, Make] = {
     "Adam, capturable, amsgrad": lambda groups: RiemannianAdam(groups, capturable=True, amsgrad=True),
     "SGD": RiemannianSGD,
     "SGD with momentum": lambda groups: RiemannianSGD(groups, momentum=0.9),
+    "AdamW": lambda groups: RiemannianAdamW(groups, 1e-3),
+    "Muon": lambda groups: RiemannianMuon(groups, 1e-3),
+    "Retracted": lambda groups: Retracted(torch.optim.AdamW(groups, 1e-3)),
 }
 
 
 def checks() -> Iterator[Check]:
     for which, make in OPTIMIZERS.items():
-        for name, (manifold, shape) in POINTS.items():
-            yield Check(SECTION, f"step of {which}: {name}", partial(step_waits, make, manifold, shape))
-    for name, (manifold, shape) in POINTS.items():
+        for name in POINTS:
+            yield Check(SECTION, f"step of {which}: {name}", partial(step_waits, make, name))
+    for name in POINTS:
         if name not in ("mixed", "packed"):
-            yield Check(SECTION, f"weight and gradient: {name}", partial(weight_waits, manifold, shape))
+            yield Check(SECTION, f"weight and gradient: {name}", partial(weight_waits, name))
     yield Check(SECTION, "a training step in a CUDA graph, Riemannian", captured)
     yield Check(SECTION, "a training step in a CUDA graph, trivialized", captured_trivialized)
     yield Check(SECTION, "torch.compile of a trivialized model", compiled)
 
 
-def step_waits(make: Make, manifold: Manifold, shape: tuple[int, ...], place: Place) -> Numbers:
+def step_waits(make: Make, name: str, place: Place) -> Numbers:
     """The fourth step: the first ones make state and plans."""
+    manifold, shape = POINTS[name]
     p = nn.Parameter(manifold.random(*shape).to(place.device))
     optimizer, g = make([{"params": [p], "manifold": manifold}]), torch.randn(shape).to(place.device)
     for _ in range(3):
         p.grad = g.clone()
         optimizer.step()
-    waits = _waits(optimizer.step, manifold, place)
+    waits = _waits(optimizer.step, name in WAITING, place)
     require(bool(manifold.contains(p.detach()).all()), "the step left the manifold")
     return waits
 
@@ -76,21 +119,22 @@ class Holder(nn.Module):
         return self.weight
 
 
-def weight_waits(manifold: Manifold, shape: tuple[int, ...], place: Place) -> Numbers:
+def weight_waits(name: str, place: Place) -> Numbers:
+    manifold, shape = POINTS[name]
     holder = constrain(Holder(manifold.random(*shape).to(place.device)), "weight", manifold)
     (p, *_), g = [p for p in holder.parameters() if p.requires_grad], torch.randn(shape).to(place.device)
     with torch.no_grad():
         p.add_(0.1 * torch.randn(shape).to(place.device))
     for _ in range(2):
         holder().backward(g)
-    waits = _waits(lambda: holder().backward(g), manifold, place)
+    waits = _waits(lambda: holder().backward(g), name in WAITING, place)
     require(bool(manifold.contains(holder().detach()).all()), "the weight is off the manifold")
     return waits
 
 
-def _waits(run: Callable[[], object], manifold: Manifold, place: Place) -> Numbers:
-    """Nothing waits but the exponential, whose length decides how it is computed; that is noted."""
-    if getattr(manifold, "retraction", None) is not retractions.exp:
+def _waits(run: Callable[[], object], may: bool, place: Place) -> Numbers:
+    """Whether it waits is noted of those that may, and an error of all others."""
+    if not may:
         with place.without_waiting():
             run()
         return {}
