@@ -11,24 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from constraints import Riemannian, Trivialization, constrain
+from constraints import Riemannian, Trivialization, constrain, report
+from constraints.method import Method
 from constraints.optim import Retracted, RiemannianAdam, RiemannianAdamW, RiemannianMuon, RiemannianSGD
 from manifolds import (
+    Composition,
     Correlation,
     DoublyStochastic,
     Euclidean,
     FixedRank,
     Grassmann,
+    Hurwitz,
     Hyperboloid,
+    Invertible,
+    Isospectral,
+    LowRank,
     Manifold,
     Oblique,
     Orthogonal,
+    Orthostochastic,
     PoincareBall,
     Positive,
     PositiveDefinite,
+    PositiveSemidefinite,
+    Scaled,
     Simplex,
     Skew,
     SpecialOrthogonal,
+    SpectralBall,
+    SpectralSphere,
     Sphere,
     Stiefel,
     Symmetric,
@@ -68,6 +79,13 @@ POINTS: dict[str, tuple[Manifold, tuple[int, ...]]] = {
     "Hyperboloid": (Hyperboloid(), (50, 8)),
     "FixedRank": (FixedRank(3), (16, 12)),
 }
+COMPOSED: dict[str, Composition] = {
+    str(c): c
+    for c in (
+        *(Hurwitz(0.1), Invertible(), Isospectral(), LowRank(2), Orthostochastic(), PositiveSemidefinite()),
+        *(Scaled(Stiefel), Scaled(Stiefel) ** 2, SpectralBall(), SpectralSphere()),
+    )
+}
 WAITING = ("square, exp", "positive definite, log-Euclidean", "positive definite, Bures-Wasserstein", "FixedRank")
 """Which may wait, as docs/accelerators.md says."""
 
@@ -90,6 +108,13 @@ def checks() -> Iterator[Check]:
     for name in POINTS:
         if name not in ("mixed", "packed"):
             yield Check(SECTION, f"weight and gradient: {name}", partial(weight_waits, name))
+    for name, composition in COMPOSED.items():
+        yield Check(
+            SECTION, f"training step: {name}, its parts held", partial(composed_waits, composition, Riemannian())
+        )
+        yield Check(
+            SECTION, f"training step: {name}, trivialized", partial(composed_waits, composition, Trivialization())
+        )
     yield Check(SECTION, "a training step in a CUDA graph, Riemannian", captured)
     yield Check(SECTION, "a training step in a CUDA graph, trivialized", captured_trivialized)
     yield Check(SECTION, "torch.compile of a trivialized model", compiled)
@@ -130,6 +155,28 @@ def weight_waits(name: str, place: Place) -> Numbers:
     waits = _waits(lambda: holder().backward(g), name in WAITING, place)
     require(bool(manifold.contains(holder().detach()).all()), "the weight is off the manifold")
     return waits
+
+
+def composed_waits(composition: Composition, method: Method, place: Place) -> Numbers:
+    """Forward and backward pass and step of one layer."""
+    layer = constrain(nn.Linear(8, 8).to(place.device), "weight", composition, method, init="haar")
+    x = torch.eye(8, device=place.device)
+    trained = [p for p in layer.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer = (
+        RiemannianAdam(layer, 1e-3) if isinstance(method, Riemannian) else torch.optim.Adam(trained, 1e-3)
+    )
+
+    def train() -> None:
+        optimizer.zero_grad()
+        layer(x).square().sum().backward()
+        optimizer.step()
+
+    for _ in range(3):
+        train()
+    with place.without_waiting():
+        train()
+    require(all(each.ok for each in report(layer)), "a part is off its set")
+    return {}
 
 
 def _waits(run: Callable[[], object], may: bool, place: Place) -> Numbers:
