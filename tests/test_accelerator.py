@@ -13,6 +13,8 @@ from benchmarks.accelerator import report
 from benchmarks.accelerator.__main__ import SECONDS, all_checks, main
 from benchmarks.accelerator.checks import Check, Place, require, run_all, write
 from benchmarks.accelerator.pretend import Waits, pretended
+from manifolds import Orthogonal, Stiefel
+from manifolds.kernels.linalg import may_wait
 
 # The peers give warnings of their own, which are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -69,6 +71,19 @@ def test_a_read_is_seen_where_waiting_is_forbidden() -> None:
     x = torch.ones(3)
     with Waits(), pytest.raises(RuntimeError, match="waits for the device"):
         float(x[:2].sum().reshape(1).item())
+
+
+def test_what_may_wait_is_seen_where_waiting_is_forbidden() -> None:
+    """A logarithm looks at values, on a pretended device too, and so raises its errors; in a step it is refused."""
+    x, y = torch.eye(4, 2), Stiefel().random(4, 2)
+    with pretended():
+        with pytest.raises(ValueError, match="no path on Orthogonal"):
+            Orthogonal().log(torch.eye(3), -torch.eye(3))
+        with Waits(), pytest.raises(RuntimeError, match="may be waited for"):
+            Stiefel().log(x, y)
+    assert not may_wait(x.to("meta"))
+    with Waits():  # or any other mode, as of what records a graph
+        assert not may_wait(x)
 
 
 def test_what_is_pretended_is_undone() -> None:
