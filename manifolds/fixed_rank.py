@@ -27,9 +27,9 @@ class FixedRank(NearestPointManifold):
     """{X in R^(n x m) : rank X = r}, complex for complex tensors, with the metric Re tr(U^H V).
 
     Points and tangent vectors are (..., n, m), dense; for X = U diag(s) V^H, T_X = {U A + B V^H}. `retract` is the
-    matrix of rank r nearest to X + V, second order. The set is not closed: matrices of rank r come as near as one likes
-    to lower rank, and what has a lower one to rounding is refused, as a start too. `LowRank` stores the factors, and
-    has rank at most r.
+    matrix of rank r nearest to X + V, second order; it and `project` are a few products with 2r + 2 columns. The set is
+    not closed: matrices of rank r come as near as one likes to lower rank, and what has a lower one to rounding is
+    refused, as a start too. `LowRank` stores the factors, and has rank at most r.
     rank: r, a positive integer.
     Raises ValueError for another rank, for shapes with a side shorter than r, and for matrices of lower rank, where
     their values may be looked at. Derivatives divide by no differences of singular values but those of a kept and a

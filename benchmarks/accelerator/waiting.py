@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from constraints import Riemannian, Trivialization, constrain
 from constraints.optim import RiemannianAdam, RiemannianSGD
-from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
+from manifolds import Euclidean, FixedRank, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
 
 from .checks import Check, Numbers, Place, require
 
@@ -27,6 +27,7 @@ POINTS: dict[str, tuple[Manifold, tuple[int, ...]]] = {
     "mixed": (Stiefel() * Euclidean() ** 2, (48, 16)),
     "many of 3 x 3": (SpecialOrthogonal(), (1000, 3, 3)),
     "sphere": (Sphere(), (50, 8)),
+    "rank 3": (FixedRank(3), (60, 40)),
     "tall, qr": (Stiefel(retraction=retractions.qr), (40, 6)),
     "tall, cayley": (Stiefel(retraction=retractions.cayley), (40, 6)),
     "square, exp": (Orthogonal(retractions.exp), (64, 64)),
@@ -46,7 +47,7 @@ def checks() -> Iterator[Check]:
         for name, (manifold, shape) in POINTS.items():
             yield Check(SECTION, f"step of {which}: {name}", partial(step_waits, make, manifold, shape))
     for name, (manifold, shape) in POINTS.items():
-        if name not in ("mixed", "packed"):
+        if name not in ("mixed", "packed", "rank 3"):  # the last takes singular values, as documented
             yield Check(SECTION, f"weight and gradient: {name}", partial(weight_waits, manifold, shape))
     yield Check(SECTION, "a training step in a CUDA graph, Riemannian", captured)
     yield Check(SECTION, "a training step in a CUDA graph, trivialized", captured_trivialized)

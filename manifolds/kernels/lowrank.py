@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from .linalg import cholesky, eye_like, may_wait, sym
+from .linalg import cholesky, may_wait
 from .transforms import whole
 
 Points = Inexact[Tensor, "*batch n m"]
@@ -47,20 +47,25 @@ def leading(a: Points, rank: int, products: int) -> tuple[Points, Points]:
     """(U, V), orthonormal bases of the leading singular subspaces, without waiting and without derivatives: as near as
     the product of so many ratios s_(r+1) / s_r is; any other rank r above it. NaN where A has a lower rank."""
     v, wide = _sketch(a, rank), torch.promote_types(a.dtype, torch.float64)
+    times = 3 if a.dtype == wide else 2  # the digits that float64 has more do for the third
     for left in range(products, 0, -1):
-        u, v = v, _by_cholesky((a @ v).to(wide), 1 if left > 2 else 3).to(a.dtype)
+        u, v = v, _by_cholesky((a @ v).to(wide), 1 if left > 2 else times).to(a.dtype)
         a = a.mH
     return (v, u) if products % 2 else (u, v)
 
 
 def _by_cholesky(y: Points, times: int) -> Points:
-    """A basis of the range, orthonormal after three times; after one it is at least not near to a lower rank."""
+    """A basis of the range, orthonormal after more than one time; else it is at least not near to a lower rank.
+
+    Source: Fukaya et al., Shifted Cholesky QR for computing the QR factorization of ill-conditioned matrices (2020).
+    """
     for k in range(times):
-        gram = sym(y.mH @ y)
+        gram = y.mH @ y
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
         if k == 0:  # what rounding may take from a factor that there is
-            least = torch.finfo(y.dtype).eps * y.shape[-1] * gram.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-            gram = gram + least[..., None, None] * eye_like(gram)
-        y = torch.linalg.solve_triangular(cholesky(gram).mH, y, upper=True, left=False)
+            diagonal.add_(diagonal.sum(-1, keepdim=True), alpha=torch.finfo(y.dtype).eps * y.shape[-1])
+        factor = cholesky(gram) if k else torch.linalg.cholesky_ex(gram).L
+        y = torch.linalg.solve_triangular(factor.mH, y, upper=True, left=False)
     return y
 
 
@@ -83,4 +88,4 @@ def _sketch(a: Points, columns: int) -> Inexact[Tensor, "m k"]:
     m = a.shape[-1]
     index = torch.arange(1, m * columns + 1, dtype=torch.int32, device=a.device) * 1664525 + 1013904223
     index = index * (index ^ (index >> 15)) * 1664525 + 1013904223  # modulo 2^32
-    return (index.to(a.dtype.to_real()) * 2.0**-31).reshape(m, columns).to(a.dtype)
+    return (index.to(a.real) * 2.0**-31).reshape(m, columns).to(a.dtype)
