@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,34 @@ from benchmarks.accelerator import report
 from benchmarks.accelerator.__main__ import SECONDS, all_checks, main
 from benchmarks.accelerator.checks import Check, Place, require, run_all, write
 from benchmarks.accelerator.pretend import Waits, pretended
-from manifolds import Orthogonal, Stiefel
+from benchmarks.accelerator.waiting import Holder
+from constraints import Riemannian, Trivialization, constrain
+from constraints.optim import RiemannianAdam
+from manifolds import (
+    Composition,
+    Correlation,
+    DoublyStochastic,
+    FixedRank,
+    Grassmann,
+    Hurwitz,
+    Hyperboloid,
+    Invertible,
+    Isospectral,
+    LowRank,
+    Manifold,
+    Oblique,
+    Orthogonal,
+    Orthostochastic,
+    PoincareBall,
+    PositiveDefinite,
+    PositiveSemidefinite,
+    Scaled,
+    Simplex,
+    SpectralBall,
+    SpectralSphere,
+    Sphere,
+    Stiefel,
+)
 from manifolds.kernels.linalg import may_wait
 
 # The peers give warnings of their own, which are not ours to mend.
@@ -75,15 +104,78 @@ def test_a_read_is_seen_where_waiting_is_forbidden() -> None:
 
 def test_what_may_wait_is_seen_where_waiting_is_forbidden() -> None:
     """A logarithm looks at values, on a pretended device too, and so raises its errors; in a step it is refused."""
-    x, y = torch.eye(4, 2), Stiefel().random(4, 2)
+    x = torch.eye(4, 2)
     with pretended():
         with pytest.raises(ValueError, match="no path on Orthogonal"):
             Orthogonal().log(torch.eye(3), -torch.eye(3))
         with Waits(), pytest.raises(RuntimeError, match="may be waited for"):
-            Stiefel().log(x, y)
+            Sphere().nearest(x)
     assert not may_wait(x.to("meta"))
     with Waits():  # or any other mode, as of what records a graph
         assert not may_wait(x)
+
+
+SETS: list[tuple[Manifold | Composition, tuple[int, ...]]] = [
+    *(
+        (Sphere(), (4, 9)),
+        (Oblique(), (9, 4)),
+        (Grassmann(), (9, 4)),
+        (Simplex(), (4, 9)),
+        (DoublyStochastic(), (6, 6)),
+    ),
+    *((Hyperboloid(), (4, 9)), (PoincareBall(), (4, 9)), (FixedRank(2), (14, 12)), (FixedRank(2), (5, 4))),
+    *((PositiveDefinite(name), (6, 6)) for name in ("affine-invariant", "log-euclidean", "log-cholesky")),
+    *((PositiveDefinite("bures-wasserstein"), (6, 6)), (Correlation(), (6, 6)), (Correlation(3), (6, 3))),
+    *((LowRank(2), (9, 6)), (SpectralBall(), (9, 6)), (SpectralSphere(), (9, 6)), (Isospectral(), (9, 6))),
+    *((Scaled(Sphere()), (4, 9)), (PositiveSemidefinite(2), (6, 6)), (Invertible(), (6, 6)), (Hurwitz(), (6, 6))),
+    (Orthostochastic(), (6, 6)),
+]
+WAITING = {"log-euclidean", "bures-wasserstein"}
+
+
+@pytest.mark.parametrize("trivialized", [False, True])
+@pytest.mark.parametrize(("manifold", "shape"), SETS, ids=str)
+def test_no_step_and_no_weight_waits(
+    manifold: Manifold | Composition, shape: tuple[int, ...], trivialized: bool
+) -> None:
+    """But those that docs/accelerators.md names."""
+    torch.manual_seed(0)
+    method = Trivialization() if trivialized else Riemannian()
+    holder = constrain(Holder(torch.zeros(shape)), "weight", manifold, method, init="haar")
+    optimizer = torch.optim.Adam(holder.parameters()) if trivialized else RiemannianAdam(holder, lr=1e-3)
+    g = torch.randn(shape)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        holder().backward(g)
+        optimizer.step()
+
+    waits = getattr(manifold, "metric", None) in WAITING or (isinstance(manifold, FixedRank) and trivialized)
+    with pretended():
+        for _ in range(3):
+            train()
+        with Waits(), pytest.raises(RuntimeError, match="waits for") if waits else nullcontext():
+            train()
+
+
+NOWHERE: dict[str, Callable[[], object]] = {
+    "zero vector": lambda: Sphere().nearest(torch.zeros(3)),
+    "zero column": lambda: Oblique().nearest(torch.zeros(3, 2)),
+    "rank below 2": lambda: FixedRank(2).nearest(torch.ones(3, 3)),
+    "rank below 1": lambda: FixedRank(1).retract(torch.ones(9, 9), -torch.ones(9, 9)),
+    "no nearest orthonormal": lambda: Stiefel().nearest(torch.zeros(4, 2)),
+    "no path": lambda: Orthogonal().log(torch.eye(3), -torch.eye(3)),
+    "finite": lambda: Sphere().mean(torch.full((3, 4), torch.nan)),
+}
+
+
+@pytest.mark.parametrize("why", NOWHERE)
+def test_an_accelerator_raises_the_errors_of_a_cpu(why: str) -> None:
+    with pytest.raises(ValueError, match=why.replace("column", "vector")) as plain:
+        NOWHERE[why]()
+    with pretended(), pytest.raises(ValueError, match=why.replace("column", "vector")) as found:
+        NOWHERE[why]()
+    assert str(found.value) == str(plain.value)
 
 
 def test_what_is_pretended_is_undone() -> None:

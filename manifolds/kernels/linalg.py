@@ -130,8 +130,8 @@ def may_look(x: Tensor) -> bool:
 
 
 def may_wait(x: Tensor) -> bool:
-    """Whether values may decide where an accelerator is waited for in any case, as for eigenvalues: not in what a graph
-    records. Never in a step of an optimizer or a trivialized weight, which ask `may_look`."""
+    """Whether values may decide where an accelerator may be waited for, as for eigenvalues it is in any case: not in
+    what a graph records. A step of an optimizer and a trivialized weight never wait: they ask `may_look`."""
     return not (is_traced() or x.is_meta or (x.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
