@@ -15,7 +15,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products
-from .tiny import MANY, batch_last, in_order_of, largest_norm, product, transposed
+from .tiny import batch_last, in_order_of, largest_norm, product
 from .transforms import in_forward_mode, is_batched, is_transformed
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
@@ -33,24 +33,6 @@ def skew(a: Square) -> Square:
 def sym(a: Square) -> Square:
     """(A + A^H) / 2."""
     return (a + a.mH).mul_(0.5)
-
-
-def skew_product(x: Square, g: Square, by: float) -> Square:
-    """by (X^H G - G^H X)."""
-    if _is_slow_across(x):
-        a = product(x.mT, g, alpha=-by)
-        return transposed(a).sub_(a)
-    a = product(x.mH, g, alpha=by)
-    return a - a.mH
-
-
-def _is_slow_across(a: Tensor) -> bool:
-    """Whether to write A^T first is faster than to read matrices like A across: where they are many and tiny, or the
-    numbers of a column fall on the same few lines of the cache."""
-    n = a.shape[-1]
-    if not ((n <= 12 and a.numel() >= MANY * n * n) or (n > 512 and n % 512 == 0)):
-        return False
-    return a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous() and a.is_cpu
 
 
 def eye_like(a: Square) -> Square:
@@ -145,6 +127,12 @@ def is_traced() -> bool:
 def may_look(x: Tensor) -> bool:
     """Whether values may decide: an accelerator would have to be waited for, and a graph has none."""
     return x.is_cpu and not is_traced()
+
+
+def may_wait(x: Tensor) -> bool:
+    """Whether values may decide where an accelerator may be waited for, as for eigenvalues it is in any case: not in
+    what a graph records. A step of an optimizer and a trivialized weight never wait: they ask `may_look`."""
+    return not (is_traced() or x.is_meta or (x.is_cuda and torch.cuda.is_current_stream_capturing()))
 
 
 def may_overwrite(x: Tensor) -> bool:

@@ -14,9 +14,9 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .cayley import Size
-from .linalg import inverse_sqrt_defect, may_look, newton_schulz, skew_product
+from .linalg import inverse_sqrt_defect, may_look, newton_schulz
 from .mend import MUCH, polish_reach
-from .tiny import batch_last, is_batch_last, norms, skew_squares
+from .tiny import batch_last, is_batch_last, norms, skew_product, skew_squares
 
 Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]

@@ -153,3 +153,21 @@ def total_norm(a: Inexact[Tensor, "..."]) -> float:
         return float(torch.linalg.vector_norm(a))
     flat = flat.view(-1)
     return math.sqrt(torch.dot(flat, flat).item())  # half the time of vector_norm
+
+
+def skew_product(x: Matrices, g: Matrices, by: float) -> Matrices:
+    """by (X^H G - G^H X), of square matrices."""
+    if _is_slow_across(x):
+        a = product(x.mT, g, alpha=-by)
+        return transposed(a).sub_(a)
+    a = product(x.mH, g, alpha=by)
+    return a - a.mH
+
+
+def _is_slow_across(a: Tensor) -> bool:
+    """Whether to write A^T first is faster than to read matrices like A across: where they are many and tiny, or the
+    numbers of a column fall on the same few lines of the cache."""
+    n = a.shape[-1]
+    if not ((n <= 12 and a.numel() >= MANY * n * n) or (n > 512 and n % 512 == 0)):
+        return False
+    return a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous() and a.is_cpu
