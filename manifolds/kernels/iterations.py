@@ -80,16 +80,17 @@ def resolvent_by_products(a: Square) -> Square:
 
     It is (I + U^2) / 2, with U the polar factor of I + A/2: all singular values are from 1 up to the condition.
     """
-    squares = a.mH @ a
-    # of its norm at least |A|^2 is there, twice in what is summed where A is real: its singular values come in pairs
+    squares = _times(a, a)  # -A^H A
+    # its norm is |A|^2 or more, and sqrt(2) times that where A is real: its singular values come in pairs
     square = torch.linalg.vector_norm(squares, dim=(-2, -1), keepdim=True) / (4 if a.is_complex() else 32**0.5)
     by = (1 + square).reciprocal()
     by = torch.where(by < torch.finfo(a.dtype).eps, torch.nan, by)
     root = by.sqrt()
     u = _shifted(a * (root / 2), root)
-    gram = _shifted(squares * (by / 4), by)
+    gram = _shifted(squares * (by / -4), by)
     for k, scale in enumerate(SCALES[a.dtype]):
-        u = fused(u, u, gram if k == 0 else u.mH @ u, 1.5 * scale, -0.5 * scale**3)
+        gram = gram if k == 0 else _times(u.mH if u.is_complex() else u.mT, u)
+        u = fused(u, u, gram, 1.5 * scale, -0.5 * scale**3)
     p = _shifted(fused(u, u, u, 0, 0.5), 0.5)
     return fused(p, p, fused(p, a, p, 1, -0.5), 2, -1)  # P as it is may be off by a part of it, for it may be small
 
@@ -98,6 +99,11 @@ def _shifted(a: Square, by: float | Tensor) -> Square:
     """A + by I, in the memory of A."""
     a.diagonal(dim1=-2, dim2=-1).add_(by if isinstance(by, float) else by[..., 0])
     return a
+
+
+def _times(a: Square, b: Square) -> Square:
+    """A B, without what torch does to find out which product that is."""
+    return torch.bmm(a, b) if a.dim() == b.dim() == 3 else a @ b
 
 
 def fused(c: Square, a: Square, b: Square, beta: float, alpha: float) -> Square:
