@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
+from .halves import REACH, SMALLEST, resolvent_by_halves
 from .iterations import fused
 from .linalg import (
     LU_BATCH,
@@ -43,8 +44,8 @@ def plain(x: Square, a: Square) -> Square:
 
 
 def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The move, and the LU factors and pivots of I + A/2 = (I - A/2)^H, empty unless made; on accelerators (I - A/2)^-1
-    and no pivots."""
+    """The move, and what inverts I - A/2: (I - A/2)^-1 and no pivots, or LU factors and pivots of I + A/2 =
+    (I - A/2)^H, or nothing, where it was not made."""
     none = a.new_empty(0)
     if _is_tiny(a):
         return _tiny(x, a), none, none
@@ -54,6 +55,10 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     norm = largest_norm(a)
     if (terms := _few_terms(a, norm)) is not None:
         return _series(x, a, 1.0, terms), none, none
+    if a.shape[-1] > SMALLEST and norm <= REACH:
+        p = resolvent_by_halves(a)
+        y = fused(x, x, p, -1, 2)
+        return (unit_columns(y, out=y) if a.shape[-1] >= LU_BATCH else y), p, none
     if not math.isfinite(norm):  # LU divides by an infinite pivot as if all were well
         x = x + (0 * a).sum((-2, -1), keepdim=True)
     lu, pivots = _factor(a)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
 from manifolds.engine import engine
 from manifolds.kernels import cayley, linalg
+from manifolds.kernels.halves import REACH, resolvent_by_halves
 from manifolds.kernels.iterations import inverse_sqrt_by_products, lyapunov_by_products
 from manifolds.kernels.linalg import inverse_sqrt, lyapunov, sym
 
@@ -95,6 +96,22 @@ def test_a_trivialized_square_is_right_at_any_length_or_nan(
     assert (y - (2 * x.to(wide) @ p - x)).abs().max() <= (10 + condition) * eps
     expected = p.mH @ x.to(wide).mH @ g @ p.mH
     assert (grad - expected).norm() <= n**0.5 * (10 + condition) * eps * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "even"), [(33, True), (33, False), (130, True), (130, False)])
+@pytest.mark.parametrize("norm", [0.0, 0.5, REACH])
+def test_an_inverse_by_halves_is_as_exact_as_one_with_pivots(
+    dtype: torch.dtype, n: int, even: bool, norm: float
+) -> None:
+    """Up to REACH: of the pivots, which gather some sqrt(n) eps, and nothing for |A|; odd sizes, and any order."""
+    a = skew_of_length(dtype, n, 1.0, even)
+    a = (a * (norm / torch.linalg.matrix_norm(a))).to(dtype).repeat(2, 1, 1)
+    a[1] *= -0.5
+    p = torch.linalg.inv(torch.eye(n, dtype=torch.complex128 if a.is_complex() else torch.float64) - a / 2)
+    for found in (resolvent_by_halves(a), resolvent_by_halves(a.mT.contiguous().mT), resolvent_by_halves(a[0])):
+        error = found - (p if found.dim() == 3 else p[0])
+        assert error.abs().max() <= (4 + n**0.5) * torch.finfo(dtype).eps
 
 
 @pytest.mark.usefixtures("pretended")
