@@ -14,11 +14,20 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from .iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products
+from .iterations import (
+    inverse_sqrt_by_products,
+    inverse_sqrt_in_basis,
+    lyapunov_by_products,
+    resolvent_by_products,
+)
 from .tiny import batch_last, in_order_of, largest_norm, product
 from .transforms import in_forward_mode, is_batched, is_transformed
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
+
+BY_PRODUCTS = 1024
+"""Up to this size an accelerator inverts I - A/2 by some 25 products; beyond, their arithmetic takes longer than a
+Cholesky factorization. 0: never."""
 
 Square = Inexact[Tensor, "*batch p p"]
 
@@ -57,6 +66,12 @@ def newton_schulz(x: Inexact[Tensor, "*batch n p"]) -> Inexact[Tensor, "*batch n
 def resolvent(a: Square) -> Square:
     """(I - A/2)^-1 for skew A. One factorization in all: dP = P dA P / 2, so the backward is two products."""
     return _inverse(a) if in_forward_mode() else _Resolvent.apply(a)  # type: ignore[no-untyped-call]
+
+
+def resolvent_of_any(a: Square) -> Square:
+    """`resolvent` without derivatives, where values are not looked at: of any length for which there are digits, else
+    NaN."""
+    return resolvent_by_products(a) if a.shape[-1] <= BY_PRODUCTS else _inverse_by_cholesky(a)
 
 
 def inverse_sqrt(s: Square) -> Square:
@@ -171,10 +186,13 @@ def _inverse(a: Tensor) -> Tensor:
 
 
 def _inverse_by_cholesky(a: Tensor) -> Tensor:
-    """(I - A/2)^-1 = (I + A/2)(I + A^H A/4)^-1, then one Newton step: no LU."""
+    """(I - A/2)^-1 = (I + A^H A/4)^-1 (I + A/2), then two Newton steps: no LU. NaN where they do not reach rounding."""
     eye = eye_like(a)
     factor = torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L
-    p = (eye + a / 2) @ torch.cholesky_solve(eye.expand(a.shape), factor)
+    p = torch.cholesky_solve(eye + a / 2, factor)
+    error = eye - (p - a @ p / 2)
+    near = torch.linalg.vector_norm(error, dim=(-2, -1), keepdim=True) < 1e-2  # 1e-8 after both
+    p = torch.where(near, p + p @ error, torch.nan)
     return 2 * p - p @ (p - a @ p / 2)
 
 
@@ -204,9 +222,7 @@ class _Skew(torch.autograd.Function):
 class _Resolvent(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor) -> Tensor:
-        if not on_accelerator(a):
-            return _inverse(a)
-        return _inverse_by_cholesky(a)
+        return resolvent_of_any(a) if on_accelerator(a) else _inverse(a)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
