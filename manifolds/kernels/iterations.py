@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from .tiny import product
+
 Square = Inexact[Tensor, "*batch p p"]
 
 ORDER = 4
@@ -23,15 +25,17 @@ def inverse_sqrt_by_products(s: Square) -> Square:
     """S^(-1/2) for Hermitian positive definite S, to about (20 + condition) eps; NaN where there is none."""
     eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
     bound = _bound(s)
-    y, z = s / bound, eye
-    for scale in SCALES[s.dtype]:  # Y stays Z S / bound, and Z Y comes to I
-        t = (3 * eye - scale**2 * (z @ y)) * (scale / 2)
-        y, z = y @ t, t @ z
-    z = z * bound.rsqrt()
-    z = (z + z.mH) / 2
-    near = z @ (s @ z)
-    found = torch.linalg.vector_norm(near - eye, dim=(-2, -1)) < 0.5
-    return torch.where(found[..., None, None], (3 * z - near @ z) / 2, torch.nan)
+    first, *scales = SCALES[s.dtype]
+    y = s / bound
+    t = torch.sub(eye, y, alpha=first**2 / 3)
+    y, z = product(y, t, alpha=1.5 * first), t * (1.5 * first)
+    for scale in scales:  # Y stays Z S / bound, and Z Y comes to I
+        t = torch.sub(eye, z @ y, alpha=scale**2 / 3)
+        y, z = product(y, t, alpha=1.5 * scale), product(t, z, alpha=1.5 * scale)
+    z = (z + z.mH) * (0.5 * bound.rsqrt())
+    off = z @ (s @ z) - eye
+    found = torch.linalg.vector_norm(off, dim=(-2, -1)) < 0.5
+    return torch.where(found[..., None, None], product(off, z, z, -0.5), torch.nan)
 
 
 def inverse_sqrt_in_basis(s: Square) -> Square:
@@ -68,9 +72,10 @@ def lyapunov_by_products(y: Square, c: Square) -> Square:
 
 
 def _bound(s: Square) -> Float[Tensor, "*batch 1 1"]:
-    """The smaller of two bounds of |S|: that of Frobenius and the largest row."""
-    rows = s.abs().sum(-1).amax(-1) if s.shape[-1] else s.abs().sum((-2, -1))
-    norm: Tensor = torch.minimum(torch.linalg.vector_norm(s, dim=(-2, -1)), rows)
+    """The largest row, which is no less than |S| and at most sqrt(p) |S|, as that of Frobenius, but 1 at S = I."""
+    if not s.shape[-1]:
+        return s.abs().sum((-2, -1), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(s, 1, dim=-1).amax(-1)
     return norm[..., None, None]
 
 

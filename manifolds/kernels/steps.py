@@ -69,13 +69,12 @@ def mix_tall(
     return minus(b, x, twice_n, 1.0, 0.5), square
 
 
-def mix_horizontal(x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Numbers] | None:
+def mix_horizontal(x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Numbers]:
     """(keep P(M) + add grad, |grad|^2) with P(M) = M - X X^H M and grad = P(G), as in `mix_tall`: |G|^2 - |A|^2.
 
-    Of few numbers, where each call counts and a product with twice the columns takes no longer, P([G M]) at once.
+    Of few numbers, where each call counts and a product with twice the columns takes no longer, P([G M]) at once. Where
+    values may not be looked at, a fourth product gives grad itself.
     """
-    if not may_look(x):
-        return None
     if x.numel() < FEW:
         axis = -2 if is_wide(x) else -1
         both = torch.cat((g, stored), axis)
@@ -84,6 +83,11 @@ def mix_horizontal(x: Points, stored: Points, g: Points, keep: float, add: float
         square = (grad.conj() * grad).real if grad.is_complex() else grad * grad  # vector_norm is slow across memory
         return _mixed(m, grad, keep, add, stored), square.sum((-2, -1))
     a = gram(x, g)
+    if not may_look(x):
+        left, right = (a, x) if is_wide(x) else (x, a)
+        grad = torch.baddbmm(g, left, right, alpha=-1)
+        b = _mixed(stored, grad, keep, add)
+        return minus(b, x, gram(x, b), 1.0, 1.0), _squares(grad)
     total, normal = _squares(g), norms(a)
     square = torch.addcmul(total, normal, normal, value=-1)
     if not _keeps_digits(square, total):

@@ -16,7 +16,7 @@ from manifolds.kernels.tiny import batch_last
 
 from ...values import is_near, master_dtype
 from .counting import count, counter
-from .limits import being_captured, can_look, is_fit, length, real_dtype, seen_and_fit, too_long, where
+from .limits import being_captured, can_look, is_fit, length, overwrite, real_dtype, seen_and_fit, too_long, where
 from .rows import Held, Kind, Leaf, Rows, Tiles, held, is_batch_last
 from .short import short_steps
 
@@ -236,7 +236,7 @@ class Bucket:
             self.state[key] = self._order(rows.contiguous())
             return
         kept = self.state[key].view(value.shape) if kept is None else kept
-        kept.copy_(self._keep(value, kept))
+        overwrite(kept, value, self.ok)
 
     # State, parameter by parameter -----------------------------------------------------------------------
 

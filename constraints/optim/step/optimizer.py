@@ -184,7 +184,9 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _count_skipped(self, plan: Plan) -> None:
         for bucket in plan.buckets:
             if bucket.ok is not None and not bucket.looks:
-                count = self._skipped.setdefault(bucket.device, torch.zeros((), dtype=torch.long, device=bucket.device))
+                count = self._skipped.get(bucket.device)
+                if count is None:
+                    count = self._skipped[bucket.device] = torch.zeros((), dtype=torch.long, device=bucket.device)
                 count += (~bucket.ok if bucket.seen is None else ~bucket.ok & bucket.seen).sum()
 
     # Parameters ------------------------------------------------------------------------------------------
