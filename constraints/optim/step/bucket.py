@@ -84,12 +84,12 @@ class Bucket:
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """Gather g. On an accelerator, note which points have a finite one and put zero for the others."""
         if self._gradients is not None:
-            self.g = self._gradients.read(cut)
+            g = self._gradients.read(cut)
         else:
-            self.g = self._order(cut[self.leaves[0].source].reshape(self.shape))
-        self.g = self.g.to(self.dtype)
-        self.seen, self.ok = None, None if self.looks else is_fit(self.g)
-        self.g = self._keep(self.g, 0)
+            g = self._order(cut[self.leaves[0].source].reshape(self.shape))
+        g = g if g.dtype == self.dtype else g.to(self.dtype)
+        self.seen, self.ok = None, None if self.looks else is_fit(g)
+        self.g = self._keep(g, 0)
 
     def keep_unseen(self) -> None:
         """In this step keep points whose gradient is zero. What moves is polished: drift is one number for all."""
