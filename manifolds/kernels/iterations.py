@@ -115,9 +115,10 @@ def fused(c: Square, a: Square, b: Square, beta: float, alpha: float) -> Square:
 
 
 def _bound(s: Square) -> Float[Tensor, "*batch 1 1"]:
-    """The smaller of two bounds of |S|: that of Frobenius and the largest row."""
-    rows = s.abs().sum(-1).amax(-1) if s.shape[-1] else s.abs().sum((-2, -1))
-    norm: Tensor = torch.minimum(torch.linalg.vector_norm(s, dim=(-2, -1)), rows)
+    """The largest row, which is no less than |S| and at most sqrt(p) |S|, as that of Frobenius, but 1 at S = I."""
+    if not s.shape[-1]:
+        return s.abs().sum((-2, -1), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(s, 1, dim=-1).amax(-1)
     return norm[..., None, None]
 
 

@@ -14,13 +14,8 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from .iterations import (
-    inverse_sqrt_by_products,
-    inverse_sqrt_in_basis,
-    lyapunov_by_products,
-    resolvent_by_products,
-)
-from .tiny import batch_last, in_order_of, largest_norm, product
+from .iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products, resolvent_by_products
+from .tiny import FEW, batch_last, in_order_of, largest_norm, product
 from .transforms import in_forward_mode, is_batched, is_transformed
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
@@ -89,8 +84,8 @@ def inverse_sqrt_defect(e: Square) -> Square | None:
     No derivatives."""
     if not may_look(e) or not e.numel():
         return None
-    terms = geometric_terms(largest_norm(e), e.dtype)
-    if terms > 8:
+    norm = torch.linalg.vector_norm(e).item() if e.numel() < FEW else largest_norm(e)  # a call takes longer than a term
+    if (terms := geometric_terms(norm, e.dtype)) > 8:
         return None
     t = e
     for k in range(terms, 1, -1):  # the k-th coefficient is -(2k - 1) / (2k) times the one before

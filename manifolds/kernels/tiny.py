@@ -18,6 +18,7 @@ from torch import Tensor
 SIDE = 8  # below this torch.bmm does not call a BLAS
 MANY = 512  # from so many on, vectors are worth their calls
 SMALL = 4  # up to this size a product is two passes over memory, on an accelerator
+FEW = 2**13  # fewer numbers than this: a call of torch takes longer than its arithmetic
 TILE = 1024  # matrices in a tile, or more, for it to be worth its calls
 
 Matrices = Inexact[Tensor, "*batch n p"]
@@ -147,7 +148,9 @@ def skew_squares(a: Matrices, by: float = 1.0) -> Float[Tensor, "*batch"]:
 
 
 def total_norm(a: Inexact[Tensor, "..."]) -> float:
-    """|A| over all entries of all matrices; Inf where its square overflows."""
+    """|A| over all entries of all matrices; Inf where it overflows, or the square of that of many."""
+    if a.numel() < FEW:  # one call in place of three
+        return float(torch.linalg.vector_norm(a).item())
     flat = a if a.is_contiguous() else a.movedim(-3, -1) if is_batch_last(a) else a
     if a.is_complex() or not flat.is_contiguous():
         return float(torch.linalg.vector_norm(a))

@@ -19,6 +19,7 @@ from .before import check_before
 from .bucket import Bucket
 from .checks import Group, check_group, name_in, warn_of_decay
 from .compiled import outside_of_graphs
+from .hooked import hooked
 from .loading import check_fits, check_loaded, name_of_value, named
 from .options import decays_in, moves, switches
 from .parts import tensors_only
@@ -86,6 +87,11 @@ class RiemannianOptimizer(Optimizer, ABC):
     @abstractmethod
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         """Where the points of the bucket go; changes the bucket's state."""
+
+    @staticmethod
+    def profile_hook_step(func: Any) -> Any:
+        """What torch makes of `step`: hooks before and after it, and a name for profilers, which costs most of that."""
+        return hooked(func)
 
     # A step ----------------------------------------------------------------------------------------------
 
@@ -184,7 +190,9 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _count_skipped(self, plan: Plan) -> None:
         for bucket in plan.buckets:
             if bucket.ok is not None and not bucket.looks:
-                count = self._skipped.setdefault(bucket.device, torch.zeros((), dtype=torch.long, device=bucket.device))
+                count = self._skipped.get(bucket.device)
+                if count is None:
+                    count = self._skipped[bucket.device] = torch.zeros((), dtype=torch.long, device=bucket.device)
                 count += (~bucket.ok if bucket.seen is None else ~bucket.ok & bucket.seen).sum()
 
     # Parameters ------------------------------------------------------------------------------------------
