@@ -46,7 +46,8 @@ def svd(a: Points, rank: int | None = None, *, known: bool = False) -> Decomposi
 def leading(a: Points, rank: int, products: int) -> tuple[Points, Points]:
     """(U, V), orthonormal bases of the leading singular subspaces, without waiting and without derivatives: as near as
     the product of so many ratios s_(r+1) / s_r is; any other rank r above it. NaN where A has a lower rank."""
-    v, wide = _sketch(a, rank), torch.promote_types(a.dtype, torch.float64)
+    v, has = _sketch(a, rank), a.device.type != "mps"  # which has no float64
+    wide = torch.promote_types(a.dtype, torch.float64) if has else a.dtype
     times = 3 if a.dtype == wide else 2  # the digits that float64 has more do for the third
     for left in range(products, 0, -1):
         u, v = v, _by_cholesky((a @ v).to(wide), 1 if left > 2 else times).to(a.dtype)
