@@ -25,6 +25,8 @@ from .transforms import in_forward_mode, is_batched, is_transformed
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
 
+ACROSS = 256  # from this size on, a column is slower to read than to write a row
+
 BY_PRODUCTS = 1024
 """Up to this size an accelerator inverts I - A/2 by some 25 products; beyond, their arithmetic takes longer than a
 Cholesky factorization. 0: never."""
@@ -36,6 +38,12 @@ def skew(a: Square) -> Square:
     """(A - A^H) / 2. Its derivative is itself: two passes over memory, where torch would take four."""
     if a.requires_grad and not is_traced() and not in_forward_mode():
         return _Skew.apply(a)  # type: ignore[no-any-return, no-untyped-call]
+    return _skew(a)
+
+
+def _skew(a: Square) -> Square:
+    if _is_slow_across(a) and not is_transformed(a):
+        return transposed(a).sub_(a).mul_(-0.5)
     return (a - a.mH).mul_(0.5)
 
 
@@ -54,10 +62,9 @@ def skew_product(x: Square, g: Square, by: float) -> Square:
 
 
 def _is_slow_across(a: Tensor) -> bool:
-    """Whether to write A^T first is faster than to read matrices like A across: where they are many and tiny, or the
-    numbers of a column fall on the same few lines of the cache."""
+    """Whether to write A^T first is faster than to read A across: of matrices that are many and tiny, or large."""
     n = a.shape[-1]
-    if not ((n <= 12 and a.numel() >= MANY * n * n) or (n > 512 and n % 512 == 0)):
+    if not ((n <= 12 and a.numel() >= MANY * n * n) or n >= ACROSS):
         return False
     return a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous() and a.is_cpu
 
@@ -216,7 +223,7 @@ def _inverse_sqrt(s: Tensor) -> Tensor:
 class _Skew(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor) -> Tensor:
-        return (a - a.mH).mul_(0.5)
+        return _skew(a)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
