@@ -23,22 +23,23 @@ def resolvent_by_halves(a: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*b
     """(I - A/2)^-1 for skew A with |A| <= REACH."""
     m = a.reshape(-1, *a.shape[-2:]) * -0.5
     m.diagonal(dim1=-2, dim2=-1).add_(1)
-    return _inverse(m).view(a.shape)
+    _invert(m)
+    return m.view(a.shape)
 
 
-def _inverse(m: Inexact[Tensor, "B n n"]) -> Inexact[Tensor, "B n n"]:
-    """M^-1."""
+def _invert(m: Inexact[Tensor, "B n n"]) -> None:
+    """Put M^-1 in the place of M: fresh memory costs as much as arithmetic on it."""
     n = m.shape[-1]
     if n <= SMALLEST:
-        return torch.linalg.inv_ex(m)[0]  # type: ignore[no-any-return]
+        m.copy_(torch.linalg.inv_ex(m)[0])
+        return
     k = n // 2
-    e, b, c = _inverse(m[:, :k, :k]), m[:, :k, k:], m[:, k:, :k]
+    e, b, c, t = m[:, :k, :k], m[:, :k, k:], m[:, k:, :k], m[:, k:, k:]
+    _invert(e)
     eb, ce = torch.bmm(e, b), torch.bmm(c, e)
-    t = _inverse(torch.baddbmm(m[:, k:, k:], c, eb, alpha=-1))
+    t.baddbmm_(c, eb, alpha=-1)
+    _invert(t)
     ebt = torch.bmm(eb, t)
-    p = torch.empty_like(m, memory_format=torch.contiguous_format)
-    p[:, :k, :k] = e.baddbmm_(ebt, ce)
-    torch.neg(ebt, out=p[:, :k, k:])
-    torch.neg(torch.bmm(t, ce), out=p[:, k:, :k])
-    p[:, k:, k:] = t
-    return p
+    e.baddbmm_(ebt, ce)
+    torch.neg(ebt, out=b)
+    torch.neg(torch.bmm(t, ce, out=eb.view(len(m), n - k, k)), out=c)

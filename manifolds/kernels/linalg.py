@@ -15,7 +15,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products, resolvent_by_products
-from .tiny import FEW, batch_last, in_order_of, largest_norm, product
+from .tiny import FEW, batch_last, in_order_of, is_slow_across, largest_norm, product, transposed
 from .transforms import in_forward_mode, is_batched, is_transformed
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
@@ -31,6 +31,12 @@ def skew(a: Square) -> Square:
     """(A - A^H) / 2. Its derivative is itself: two passes over memory, where torch would take four."""
     if a.requires_grad and not is_traced() and not in_forward_mode():
         return _Skew.apply(a)  # type: ignore[no-any-return, no-untyped-call]
+    return _skew(a)
+
+
+def _skew(a: Square) -> Square:
+    if is_slow_across(a) and not is_transformed(a):
+        return transposed(a).sub_(a).mul_(-0.5)
     return (a - a.mH).mul_(0.5)
 
 
@@ -199,7 +205,7 @@ def _inverse_sqrt(s: Tensor) -> Tensor:
 class _Skew(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor) -> Tensor:
-        return (a - a.mH).mul_(0.5)
+        return _skew(a)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

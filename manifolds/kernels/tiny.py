@@ -20,6 +20,7 @@ MANY = 512  # from so many on, vectors are worth their calls
 SMALL = 4  # up to this size a product is two passes over memory, on an accelerator
 FEW = 2**13  # fewer numbers than this: a call of torch takes longer than its arithmetic
 TILE = 1024  # matrices in a tile, or more, for it to be worth its calls
+ACROSS = 256  # from this size on, a column is slower to read than to write a row
 
 Matrices = Inexact[Tensor, "*batch n p"]
 
@@ -160,17 +161,16 @@ def total_norm(a: Inexact[Tensor, "..."]) -> float:
 
 def skew_product(x: Matrices, g: Matrices, by: float) -> Matrices:
     """by (X^H G - G^H X), of square matrices."""
-    if _is_slow_across(x):
+    if is_slow_across(x):
         a = product(x.mT, g, alpha=-by)
         return transposed(a).sub_(a)
     a = product(x.mH, g, alpha=by)
     return a - a.mH
 
 
-def _is_slow_across(a: Tensor) -> bool:
-    """Whether to write A^T first is faster than to read matrices like A across: where they are many and tiny, or the
-    numbers of a column fall on the same few lines of the cache."""
+def is_slow_across(a: Tensor) -> bool:
+    """Whether to write A^T first is faster than to read A across: of matrices that are many and tiny, or large."""
     n = a.shape[-1]
-    if not ((n <= 12 and a.numel() >= MANY * n * n) or (n > 512 and n % 512 == 0)):
+    if not ((n <= 12 and a.numel() >= MANY * n * n) or n >= ACROSS):
         return False
     return a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous() and a.is_cpu
