@@ -90,7 +90,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     @staticmethod
     def profile_hook_step(func: Any) -> Any:
-        """What torch makes of `step`: hooks before and after it, and a name for profilers, which costs most of that."""
+        """See `hooked`."""
         return hooked(func)
 
     # A step ----------------------------------------------------------------------------------------------
