@@ -87,10 +87,10 @@ def inverse_sqrt(s: Square) -> Square:
     return _InverseSqrt.apply(s)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
-def inverse_sqrt_defect(e: Square) -> Square | None:
+def inverse_sqrt_defect(e: Square, looks: bool = False) -> Square | None:
     """T = E - 3 E^2/4 + ..., (I + E)^(-1/2) = I - T/2, where E is so small that 8 terms reach rounding; else None.
-    No derivatives."""
-    if not may_look(e) or not e.numel():
+    No derivatives. looks: it is known that values may be looked at."""
+    if not (looks or may_look(e)) or not e.numel():
         return None
     norm = torch.linalg.vector_norm(e).item() if e.numel() < FEW else largest_norm(e)  # a call takes longer than a term
     if (terms := geometric_terms(norm, e.dtype)) > 8:
