@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from .autocast import without_autocast
 from .iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products, resolvent_by_products
 from .tiny import FEW, batch_last, in_order_of, is_slow_across, largest_norm, product, transposed
 from .transforms import in_forward_mode, is_batched, is_transformed
@@ -85,10 +85,10 @@ def inverse_sqrt(s: Square) -> Square:
     return _InverseSqrt.apply(s)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
-def inverse_sqrt_defect(e: Square) -> Square | None:
+def inverse_sqrt_defect(e: Square, looks: bool = False) -> Square | None:
     """T = E - 3 E^2/4 + ..., (I + E)^(-1/2) = I - T/2, where E is so small that 8 terms reach rounding; else None.
-    No derivatives."""
-    if not may_look(e) or not e.numel():
+    No derivatives. looks: it is known that values may be looked at."""
+    if not (looks or may_look(e)) or not e.numel():
         return None
     norm = torch.linalg.vector_norm(e).item() if e.numel() < FEW else largest_norm(e)  # a call takes longer than a term
     if (terms := geometric_terms(norm, e.dtype)) > 8:
@@ -154,25 +154,6 @@ def may_wait(x: Tensor) -> bool:
 def may_overwrite(x: Tensor) -> bool:
     """Whether results may be written into given memory: nothing is recorded, and x is one tensor."""
     return not torch.is_grad_enabled() and not in_forward_mode() and not is_transformed(x)
-
-
-AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
-
-
-def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward pass in the precision of its tensors, also where `loss.backward()` is called under autocast."""
-
-    @functools.wraps(backward)
-    def exact(ctx: Any, grad: Tensor | None, *rest: Any) -> Any:
-        device = "cpu" if grad is None else grad.device.type
-        # before torch 2.9 a graph cannot hold the question
-        has = device in AUTOCAST if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device)
-        if not has or not torch.is_autocast_enabled(device):
-            return backward(ctx, grad, *rest)
-        with torch.autocast(device, enabled=False):
-            return backward(ctx, grad, *rest)
-
-    return exact
 
 
 def _inverse(a: Tensor) -> Tensor:

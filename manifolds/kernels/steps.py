@@ -127,8 +127,8 @@ def straightened(x: Points, a: Points) -> Points:
 
 
 def polar_factor(y: Points) -> Points | None:
-    """That of Y near orthonormal; None where the condition of Y^H Y is more than one polish mends."""
-    t = inverse_sqrt_defect(e := off(y))
+    """That of Y near orthonormal; None where the condition of Y^H Y is more than one polish mends. Looks at values."""
+    t = inverse_sqrt_defect(e := off(y, looks=True), looks=True)
     if t is not None:
         left, right = (t, y) if is_wide(y) else (y, t)
         return torch.baddbmm(y, left, right, alpha=-0.5)
@@ -152,10 +152,10 @@ def gram(x: Points, a: Points) -> Inexact[Tensor, "B p p"]:
     return torch.bmm(a, x.mH) if is_wide(x) else torch.bmm(x.mH, a)
 
 
-def off(y: Points) -> Inexact[Tensor, "B p p"]:
-    """Y^H Y - I; Y Y^H - I for wide matrices."""
+def off(y: Points, looks: bool = False) -> Inexact[Tensor, "B p p"]:
+    """Y^H Y - I; Y Y^H - I for wide matrices. looks: it is known that values may be looked at."""
     p = min(y.shape[-2:])
-    if p * p < FEW and may_look(y):  # one call in place of three
+    if looks and p * p < FEW:  # one call in place of three
         left, right = (y, y.mH) if is_wide(y) else (y.mH, y)
         return torch.baddbmm(_eye(p, y.dtype), left, right, beta=-1)
     e = gram(y, y)

@@ -83,11 +83,11 @@ class Bucket:
 
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """Gather g. On an accelerator, note which points have a finite one and put zero for the others."""
-        if self._gradients is not None:
-            g = self._gradients.read(cut)
-        else:
-            g = self._order(cut[self.leaves[0].source].reshape(self.shape))
-        g = g if g.dtype == self.dtype else g.to(self.dtype)
+        gathered = self._gradients
+        g = cut[self.leaves[0].source] if gathered is None else gathered.read(cut)
+        if gathered is None:
+            g = self._order(g if g.shape == self.shape else g.reshape(self.shape))
+        g = g.to(self.dtype)
         self.seen, self.ok = None, None if self.looks else is_fit(g)
         self.g = self._keep(g, 0)
 

@@ -10,13 +10,14 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from .compiled import Step
+from .compiled import EAGER, Step
 
 
 def hooked(step: Step) -> Step:
     """`Optimizer.profile_hook_step`, without a record for a profiler where none runs: that is a third of the time of
     a step of one small matrix."""
     recorded: Step = Optimizer.profile_hook_step(step)
+    eager: Step = EAGER.get(step, step)
 
     @wraps(step)
     def either(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -29,7 +30,7 @@ def hooked(step: Step) -> Step:
                 given, kwargs = changed
             elif changed is not None:
                 raise RuntimeError(f"a hook before {step} returns None or (args, kwargs); got {type(changed)}.")
-        result = step(*given, **kwargs)
+        result = eager(*given, **kwargs)
         for after in chain(self._optimizer_step_post_hooks.values(), _global_optimizer_post_hooks.values()):
             after(self, given, kwargs)
         return result

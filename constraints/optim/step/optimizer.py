@@ -90,7 +90,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     @staticmethod
     def profile_hook_step(func: Any) -> Any:
-        """What torch makes of `step`: hooks before and after it, and a name for profilers, which costs most of that."""
+        """See `hooked`."""
         return hooked(func)
 
     # A step ----------------------------------------------------------------------------------------------
@@ -111,14 +111,18 @@ class RiemannianOptimizer(Optimizer, ABC):
         with torch.set_grad_enabled(False):  # fewer calls than no_grad
             work = sort(self.param_groups, self._takes_sparse, self._shards is not None)
             plans, finish = self._plans(work)
-            together = _each if self._shards is None else self._shards.together
             with exact_products(*{device for plan in plans for device in plan.devices}):
                 for plan in plans:
                     plan.read_points()
                 if self._shards is not None:
                     self._shards.agree()
-                together(partial(check_before, self.param_groups), plans)
-                reached = together(self._reach_all, plans)
+                if self._shards is None:
+                    for plan in plans:
+                        check_before(self.param_groups, plan)
+                    reached = [self._reach_all(plan) for plan in plans]
+                else:
+                    self._shards.together(partial(check_before, self.param_groups), plans)
+                    reached = self._shards.together(self._reach_all, plans)
                 for _, group, params in work.free:
                     self._step_free(group, params, [p.grad for p in params if p.grad is not None])
                 for plan, points in zip(plans, reached, strict=True):
@@ -273,10 +277,6 @@ class RiemannianOptimizer(Optimizer, ABC):
         self._plan = None
         sharded = any(is_sharded(p) for g in self.param_groups if g.get("manifold") for p in g["params"])
         self._shards = Shards(self._takes_slices, self._numbers) if sharded else None
-
-
-def _each(call: Callable[[Plan], Any], plans: list[Plan]) -> list[Any]:
-    return [call(plan) for plan in plans]
 
 
 def _own(value: Any, device: torch.device) -> Any:
