@@ -20,10 +20,6 @@ from .transforms import in_forward_mode, is_batched, is_transformed
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
 
-BY_PRODUCTS = 1024
-"""Up to this size an accelerator inverts I - A/2 by some 25 products; beyond, their arithmetic takes longer than a
-Cholesky factorization. 0: never."""
-
 Square = Inexact[Tensor, "*batch p p"]
 
 
@@ -72,7 +68,14 @@ def resolvent(a: Square) -> Square:
 def resolvent_of_any(a: Square) -> Square:
     """`resolvent` without derivatives, where values are not looked at: of any length for which there are digits, else
     NaN."""
-    return resolvent_by_products(a) if a.shape[-1] <= BY_PRODUCTS else _inverse_by_cholesky(a)
+    return resolvent_by_products(a) if is_for_products(a) else _inverse_by_cholesky(a)
+
+
+def is_for_products(a: Square) -> bool:
+    """Whether some 25 products invert I - A/2 faster, on an accelerator, than a Cholesky factorization: of three of
+    512 x 512 2.6 times; of one, of tiny ones and of larger ones they do not."""
+    n = a.shape[-1]
+    return 32 <= n <= 1024 and a.numel() > n * n
 
 
 def inverse_sqrt(s: Square) -> Square:

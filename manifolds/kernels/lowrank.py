@@ -71,9 +71,12 @@ def _by_cholesky(y: Points, times: int) -> Points:
 
 
 def _whole(a: Points) -> Decomposition:
+    """In float64 on accelerators that have it: one gave a matrix of rank 3 in float32 terms that were off by more than
+    its rounding."""
     sound = a.isfinite().all(-1).all(-1)[..., None, None]
-    u, s, vh = torch.linalg.svd(torch.where(sound, a, 0), full_matrices=False)
-    return u, torch.where(sound.squeeze(-1), s, torch.nan), vh.mH
+    wide = a.dtype if a.device.type in ("cpu", "mps") else torch.promote_types(a.dtype, torch.float64)
+    u, s, vh = torch.linalg.svd(torch.where(sound, a, 0).to(wide), full_matrices=False)
+    return u.to(a.dtype), torch.where(sound.squeeze(-1), s, torch.nan).to(a.real.dtype), vh.mH.to(a.dtype)
 
 
 def _of_few(a: Points, rank: int) -> Decomposition:
