@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
-from .numbers import Number, Truth, all_, no, over, pick, where
+from .numbers import Number, Truth, all_, eps_of, no, over, pick, where
 from .problem import Problem
 from .searches.line import Found, Line, LineSearch
 from .solver import State
@@ -26,7 +24,7 @@ def downhill(problem: Problem, state: State, d: Rows, active: Truth) -> Downhill
     """d; minus the gradient where d does not clearly lead down, or is not finite."""
     space, x, g = problem.space, state.x, state.gradient
     slope, size = space.inner(x, g, d), space.norm(x, d)
-    kept = slope <= -torch.finfo(x.dtype).eps * state.norm * size
+    kept = slope <= -eps_of(x.dtype) * state.norm * size
     if all_(kept | no(active)):
         return Downhill(d, slope, size, kept)
     return Downhill(

@@ -6,6 +6,7 @@ once, for both. Nothing raises: what has no value is NaN or infinite, as in torc
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -16,6 +17,12 @@ Number = Any
 """float, or Float[Tensor, "B 1"]."""
 Truth = Any
 """bool, or Bool[Tensor, "B 1"]."""
+
+
+@functools.cache
+def eps_of(dtype: torch.dtype) -> float:
+    """That of torch.finfo, of which asking takes as long as a call on a tensor."""
+    return torch.finfo(dtype).eps
 
 
 def where(mask: Truth, a: Any, b: Any) -> Any:

@@ -8,6 +8,8 @@ Source: Nocedal & Wright, Numerical Optimization (2006), algorithm 7.4.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from operator import mul
 from typing import NamedTuple
 
 import torch
@@ -126,44 +128,38 @@ class Still(Pairs):
         self._views = self._rows.unbind()
         self._order: list[int] = []
         """Where the pairs are, from the oldest on: pair k is s = rows[2 k] and y = rows[2 k + 1]."""
-        none: list[Number] = [0.0] * most
-        self._sy, self._yy = [[*none] for _ in range(most)], [[*none] for _ in range(most)]
-        """<s_i, y_j> of pairs i that are no younger than j, and <y_i, y_j>."""
+        # lists, from the oldest pair on, that grow at their ends and lose their heads
+        self._s_younger: list[list[Number]] = []
+        """<s_i, y_j> for each i, of the pairs j younger than i."""
+        self._older_y: list[list[Number]] = []
+        """<s_i, y_j> for each j, of the pairs i older than j."""
+        self._yy: list[list[Number]] = []
+        """<y_i, y_j> for each i, of all pairs j."""
 
     def times(self, space: Space, x: Rows, g: Rows) -> Rows:
-        order, scale, weights = self._order, self.scale, self.weights
+        order, scale = self._order, self.scale
         if not order:
             return g.mul(-scale)
         rows = self._rows[: 2 * len(order)]
         with_g = space.dots(rows, g)
         a: list[Number] = []
-        younger: list[int] = []
-        for i, weight in zip(reversed(order), reversed(weights), strict=True):
-            row, rest = self._sy[i], with_g[2 * i]
-            for j, each in zip(younger, a, strict=True):
-                rest = rest - row[j] * each
-            a.append(weight * rest)
-            younger.append(i)
+        for i, weight, products in zip(reversed(order), reversed(self.weights), reversed(self._s_younger), strict=True):
+            a.append(weight * (with_g[2 * i] - _sum(products, reversed(a))))
+        a.reverse()
+        b = [scale * each for each in a]
+        c: list[Number] = []
+        for i, weight, each, with_s, with_y in zip(order, self.weights, a, self._older_y, self._yy, strict=True):
+            c.append(weight * (scale * with_g[2 * i + 1] - _sum(with_y, b) - _sum(with_s, c)) - each)
         coefficients: list[Number] = [0.0] * (2 * len(order))
-        for i, each in zip(younger, a, strict=True):
-            coefficients[2 * i + 1] = scale * each
-        older: list[int] = []
-        for i, weight, each in zip(order, weights, reversed(a), strict=True):
-            row, rest = self._yy[i], -scale * with_g[2 * i + 1]
-            for j in order:
-                rest = rest + row[j] * coefficients[2 * j + 1]
-            for j in older:
-                rest = rest + self._sy[j][i] * coefficients[2 * j]
-            coefficients[2 * i] = -each - weight * rest
-            older.append(i)
+        for i, of_s, of_y in zip(order, c, b, strict=True):
+            coefficients[2 * i], coefficients[2 * i + 1] = of_s, of_y
         return space.fasten(x, space.combined(-scale, g, coefficients, rows))
 
     def add(self, space: Space, step: Step, caution: float) -> None:
         k = self._next()
         torch.mul(step.d, step.t, out=self._views[2 * k])
         torch.sub(step.after, step.g, out=self._views[2 * k + 1])
-        self._multiply(space, k)
-        self._weigh(step, caution, self._sy[k][k], self._yy[k][k])
+        self._weigh(step, caution, *self._multiply(space, k))
 
     def stacked(self) -> tuple[Tensor, Tensor]:
         pairs = self._rows.unflatten(0, (-1, 2))[self._order]
@@ -178,12 +174,34 @@ class Still(Pairs):
 
     def _next(self) -> int:
         """Where the youngest pair goes, in place of the oldest where there are enough."""
-        k = self._order.pop(0) if len(self._order) == self.most else len(self._order)
-        self._order.append(k)
-        return k
+        order = self._order
+        if len(order) < self.most:
+            order.append(len(order))
+            return order[-1]
+        for lists in (self._s_younger, self._older_y, self._yy):
+            lists.pop(0)
+        for each in self._older_y:
+            each.pop(0)
+        for each in self._yy:
+            each.pop(0)
+        order.append(order.pop(0))
+        return order[-1]
 
-    def _multiply(self, space: Space, k: int) -> None:
+    def _multiply(self, space: Space, k: int) -> tuple[Number, Number]:
+        """<s, y> and <y, y> of the youngest pair, whose products with the others are kept."""
         numbers = space.dots(self._rows[: 2 * len(self._order)], self._views[2 * k + 1])
-        for i in self._order:
-            self._sy[i][k] = numbers[2 * i]
-            self._yy[i][k] = self._yy[k][i] = numbers[2 * i + 1]
+        with_s, with_y = ([numbers[2 * i + j] for i in self._order] for j in (0, 1))
+        curvature = with_s.pop()
+        for products, number in zip(self._s_younger, with_s, strict=True):
+            products.append(number)
+        for products, number in zip(self._yy, with_y[:-1], strict=True):
+            products.append(number)
+        self._s_younger.append([])
+        self._older_y.append(with_s)
+        self._yy.append(with_y)
+        return curvature, with_y[-1]
+
+
+def _sum(a: Iterable[Number], b: Iterable[Number]) -> Number:
+    """The sum of a_i b_i, as far as both go."""
+    return sum(map(mul, a, b))

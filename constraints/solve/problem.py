@@ -39,9 +39,9 @@ class Evaluation:
         self.value: Number = values.detach().reshape(-1, 1).to(x.dtype) if problem.space.batched else values.item()
         self._values: Tensor | None = values
         self._slopes: list[Tensor] = []
+        self._gradient: Rows | None = None
         if slopes and not problem.twice:
             self._take(slopes)
-        self._gradient: Rows | None = None
 
     @property
     def slopes(self) -> list[Tensor]:
@@ -64,11 +64,10 @@ class Evaluation:
     def gradient(self) -> Rows:
         """The Riemannian gradient."""
         if self._gradient is None:
-            space = self.problem.space
             slopes = self.slopes
-            self._gradient = space.gradient(
-                self.x, space.join([g.detach() for g in slopes] if self.problem.twice else slopes)
-            )
+            if self.problem.twice:
+                slopes = [g.detach() for g in slopes]
+            self._gradient = self.problem.space.gradient_of(self.x, slopes)
         return self._gradient
 
 
@@ -107,15 +106,26 @@ class Problem:
 
     def at(self, x: Rows) -> Evaluation:
         """f at x."""
-        parts = [part.detach() for part in self.space.split(x)]
-        leaves = [part.requires_grad_() for part in parts] if self._place is None else self._place(parts)
+        leaves = [part.detach() for part in self.space.split(x)]
+        if self._place is None:
+            for leaf in leaves:
+                leaf.requires_grad_()
+        else:
+            leaves = self._place(leaves)
         versions = [leaf._version for leaf in leaves]
-        kept = None if self._checked else x.clone()
         self.counts.values += 1
-        with self._graph:
-            values = self._called(leaves)
-            slopes = () if self._checked else self._check(values, leaves)
-        if [leaf._version for leaf in leaves] != versions or not (kept is None or _same(kept, x)):
+        if self._checked:
+            with self._graph:
+                values = self._called(leaves)
+            slopes: tuple[Tensor | None, ...] = ()
+        else:
+            kept = x.clone()
+            with self._graph:
+                values = self._called(leaves)
+                slopes = self._check(values, leaves)
+            if not _same(kept, x):
+                raise _writes()
+        if versions != [leaf._version for leaf in leaves]:
             raise _writes()
         return Evaluation(self, x, leaves, values, slopes)
 

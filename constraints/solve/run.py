@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from .numbers import Number, all_, any_, full, is_finite, larger, no, pick, smaller, where
+from .numbers import Number, all_, any_, eps_of, full, is_finite, larger, no, pick, smaller, where
 from .problem import Problem
 from .result import History
 from .solver import Solver, State, start
@@ -127,7 +126,7 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
         if any_(lost):
             state = replace(start(problem, pick(lost, kept.x, state.x)), memory=state.memory)
         if any_((why == Why.STALLED) | (why == Why.STUCK)):
-            again, size = problem.at(state.x).value, NOISE * torch.finfo(x.dtype).eps
+            again, size = problem.at(state.x).value, NOISE * eps_of(x.dtype)
             differs = no(abs(again - state.value) <= size * larger(abs(state.value), 1.0))
             why = where(((why == Why.STALLED) | (why == Why.STUCK)) & differs, float(Why.RANDOM), why)
     finally:
@@ -146,7 +145,7 @@ class _Best(NamedTuple):
 def _better(state: State, old: _Best) -> _Best:
     """Of each problem the point with the lower value or, where rounding tells them not apart, the smaller gradient."""
     x, value, norm = state.x, state.value, state.norm
-    slack = 1e3 * torch.finfo(x.dtype).eps * abs(old.value)
+    slack = 1e3 * eps_of(x.dtype) * abs(old.value)
     better = (value < old.value - slack) | ((norm < old.norm) & (value <= old.value + slack))
     if all_(better):
         return _Best(x, value, norm)

@@ -56,9 +56,9 @@ def start(problem: Problem, x: Rows) -> State:
     return State(x, at, at.value, at.gradient, problem.space.norm(x, at.gradient), zero, zero > 0)
 
 
-def reach(problem: Problem, x: Rows, v: Rows, moves: Truth) -> tuple[Rows, Truth]:
-    """R_x(v) where that can be computed, else x; and where it can, among those that move."""
-    y = problem.space.retract(x, v)
+def reach(problem: Problem, x: Rows, v: Rows, moves: Truth, t: Number = 1.0) -> tuple[Rows, Truth]:
+    """R_x(t v) where that can be computed, else x; and where it can, among those that move."""
+    y = problem.space.retract(x, v, t)
     # a sum is finite where its terms are, but for rows so long that their points are of no use
     good = moves & is_finite(y.sum(-1, keepdim=True) if problem.space.batched else y.sum().item())
     return pick(good, y, x), good

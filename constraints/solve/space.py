@@ -20,6 +20,9 @@ from .piece import Piece
 
 Rows = Float[Tensor, "*rows N"]
 
+ERRORS = (ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+"""What manifolds raise of points on which they cannot work."""
+
 
 class Space:
     """M_1 x ... x M_k, with inner products summed over the factors; batched: the pieces have a leading axis of B."""
@@ -32,6 +35,7 @@ class Space:
         self._last: tuple[Rows, Tensor] | None = None
         self._layouts: dict[torch.Size, list[tuple[int, ...]]] = {}
         self._is_one = len(self.pieces) == 1 and not self.pieces[0].dtype.is_complex
+        self._one_shape = [self.pieces[0].laid_out(())] if self._is_one else []
 
     @cached_property
     def is_ambient(self) -> bool:
@@ -79,6 +83,16 @@ class Space:
         """The Riemannian gradient of what has Euclidean gradient g."""
         return self._each(Piece.gradient, x, g)
 
+    def gradient_of(self, x: Rows, slopes: Sequence[Tensor]) -> Rows:
+        """The Riemannian gradient of what has these Euclidean gradients, piece by piece."""
+        if not self._is_one:
+            return self.gradient(x, self.join(slopes))
+        shape = self._laid_out(x)[0]
+        try:
+            return self.pieces[0].gradient(self._here(x, shape), slopes[0].reshape(shape)).reshape(x.shape)
+        except ERRORS:
+            return self.gradient(x, self.join(slopes))
+
     def vector(self, x: Rows, c: Rows) -> Rows:
         """The tangent vector in the ambient space whose coordinates are c."""
         return self._each(Piece.vector, x, c) if self._turns else c
@@ -87,11 +101,19 @@ class Space:
         """Coordinates of a tangent vector in the ambient space; of the nearest one, for other vectors."""
         return self._each(Piece.coordinates, x, v)
 
-    def retract(self, x: Rows, c: Rows) -> Rows:
-        """R_x(c)."""
-        y = self._each(Piece.retract, x, c)
-        if self._is_one:  # whoever goes there asks for it next
-            self._here(y, self._laid_out(y.shape[:-1])[0])
+    def retract(self, x: Rows, c: Rows, t: Number = 1.0) -> Rows:
+        """R_x(t c)."""
+        if isinstance(t, Tensor) or not self._is_one:
+            c, t = c * t, 1.0
+        if not self._is_one:
+            return self._each(Piece.retract, x, c)
+        shape = self._laid_out(c)[0]
+        try:
+            found = self.pieces[0].retract(self._here(x, shape), c.reshape(shape), t)
+        except ERRORS:
+            return self._each(partial(Piece.retract, t=t), x, c)
+        y = found.reshape(c.shape)
+        self._last = y, found  # whoever goes there asks for it next
         return y
 
     def own_retraction(self, x: Rows, c: Rows) -> Rows:
@@ -176,20 +198,22 @@ class Space:
             p.manifold.dim_of_complex(p.shape) if p.dtype.is_complex else p.manifold.dim(p.shape) for p in self.pieces
         )
 
-    def _each(self, method: Callable[..., Tensor], *rows: Rows) -> Rows:
-        """method of every piece, of which the first argument is a point."""
-        return self._known(partial(self._by_piece, method), *rows)
+    def _each(self, method: Callable[..., Tensor], x: Rows, *rows: Rows) -> Rows:
+        """method of every piece, of which the first argument is a point; NaN for the rows on which it raises."""
+        try:
+            return self._by_piece(method, x, *rows)
+        except ERRORS as error:
+            return self._apart(error, partial(self._by_piece, method), x, *rows)
 
     def _by_piece(self, method: Callable[..., Tensor], x: Rows, *rows: Rows) -> Rows:
         last = rows[-1]
-        lead = last.shape[:-1]
-        shapes = self._laid_out(lead)
+        shapes = self._laid_out(last)
         if self._is_one:
             shape = shapes[0]
             found = method(self.pieces[0], self._here(x, shape), *[r.reshape(shape) for r in rows])
             return found.reshape(last.shape)
         parts = zip(self.pieces, *[self._cut(r, shapes) for r in (x, *rows)], strict=True)
-        return self._joined([method(*part) for part in parts], lead)
+        return self._joined([method(*part) for part in parts], last.shape[:-1])
 
     def _here(self, x: Rows, shape: tuple[int, ...]) -> Tensor:
         """The point, laid out: as a rule the one that was asked for last."""
@@ -197,20 +221,28 @@ class Space:
             self._last = x, x.reshape(shape)
         return self._last[1]
 
-    def _laid_out(self, lead: torch.Size) -> list[tuple[int, ...]]:
+    def _laid_out(self, rows: Rows) -> Sequence[tuple[int, ...]]:
+        """The shapes in which the pieces take points of so many rows."""
+        if self._one_shape and rows.dim() == 1:
+            return self._one_shape
+        lead = rows.shape[:-1]
         shapes = self._layouts.get(lead)
         if shapes is None:
             shapes = self._layouts[lead] = [piece.laid_out(lead) for piece in self.pieces]
         return shapes
 
-    def _known(self, compute: Callable[..., Tensor], *rows: Rows) -> Tensor:
-        """compute(*rows), NaN for the rows on which it raises: one problem that cannot go on keeps no other."""
-        try:
-            return compute(*rows)
-        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            self.complaint = str(error)
+    def _apart(self, error: Exception, compute: Callable[..., Tensor], *rows: Rows) -> Tensor:
+        """What raised this error, in halves: one problem that cannot go on keeps no other."""
+        self.complaint = str(error)
         half = rows[-1].shape[-2] // 2 if self.batched else 0
         if not half:
             return torch.full_like(rows[-1], math.nan)
         parts = [[r[..., :half, :] for r in rows], [r[..., half:, :] for r in rows]]
         return torch.cat([self._known(compute, *part) for part in parts], -2)
+
+    def _known(self, compute: Callable[..., Tensor], *rows: Rows) -> Tensor:
+        """compute(*rows), NaN for the rows on which it raises."""
+        try:
+            return compute(*rows)
+        except ERRORS as error:
+            return self._apart(error, compute, *rows)

@@ -7,6 +7,7 @@ rows are what the columns are of a tall one. In the formulas A = X^H G, S = (A +
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -108,20 +109,30 @@ def straightened(x: Points, a: Points) -> Points:
 
 def polar_factor(y: Points) -> Points | None:
     """That of Y near orthonormal; None where the condition of Y^H Y is more than one polish mends."""
-    e = gram(y, y)
-    e.diagonal(dim1=-2, dim2=-1).sub_(1)
+    if y.numel() < FEW:
+        left, right = (y, y.mH) if is_wide(y) else (y.mH, y)
+        e = torch.baddbmm(_eye(left.shape[-2], y.dtype), left, right, beta=-1)
+    else:
+        e = gram(y, y)
+        e.diagonal(dim1=-2, dim2=-1).sub_(1)
     t = inverse_sqrt_defect(e)
     if t is not None:
         left, right = (t, y) if is_wide(y) else (y, t)
         return torch.baddbmm(y, left, right, alpha=-0.5)
     values, q = torch.linalg.eigh(e)
-    low, high = (1 + value.item() for value in values.aminmax())
-    condition = max(high, 1 / low) if low > 0 else math.inf  # also where they are NaN
-    if condition > polish_reach(e.dtype):
+    few = values.tolist()[0] if len(e) == 1 else [value.item() for value in values.aminmax()]
+    low, high = 1 + few[0], 1 + few[-1]
+    condition = max(high, 1 / low) if low > 0 else math.inf
+    if not condition <= polish_reach(e.dtype):  # also where they are NaN
         return None
     r = torch.bmm(q * (1 + values).rsqrt().unsqueeze(-2), q.mH)
     y = torch.bmm(r, y) if is_wide(y) else torch.bmm(y, r)
     return newton_schulz(y) if condition > MUCH else y
+
+
+@functools.cache
+def _eye(n: int, dtype: torch.dtype) -> Tensor:
+    return torch.eye(n, dtype=dtype, device="cpu")  # whatever device is the default
 
 
 def is_wide(x: Tensor) -> bool:

@@ -6,9 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
-
-from ..numbers import Number, Truth, all_, full, is_finite, pick, where
+from ..numbers import Number, Truth, all_, eps_of, full, is_finite, pick, where
 from ..problem import Evaluation, Problem
 from ..solver import State, reach, repr_of
 from ..space import Rows
@@ -55,12 +53,12 @@ class Line:
 
     def allowance(self, slack: float) -> Number:
         """slack eps |f(x)|."""
-        return slack * torch.finfo(self.x.dtype).eps * abs(self.value)
+        return slack * eps_of(self.x.dtype) * abs(self.value)
 
     def at(self, t: Number, wanted: Truth) -> Trial:
         """f at R_x(t d), for the problems that want it."""
         t = pick(wanted, t, 0.0)
-        y, good = reach(self.problem, self.x, self.d * t, wanted)
+        y, good = reach(self.problem, self.x, self.d, wanted, t)
         return Trial(self, t, y, good, self.problem.at(y))
 
 

@@ -17,7 +17,8 @@ class Trials:
 
     def __init__(self, line: Line) -> None:
         self.line, self.active = line, line.active
-        self.found, self._best = Found.none(line), Found.none(line)
+        self.found = Found.none(line)
+        self._best: Found | None = None
 
     def goes_on(self, trial: Trial, value: Number, taken: Truth) -> bool:
         """Whether a problem is left after those in `taken` took the trial, of this value or NaN, and time to go
@@ -28,6 +29,8 @@ class Trials:
             self.active = self.active & no(taken)
             if not any_(self.active):
                 return False
+        if self._best is None:
+            self._best = Found.none(self.line)
         better = self.active & (value < self._best.value)
         if any_(better):
             self._best.take(trial, better)
@@ -35,6 +38,7 @@ class Trials:
 
     def narrows(self, a: Number, b: Number) -> bool:
         """Whether a problem is left after those took their best trial whose interval from a to b is short."""
+        assert self._best is not None
         top = larger(a, b)
         ends = self.active & self._best.done & (top < math.inf) & (top - smaller(a, b) <= NARROW * top)
         if any_(ends):
@@ -44,5 +48,6 @@ class Trials:
 
     def end(self) -> Found:
         """What was found, the best trial where nothing was taken."""
-        self.found.take(self._best, self.active & self._best.done)
+        if self._best is not None:
+            self.found.take(self._best, self.active & self._best.done)
         return self.found
