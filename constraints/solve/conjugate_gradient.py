@@ -10,7 +10,7 @@ import torch
 
 from .betas import Beta, Change, Terms, memoryless_bfgs
 from .descent import downhill, first_step, search_along
-from .numbers import Truth, full, is_finite, no, over, plus, where
+from .numbers import Truth, all_, full, is_finite, no, over, plus, where
 from .options import check_between, check_function, check_kind
 from .problem import Problem
 from .searches import LineSearch, StrongWolfe
@@ -53,7 +53,7 @@ class ConjugateGradient(Solver):
         if memory:
             # where the slope vanishes if the curvature along d is that along the last direction
             first = where(memory["first"] > 0, memory["first"], over(-slope, memory["curvature"] * squared))
-        new, found = search_along(problem, state, down, self.search, first, active)
+        new, found, ended = search_along(problem, state, down, self.search, first, active)
 
         if space.lies_still:
             old, last, inner = g, d, space.dot
@@ -76,11 +76,16 @@ class ConjugateGradient(Solver):
             d = plus(d, where(anew, 0.0, terms.of_change), g - old)
         bend = over(inner(g, last) - slope, found.t * squared)
         half = where(found.done, over(-slope, 2 * found.t * squared), new.norm)
-        new.memory = {
+        kept = {
             "d": space.fasten(new.x, d) if space.lies_still else d,
             "steepest": anew,
             "first": first,
             "curvature": where((bend > 0) & found.done, bend, half),
         }
-        new.stuck = state.stuck | (active & no(found.done) & steepest)
+        if not all_(ended | no(active)):
+            # of those in a search all is as it was; before the first step there is the gradient alone
+            none = {"d": -state.gradient, "steepest": active, "first": full(slope, 0.0), "curvature": half}
+            kept = {name: where(ended, number, (memory or none)[name]) for name, number in kept.items()}
+        new.memory |= kept
+        new.stuck = state.stuck | (ended & no(found.done) & steepest)
         return new

@@ -10,19 +10,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from operator import mul
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .numbers import Number, Truth, full, is_finite, no, over, plus, where
+from .numbers import Number, Truth, all_, full, is_finite, no, over, plus, where
 from .space import Rows, Space
 
 
 class Step(NamedTuple):
     """From x, where the gradient is g of this norm, by t d, which has this length, to the point `end` with gradient
-    `after`; done: where there was a step."""
+    `after`; done: where there was a step; ended: where there was one, or there will be none."""
 
     x: Rows
     g: Rows
@@ -33,6 +33,7 @@ class Step(NamedTuple):
     end: Rows
     after: Rows
     done: Truth
+    ended: Truth
 
 
 class Pairs(ABC):
@@ -48,8 +49,8 @@ class Pairs(ABC):
 
     @abstractmethod
     def add(self, space: Space, step: Step, caution: float) -> None:
-        """Go to the end of a step, and add its pair, which has a weight where <s, y> >= caution |g| <s, s>. Where there
-        was no step the others get weight 0, for they are wrong."""
+        """Go to the end of a step, and add its pair, which has a weight where <s, y> >= caution |g| <s, s>. Where the
+        step ended and was none the others get weight 0, for they are wrong; where it did not end all stays."""
 
     @abstractmethod
     def stacked(self) -> tuple[Float[Tensor, "k *rows N"], Float[Tensor, "k *rows N"]]:
@@ -70,19 +71,25 @@ class Pairs(ABC):
         """With curvature = <s, y> and square = <y, y> of the pair that is added."""
         good = step.done & (curvature > caution * step.norm * step.length * step.length) & is_finite(curvature)
         self.scale = where(good, over(curvature, square), self.scale)
-        kept = self.weights[max(0, len(self.weights) + 1 - self.most) :]
-        self.weights = [where(step.done, weight, 0.0) for weight in kept]
+        self.weights = [where(step.done, weight, 0.0) for weight in self._kept(self.weights)]
         self.weights.append(where(good, over(1.0, curvature), 0.0))
+
+    def _kept(self, each: list[Any]) -> list[Any]:
+        """Of the pairs from the oldest on those that stay beside one more."""
+        return each[max(0, len(each) + 1 - self.most) :]
 
 
 def no_pairs(space: Space, memory: int, like: Number, x: Rows) -> Pairs:
     """None yet. As many pairs as there are dimensions know all of the Hessian, so that no more are kept."""
     most, scale = min(memory, max(1, space.dim())), full(like, 1.0)
-    return Still(most, scale, x) if space.lies_still else Carried(most, scale)
+    return Still(most, scale, x) if space.lies_still and not space.batched else Carried(most, scale)
 
 
 class Carried(Pairs):
-    """Pairs that are transported to each new point, all in one call."""
+    """Pairs that are transported to each new point, all in one call, but where they lie still.
+
+    Of a batch the oldest pair is dropped where a step ended, so that each problem has the last ones of its own.
+    """
 
     def __init__(self, most: int, scale: Number) -> None:
         super().__init__(most, scale)
@@ -97,23 +104,39 @@ class Carried(Pairs):
         g = g * -self.scale
         for s, y, weight, a in zip(self._s, self._y, self.weights, reversed(kept), strict=True):
             g = plus(g, -a - weight * space.inner(x, y, g), s)
-        return g
+        return space.fasten(x, g) if self._s and space.lies_still else g
 
     def add(self, space: Space, step: Step, caution: float) -> None:
-        keep = slice(max(0, len(self._s) + 1 - self.most), None)
-        s, y = self._s[keep], self._y[keep]
-        stack = torch.stack([step.g, step.d * step.t, *s, *y])
-        old, last, *others = space.transport(step.x, step.end, stack).unbind()
+        before = self._s, self._y, self.weights
+        s, y = self._kept(self._s), self._kept(self._y)
+        old, last = step.g, step.d * step.t
+        if not space.lies_still:
+            stack = space.transport(step.x, step.end, torch.stack([old, last, *s, *y]))
+            old, last, *others = stack.unbind()
+            s, y = others[: len(s)], others[len(s) :]
         change = step.after - old
-        self._s, self._y = [*others[: len(s)], last], [*others[len(s) :], change]
+        self._s, self._y = [*s, last], [*y, change]
         curvature, square = (space.inner(step.end, change, each) for each in (last, change))
         self._weigh(step, caution, curvature, square)
+        if not all_(step.ended):
+            now = self._s, self._y, self.weights
+            self._s, self._y, self.weights = (
+                _aligned(step.ended, new, old) for new, old in zip(now, before, strict=True)
+            )
 
     def stacked(self) -> tuple[Tensor, Tensor]:
         return torch.stack(self._s), torch.stack(self._y)
 
     def restore(self, space: Space, s: Rows, y: Rows, weight: Number) -> None:
         self._s, self._y, self.weights = [*self._s, s], [*self._y, y], [*self.weights, weight]
+
+
+def _aligned(ended: Truth, new: list[Any], old: list[Any]) -> list[Any]:
+    """The new list where a step ended, else the old one: both with the youngest at the end, and none before the
+    oldest."""
+    old = old[-len(new) :]
+    none = torch.zeros_like(new[0])
+    return [where(ended, a, b) for a, b in zip(new, [none] * (len(new) - len(old)) + old, strict=True)]
 
 
 class Still(Pairs):

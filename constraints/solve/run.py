@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -91,7 +92,7 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
     best_value, best_norm, settled = state.value, state.norm, 0
     kept = _Best(state.x, state.value, state.norm)
     try:
-        for step in range(stops.max_steps + 1):
+        for step in itertools.count():
             why = where((why == Why.RUNNING) & (state.norm <= stops.tol), float(Why.CONVERGED), why)
             if not any_(why == Why.RUNNING) and any_(why == Why.CONVERGED) and settled < SADDLES:
                 state, left = solver.settle(problem, state, why == Why.CONVERGED)
@@ -106,15 +107,19 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
                 if _is_true(stops.callback(Point(step, whole(state.x), value, norm, seconds))):
                     why = where(running, float(Why.CALLBACK), why)
                     break
+            tired = running & (steps >= stops.max_steps)
+            if any_(tired):
+                why, running = where(tired, float(Why.STEPS), why), running & no(tired)
             if not any_(running):
                 break
-            if step == stops.max_steps or problem.out_of_time():
-                why = where(running, float(Why.STEPS if step == stops.max_steps else Why.SECONDS), why)
+            if problem.out_of_time():
+                why = where(running, float(Why.SECONDS), why)
                 break
             state = solver.advance(problem, state, running)
-            steps = where(running, steps + 1, steps)
+            ended = running & state.ended
+            steps = where(ended, steps + 1, steps)
             better = (state.value < best_value) | (state.norm < best_norm)
-            idle = where(better, 0.0, idle + 1)
+            idle = where(better, 0.0, where(ended, idle + 1, idle))
             best_value, best_norm = smaller(state.value, best_value), smaller(state.norm, best_norm)
             kept = _better(state, kept)
             finite = is_finite(state.norm)
@@ -165,7 +170,7 @@ def sentence(
     problem: Problem, why: Sequence[float], norm: float, steps: int, stops: Stops, curvature: Any = None
 ) -> str:
     """Why it stopped; with several problems, how many stopped why. norm and steps are those of the only one."""
-    counts = Counter(Why(int(each)) for each in why)
+    counts = {Why(int(each)): count for each, count in Counter(why).items()}
     if len(why) == 1:
         (kind,) = counts
         part, size = _said(kind, problem, stops), "" if kind == Why.CONVERGED else f" (gradient norm {norm:.1e})"

@@ -25,6 +25,8 @@ class State:
     """No step was found, nor will be."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What the solver keeps for its next step."""
+    ended: Truth = True
+    """Whose step ended with this state; the others are in the midst of one, and stay where they were."""
 
 
 class Solver(ABC):
@@ -41,7 +43,7 @@ class Solver(ABC):
 
     @abstractmethod
     def advance(self, problem: Problem, state: State, active: Truth) -> State:
-        """One step of every active problem; the others stay where they are."""
+        """One step of every active problem, or a part of one, see `State.ended`; the others stay where they are."""
 
     def settle(self, problem: Problem, state: State, at_rest: Truth) -> tuple[State, Truth]:
         """Where the gradient of all problems vanishes: the state, after a step for those that a solver knows to be no

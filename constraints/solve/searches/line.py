@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ..numbers import Number, Truth, all_, eps_of, full, is_finite, pick, where
+from ..numbers import Number, Truth, all_, any_, eps_of, full, is_finite, pick, where
 from ..problem import Evaluation, Problem
 from ..solver import State, reach, repr_of
 from ..space import Rows
+
+Kept = dict[str, Number]
 
 
 class Trial:
@@ -18,6 +21,7 @@ class Trial:
     def __init__(self, line: Line, t: Number, y: Rows, good: Truth, at: Evaluation) -> None:
         self._line, self.t, self.y, self.at = line, t, y, at
         self.value: Number = pick(good, at.value, math.nan)
+        self._numbers: tuple[Number, Number] | None = None
 
     @property
     def gradient(self) -> Rows:
@@ -34,11 +38,11 @@ class Trial:
 
     def numbers(self) -> tuple[Number, Number]:
         """(value, slope), both NaN where the slope is not finite: nobody goes where there is no gradient."""
-        slope = self.slope()
-        finite = is_finite(slope)
-        if all_(finite):
-            return self.value, slope
-        return pick(finite, self.value, math.nan), pick(finite, slope, math.nan)
+        if self._numbers is None:
+            slope = self.slope()
+            finite = is_finite(slope)
+            self._numbers = pick(finite, self.value, math.nan), pick(finite, slope, math.nan)
+        return self._numbers
 
 
 class Line:
@@ -81,6 +85,8 @@ class Found:
 
     def take(self, trial: Trial | Found, mask: Truth) -> None:
         """The problems of the mask go where the trial is."""
+        if not any_(mask):
+            return
         if all_(mask):
             self.t, self.y, self.value, self.gradient = trial.t, trial.y, trial.value, trial.gradient
         else:
@@ -90,15 +96,30 @@ class Found:
 
 
 class LineSearch(ABC):
-    """A way to choose t. Options are fields.
+    """A way to choose t, trial by trial. Options are fields. What it keeps of each problem between trials are numbers
+    with names, t among them: the step to try.
 
     >>> issubclass(Armijo, LineSearch)
     True
     """
 
+    limit: int
+    """How many trials there are at most."""
+    takes_the_best: ClassVar[bool] = True
+    """Whether the best trial is taken where none is accepted, but one made f smaller."""
+
     @abstractmethod
-    def search(self, line: Line, first: Number) -> Found:
-        """Steps for the active problems, tried from `first` on; where none was found, `done` is False."""
+    def begin(self, line: Line, first: Number) -> Kept:
+        """What is kept before the trial of t = first."""
+
+    @abstractmethod
+    def accepts(self, line: Line, trial: Trial, kept: Kept) -> Truth:
+        """Where this trial of t is taken, of those that are active."""
+
+    @abstractmethod
+    def narrowed(self, line: Line, trial: Trial, kept: Kept) -> tuple[Kept, Number, Number]:
+        """What is kept after a trial that was not taken, with the next t; and the interval in which this one is,
+        from its lower end to its upper, which is infinite before there is one."""
 
     def __repr__(self) -> str:
         return repr_of(self)

@@ -31,7 +31,7 @@ def dense(pairs: list[tuple[Tensor, Tensor, float]], scale: float) -> Tensor:
 def step(d: Tensor, change: Tensor, t: Any, done: Any, norm: Any) -> Step:
     zero = torch.zeros_like(d)
     length = t * (d.norm(dim=-1, keepdim=True) if d.dim() > 1 else d.norm().item())
-    return Step(zero, zero, norm, d, t, length, zero, change, done)
+    return Step(zero, zero, norm, d, t, length, zero, change, done, done | True)
 
 
 @pytest.mark.parametrize("batched", [False, True])
