@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from .betas import Beta, Change, Terms, memoryless_bfgs
 from .descent import downhill, first_step, search_along
-from .numbers import Truth, all_, full, is_finite, no, over, plus, where
+from .numbers import Number, Truth, all_, full, is_finite, no, over, plus, where
 from .options import check_between, check_function, check_kind
 from .problem import Problem
 from .searches import LineSearch, StrongWolfe
 from .solver import Solver, State
+from .space import Rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,12 +55,14 @@ class ConjugateGradient(Solver):
             first = where(memory["first"] > 0, memory["first"], over(-slope, memory["curvature"] * squared))
         new, found, ended = search_along(problem, state, down, self.search, first, active)
 
-        if space.lies_still:
-            old, last, inner = g, d, space.dot
-        else:
-            old, last = space.transport(x, new.x, torch.stack([g, d]))
-            inner = partial(space.inner, new.x)
+        old, last = (g, d) if space.lies_still else space.transport(x, new.x, torch.stack([g, d]))
         g = new.gradient
+        after = space.inner(new.x, last, g) if found.slope is None else found.slope
+
+        def inner(u: Rows, v: Rows) -> Number:
+            # the search knows this one
+            return after if (u is last and v is g) or (u is g and v is last) else space.inner(new.x, u, v)
+
         said = self.beta(Change(g, old, last, inner))
         terms = said if isinstance(said, Terms) else Terms(said)
         anew = no(is_finite(terms.beta) & is_finite(terms.of_change) & found.done)
@@ -71,10 +73,13 @@ class ConjugateGradient(Solver):
         else:
             anew = anew | no(terms.first > 0)
             first = where(anew, 0.0, terms.first * found.t)
-        d = plus(-g, where(anew, 0.0, terms.beta), last)
         if terms is said:
-            d = plus(d, where(anew, 0.0, terms.of_change), g - old)
-        bend = over(inner(g, last) - slope, found.t * squared)
+            change = where(anew, 0.0, terms.of_change)
+            d = plus(g * (change - 1.0), -change, old)
+        else:
+            d = -g
+        d = plus(d, where(anew, 0.0, terms.beta), last)
+        bend = over(after - slope, found.t * squared)
         half = where(found.done, over(-slope, 2 * found.t * squared), new.norm)
         kept = {
             "d": space.fasten(new.x, d) if space.lies_still else d,

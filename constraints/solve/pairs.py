@@ -8,7 +8,6 @@ Source: Nocedal & Wright, Numerical Optimization (2006), algorithm 7.4.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from operator import mul
 from typing import Any, NamedTuple
 
@@ -149,6 +148,8 @@ class Still(Pairs):
         super().__init__(most, scale)
         self._rows = like.new_empty(2 * most, *like.shape)
         self._views = self._rows.unbind()
+        self._used, self._across = self._rows[:0], self._rows[:0].T
+        """The rows of pairs that there are, and their transpose."""
         self._order: list[int] = []
         """Where the pairs are, from the oldest on: pair k is s = rows[2 k] and y = rows[2 k + 1]."""
         # lists, from the oldest pair on, that grow at their ends and lose their heads
@@ -163,20 +164,20 @@ class Still(Pairs):
         order, scale = self._order, self.scale
         if not order:
             return g.mul(-scale)
-        rows = self._rows[: 2 * len(order)]
-        with_g = space.dots(rows, g)
+        with_g = space.dots(self._used, g)
         a: list[Number] = []
         for i, weight, products in zip(reversed(order), reversed(self.weights), reversed(self._s_younger), strict=True):
-            a.append(weight * (with_g[2 * i] - _sum(products, reversed(a))))
+            a.append(weight * (with_g[2 * i] - sum(map(mul, products, reversed(a)))))
         a.reverse()
         b = [scale * each for each in a]
         c: list[Number] = []
         for i, weight, each, with_s, with_y in zip(order, self.weights, a, self._older_y, self._yy, strict=True):
-            c.append(weight * (scale * with_g[2 * i + 1] - _sum(with_y, b) - _sum(with_s, c)) - each)
+            rest = scale * with_g[2 * i + 1] - sum(map(mul, with_y, b)) - sum(map(mul, with_s, c))
+            c.append(weight * rest - each)
         coefficients: list[Number] = [0.0] * (2 * len(order))
         for i, of_s, of_y in zip(order, c, b, strict=True):
             coefficients[2 * i], coefficients[2 * i + 1] = of_s, of_y
-        return space.fasten(x, space.combined(-scale, g, coefficients, rows))
+        return space.fasten(x, space.combined(-scale, g, coefficients, self._across))
 
     def add(self, space: Space, step: Step, caution: float) -> None:
         k = self._next()
@@ -200,6 +201,8 @@ class Still(Pairs):
         order = self._order
         if len(order) < self.most:
             order.append(len(order))
+            self._used = self._rows[: 2 * len(order)]
+            self._across = self._used.T
             return order[-1]
         for lists in (self._s_younger, self._older_y, self._yy):
             lists.pop(0)
@@ -212,7 +215,7 @@ class Still(Pairs):
 
     def _multiply(self, space: Space, k: int) -> tuple[Number, Number]:
         """<s, y> and <y, y> of the youngest pair, whose products with the others are kept."""
-        numbers = space.dots(self._rows[: 2 * len(self._order)], self._views[2 * k + 1])
+        numbers = space.dots(self._used, self._views[2 * k + 1])
         with_s, with_y = ([numbers[2 * i + j] for i in self._order] for j in (0, 1))
         curvature = with_s.pop()
         for products, number in zip(self._s_younger, with_s, strict=True):
@@ -223,8 +226,3 @@ class Still(Pairs):
         self._older_y.append(with_s)
         self._yy.append(with_y)
         return curvature, with_y[-1]
-
-
-def _sum(a: Iterable[Number], b: Iterable[Number]) -> Number:
-    """The sum of a_i b_i, as far as both go."""
-    return sum(map(mul, a, b))

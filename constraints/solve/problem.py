@@ -46,13 +46,12 @@ class Evaluation:
     @property
     def slopes(self) -> list[Tensor]:
         """The Euclidean gradient, piece by piece; with its own graph where the problem is differentiated `twice`."""
-        if self._values is not None:
-            total = self._values
+        total, problem = self._values, self.problem
+        if total is not None:
             if total.dim():
-                with torch.enable_grad():
+                with problem.graph:
                     total = total.sum()
-            found = derivative([total], [self.problem.one(total)], self.leaves, twice=self.problem.twice)
-            self._take(found)
+            self._take(derivative((total,), (problem.one(total),), self.leaves, twice=problem.twice))
         return self._slopes
 
     def _take(self, slopes: Sequence[Tensor | None]) -> None:
@@ -94,7 +93,7 @@ class Problem:
         self.twice = False
         """Whether second derivatives are wanted, so that the graphs of first ones are kept."""
         self._one: Tensor | None = None
-        self._graph = torch.enable_grad()
+        self.graph = torch.enable_grad()
         self.tol = 0.0
         """The gradient norm that is asked for."""
         self.out_of_time: Callable[[], bool] = lambda: False
@@ -115,12 +114,12 @@ class Problem:
         versions = [leaf._version for leaf in leaves]
         self.counts.values += 1
         if self._checked:
-            with self._graph:
+            with self.graph:
                 values = self._called(leaves)
             slopes: tuple[Tensor | None, ...] = ()
         else:
             kept = x.clone()
-            with self._graph:
+            with self.graph:
                 values = self._called(leaves)
                 slopes = self._check(values, leaves)
             if not _same(kept, x):
@@ -131,9 +130,10 @@ class Problem:
 
     def one(self, like: Tensor) -> Tensor:
         """The number 1 as a tensor like this one."""
-        if self._one is None or (self._one.dtype, self._one.device) != (like.dtype, like.device):
-            self._one = torch.ones_like(like, memory_format=torch.contiguous_format).detach()
-        return self._one
+        one = self._one
+        if one is None or one.dtype is not like.dtype or one.device != like.device:
+            one = self._one = torch.ones_like(like, memory_format=torch.contiguous_format).detach()
+        return one
 
     def _called(self, leaves: list[Tensor]) -> Tensor:
         try:

@@ -109,15 +109,16 @@ def straightened(x: Points, a: Points) -> Points:
 
 def polar_factor(y: Points) -> Points | None:
     """That of Y near orthonormal; None where the condition of Y^H Y is more than one polish mends."""
+    wide = is_wide(y)
+    left, right = (y, y.mH) if wide else (y.mH, y)
     if y.numel() < FEW:
-        left, right = (y, y.mH) if is_wide(y) else (y.mH, y)
         e = torch.baddbmm(_eye(left.shape[-2], y.dtype), left, right, beta=-1)
     else:
-        e = gram(y, y)
+        e = torch.bmm(left, right)
         e.diagonal(dim1=-2, dim2=-1).sub_(1)
     t = inverse_sqrt_defect(e)
     if t is not None:
-        left, right = (t, y) if is_wide(y) else (y, t)
+        left, right = (t, y) if wide else (y, t)
         return torch.baddbmm(y, left, right, alpha=-0.5)
     values, q = torch.linalg.eigh(e)
     few = values.tolist()[0] if len(e) == 1 else [value.item() for value in values.aminmax()]
@@ -126,7 +127,7 @@ def polar_factor(y: Points) -> Points | None:
     if not condition <= polish_reach(e.dtype):  # also where they are NaN
         return None
     r = torch.bmm(q * (1 + values).rsqrt().unsqueeze(-2), q.mH)
-    y = torch.bmm(r, y) if is_wide(y) else torch.bmm(y, r)
+    y = torch.bmm(r, y) if wide else torch.bmm(y, r)
     return newton_schulz(y) if condition > MUCH else y
 
 

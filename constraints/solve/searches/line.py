@@ -28,18 +28,20 @@ class Trial:
         """The Riemannian gradient."""
         return self.at.gradient
 
-    def slope(self) -> Number:
+    @property
+    def slope(self) -> Number | None:
         """<grad f(R_x(t d)), T d> with T the transport: the derivative of f along the curve, but for a relative error
-        of O(t |d|), which is that between T d and the velocity of the curve."""
-        space, line = self._line.problem.space, self._line
-        if space.lies_still:
-            return space.dot(self.gradient, line.d)
-        return space.inner(self.y, self.gradient, space.transport(line.x, self.y, line.d))
+        of O(t |d|), which is that between T d and the velocity of the curve. None before `numbers` were asked for."""
+        return None if self._numbers is None else self._numbers[1]
 
     def numbers(self) -> tuple[Number, Number]:
         """(value, slope), both NaN where the slope is not finite: nobody goes where there is no gradient."""
         if self._numbers is None:
-            slope = self.slope()
+            space, line = self._line.problem.space, self._line
+            if space.lies_still:
+                slope = space.dot(self.gradient, line.d)
+            else:
+                slope = space.inner(self.y, self.gradient, space.transport(line.x, self.y, line.d))
             finite = is_finite(slope)
             self._numbers = pick(finite, self.value, math.nan), pick(finite, slope, math.nan)
         return self._numbers
@@ -75,13 +77,15 @@ class Found:
     value: Number
     gradient: Rows
     done: Truth
+    slope: Number | None
+    """<gradient, T d>; None where no search asked for it."""
 
     @classmethod
     def none(cls, line: Line) -> Found:
         """No problem has moved."""
         state = line.state
         zero = full(line.value, 0.0)
-        return cls(zero, state.x, state.value, state.gradient, zero > 0)
+        return cls(zero, state.x, state.value, state.gradient, zero > 0, line.slope)
 
     def take(self, trial: Trial | Found, mask: Truth) -> None:
         """The problems of the mask go where the trial is."""
@@ -89,7 +93,10 @@ class Found:
             return
         if all_(mask):
             self.t, self.y, self.value, self.gradient = trial.t, trial.y, trial.value, trial.gradient
+            self.slope = trial.slope
         else:
+            known = self.slope is not None and trial.slope is not None
+            self.slope = where(mask, trial.slope, self.slope) if known else None
             self.t, self.y = where(mask, trial.t, self.t), where(mask, trial.y, self.y)
             self.value, self.gradient = where(mask, trial.value, self.value), where(mask, trial.gradient, self.gradient)
         self.done = self.done | mask

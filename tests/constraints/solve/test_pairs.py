@@ -34,8 +34,7 @@ def step(d: Tensor, change: Tensor, t: Any, done: Any, norm: Any) -> Step:
     return Step(zero, zero, norm, d, t, length, zero, change, done, done | True)
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("kind", [Still, Carried])
+@pytest.mark.parametrize(("kind", "batched"), [(Still, False), (Carried, False), (Carried, True)])
 @pytest.mark.parametrize("count", [1, 3, 4, 7, 9])
 def test_the_product_is_that_of_the_matrix(kind: type[Pairs], count: int, batched: bool) -> None:
     """Also where old pairs are dropped, some have no weight, and all are forgotten after a search that failed."""
