@@ -139,88 +139,96 @@ def _aligned(ended: Truth, new: list[Any], old: list[Any]) -> list[Any]:
 
 
 class Still(Pairs):
-    """Pairs that lie still, so that their inner products are made once, and H g of two passes over all of them.
+    """Pairs that lie still, of one problem: their inner products are made once, and H g of two passes over all of them.
 
     The steps of the product above are taken on its coefficients: -H g = -scale g + sum c_i s_i + sum b_i y_i.
     """
 
-    def __init__(self, most: int, scale: Number, like: Rows) -> None:
+    def __init__(self, most: int, scale: float, like: Rows) -> None:
         super().__init__(most, scale)
-        self._rows = like.new_empty(2 * most, *like.shape)
-        self._views = self._rows.unbind()
-        self._used, self._across = self._rows[:0], self._rows[:0].T
-        """The rows of pairs that there are, and their transpose."""
-        self._order: list[int] = []
-        """Where the pairs are, from the oldest on: pair k is s = rows[2 k] and y = rows[2 k + 1]."""
+        self._count, self._oldest = 0, 0
+        """How many pairs there are; where the oldest is, after which the others lie in a ring."""
+        self._rows = like.new_zeros(2 * most, *like.shape)
+        """All s, then all y; 0 where there is none yet."""
+        self._across, self._views = self._rows.T, self._rows.unbind()
         # lists, from the oldest pair on, that grow at their ends and lose their heads
-        self._s_younger: list[list[Number]] = []
+        self._s_younger: list[list[float]] = []
         """<s_i, y_j> for each i, of the pairs j younger than i."""
-        self._older_y: list[list[Number]] = []
+        self._older_y: list[list[float]] = []
         """<s_i, y_j> for each j, of the pairs i older than j."""
-        self._yy: list[list[Number]] = []
+        self._yy: list[list[float]] = []
         """<y_i, y_j> for each i, of all pairs j."""
 
     def times(self, space: Space, x: Rows, g: Rows) -> Rows:
-        order, scale = self._order, self.scale
-        if not order:
+        scale, weights = self.scale, self.weights
+        if not self._count:
             return g.mul(-scale)
-        with_g = space.dots(self._used, g)
-        a: list[Number] = []
-        for i, weight, products in zip(reversed(order), reversed(self.weights), reversed(self._s_younger), strict=True):
-            a.append(weight * (with_g[2 * i] - sum(map(mul, products, reversed(a)))))
+        s_g, y_g = self._with(space, g)
+        a: list[float] = []
+        for number, weight, products in zip(reversed(s_g), reversed(weights), reversed(self._s_younger), strict=True):
+            a.append(weight * (number - sum(map(mul, products, reversed(a)))))
         a.reverse()
         b = [scale * each for each in a]
-        c: list[Number] = []
-        for i, weight, each, with_s, with_y in zip(order, self.weights, a, self._older_y, self._yy, strict=True):
-            rest = scale * with_g[2 * i + 1] - sum(map(mul, with_y, b)) - sum(map(mul, with_s, c))
+        c: list[float] = []
+        for number, weight, each, with_s, with_y in zip(y_g, weights, a, self._older_y, self._yy, strict=True):
+            rest = scale * number - sum(map(mul, with_y, b)) - sum(map(mul, with_s, c))
             c.append(weight * rest - each)
-        coefficients: list[Number] = [0.0] * (2 * len(order))
-        for i, of_s, of_y in zip(order, c, b, strict=True):
-            coefficients[2 * i], coefficients[2 * i + 1] = of_s, of_y
-        return space.fasten(x, space.combined(-scale, g, coefficients, self._across))
+        return space.fasten(x, space.combined(-scale, g, self._in_ring(c) + self._in_ring(b), self._across))
 
     def add(self, space: Space, step: Step, caution: float) -> None:
         k = self._next()
-        torch.mul(step.d, step.t, out=self._views[2 * k])
-        torch.sub(step.after, step.g, out=self._views[2 * k + 1])
+        torch.mul(step.d, step.t, out=self._views[k])
+        torch.sub(step.after, step.g, out=self._views[self.most + k])
         self._weigh(step, caution, *self._multiply(space, k))
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        pairs = self._rows.unflatten(0, (-1, 2))[self._order]
-        return pairs[:, 0], pairs[:, 1]
+        order = [(self._oldest + i) % self.most for i in range(self._count)]
+        return self._rows[: self.most][order], self._rows[self.most :][order]
 
     def restore(self, space: Space, s: Rows, y: Rows, weight: Number) -> None:
         k = self._next()
-        self._views[2 * k].copy_(s)
-        self._views[2 * k + 1].copy_(y)
+        self._views[k].copy_(s)
+        self._views[self.most + k].copy_(y)
         self._multiply(space, k)
-        self.weights = [*self.weights[max(0, len(self.weights) + 1 - self.most) :], weight]
+        self.weights = [*self._kept(self.weights), weight]
 
     def _next(self) -> int:
         """Where the youngest pair goes, in place of the oldest where there are enough."""
-        order = self._order
-        if len(order) < self.most:
-            order.append(len(order))
-            self._used = self._rows[: 2 * len(order)]
-            self._across = self._used.T
-            return order[-1]
+        if self._count < self.most:
+            self._count += 1
+            return self._count - 1
+        k = self._oldest
+        self._oldest = (k + 1) % self.most
         for lists in (self._s_younger, self._older_y, self._yy):
-            lists.pop(0)
+            del lists[0]
         for each in self._older_y:
-            each.pop(0)
+            del each[0]
         for each in self._yy:
-            each.pop(0)
-        order.append(order.pop(0))
-        return order[-1]
+            del each[0]
+        return k
 
-    def _multiply(self, space: Space, k: int) -> tuple[Number, Number]:
+    def _with(self, space: Space, v: Rows) -> tuple[list[float], list[float]]:
+        """<s_i, v> and <y_i, v>, from the oldest pair on."""
+        numbers, first, most = space.dots(self._rows, v), self._oldest, self.most
+        if self._count < most:
+            return numbers[: self._count], numbers[most : most + self._count]
+        middle = most + first
+        return numbers[first:most] + numbers[:first], numbers[middle:] + numbers[most:middle]
+
+    def _in_ring(self, numbers: list[float]) -> list[float]:
+        """Numbers of pairs from the oldest on, as the pairs lie; 0 where there is none yet."""
+        if self._count < self.most:
+            return numbers + [0.0] * (self.most - self._count)
+        turn = self.most - self._oldest
+        return numbers[turn:] + numbers[:turn]
+
+    def _multiply(self, space: Space, k: int) -> tuple[float, float]:
         """<s, y> and <y, y> of the youngest pair, whose products with the others are kept."""
-        numbers = space.dots(self._used, self._views[2 * k + 1])
-        with_s, with_y = ([numbers[2 * i + j] for i in self._order] for j in (0, 1))
+        with_s, with_y = self._with(space, self._views[self.most + k])
         curvature = with_s.pop()
         for products, number in zip(self._s_younger, with_s, strict=True):
             products.append(number)
-        for products, number in zip(self._yy, with_y[:-1], strict=True):
+        for products, number in zip(self._yy, with_y, strict=False):
             products.append(number)
         self._s_younger.append([])
         self._older_y.append(with_s)

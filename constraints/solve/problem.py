@@ -112,19 +112,12 @@ class Problem:
         else:
             leaves = self._place(leaves)
         versions = [leaf._version for leaf in leaves]
+        kept = None if self._checked else x.clone()
         self.counts.values += 1
-        if self._checked:
-            with self.graph:
-                values = self._called(leaves)
-            slopes: tuple[Tensor | None, ...] = ()
-        else:
-            kept = x.clone()
-            with self.graph:
-                values = self._called(leaves)
-                slopes = self._check(values, leaves)
-            if not _same(kept, x):
-                raise _writes()
-        if versions != [leaf._version for leaf in leaves]:
+        with self.graph:
+            values = self._called(leaves)
+            slopes = () if kept is None else self._check(values, leaves)
+        if versions != [leaf._version for leaf in leaves] or not (kept is None or _same(kept, x)):
             raise _writes()
         return Evaluation(self, x, leaves, values, slopes)
 

@@ -8,6 +8,7 @@ rows as they are. Axes before those are stacks of tangent vectors.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
@@ -19,6 +20,8 @@ from .numbers import Number, sqrt, where
 from .piece import Piece
 
 Rows = Float[Tensor, "*rows N"]
+
+_CODES = {torch.float64: "d", torch.float32: "f"}
 
 ERRORS = (ValueError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 """What manifolds raise of points on which they cannot work."""
@@ -157,7 +160,11 @@ class Space:
 
     def combined(self, a: float, v: Rows, numbers: Sequence[float], across: Float[Tensor, "N k"]) -> Rows:
         """a v + the sum of number_i times column i, of one problem."""
-        return torch.addmv(v, across, torch.tensor(numbers, dtype=v.dtype, device=v.device), beta=a)
+        if v.is_cpu:  # in a third of the time of torch.tensor
+            weights = torch.frombuffer(array(_CODES[v.dtype], numbers), dtype=v.dtype)
+        else:
+            weights = torch.tensor(numbers, dtype=v.dtype, device=v.device)
+        return torch.addmv(v, across, weights, beta=a)
 
     def inner(self, x: Rows, u: Rows, v: Rows) -> Number:
         """<u, v> at x, summed over the pieces; of single rows, not of stacks."""

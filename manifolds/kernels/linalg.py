@@ -95,7 +95,7 @@ def inverse_sqrt_defect(e: Square) -> Square | None:
     terms = geometric_terms(largest_norm(e), e.dtype)
     if terms > 8:
         return None
-    t, is_one = e, e.dim() == 3 and len(e) == 1
+    t, is_one = e, e.dim() == 3 and e.shape[0] == 1
     for k in range(terms, 1, -1):  # the k-th coefficient is -(2k - 1) / (2k) times the one before
         by = (1 - 2 * k) / (2 * k)
         t = torch.baddbmm(e, e, t, alpha=by) if is_one else product(e, t, e, by)

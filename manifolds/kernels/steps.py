@@ -121,7 +121,7 @@ def polar_factor(y: Points) -> Points | None:
         left, right = (t, y) if wide else (y, t)
         return torch.baddbmm(y, left, right, alpha=-0.5)
     values, q = torch.linalg.eigh(e)
-    few = values.tolist()[0] if len(e) == 1 else [value.item() for value in values.aminmax()]
+    few = values.tolist()[0] if e.shape[0] == 1 else [value.item() for value in values.aminmax()]
     low, high = 1 + few[0], 1 + few[-1]
     condition = max(high, 1 / low) if low > 0 else math.inf
     if not condition <= polish_reach(e.dtype):  # also where they are NaN
