@@ -73,12 +73,10 @@ class ConjugateGradient(Solver):
         else:
             anew = anew | no(terms.first > 0)
             first = where(anew, 0.0, terms.first * found.t)
+        d = plus(-g, where(anew, 0.0, terms.beta), last)
         if terms is said:
-            change = where(anew, 0.0, terms.of_change)
-            d = plus(g * (change - 1.0), -change, old)
-        else:
-            d = -g
-        d = plus(d, where(anew, 0.0, terms.beta), last)
+            # y as the rule had it: sums of g and old by themselves would be off by more than it where it is short
+            d = plus(d, where(anew, 0.0, terms.of_change), g - old)
         bend = over(after - slope, found.t * squared)
         half = where(found.done, over(-slope, 2 * found.t * squared), new.norm)
         kept = {

@@ -45,7 +45,8 @@ class Why(IntEnum):
 
 
 class Point(NamedTuple):
-    """What a callback is given after every step: it stops the solver by returning True.
+    """What a callback is given after every step: it stops the solver by returning True. With several problems step
+    counts the rounds of trials that they make at once.
 
     >>> steps = []
     >>> found = minimize(lambda x: x[0], (3,), Sphere, callback=lambda point: steps.append(point.step))
