@@ -177,7 +177,10 @@ class Still(Pairs):
 
     def add(self, space: Space, step: Step, caution: float) -> None:
         k = self._next()
-        torch.mul(step.d, step.t, out=self._views[k])
+        if step.t == 1:  # most are, and this is faster
+            self._views[k].copy_(step.d)
+        else:
+            torch.mul(step.d, step.t, out=self._views[k])
         torch.sub(step.after, step.g, out=self._views[self.most + k])
         self._weigh(step, caution, *self._multiply(space, k))
 

@@ -188,7 +188,7 @@ def check_shape(values: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _same(x: Tensor, y: Tensor) -> bool:
-    return bool(((x == y) | ((x != x) & (y != y))).all())
+    return torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())
 
 
 def _writes() -> ValueError:

@@ -36,7 +36,7 @@ class Armijo(LineSearch):
     def begin(self, line: Line, first: Number) -> Kept:
         return {"t": first}
 
-    def accepts(self, line: Line, trial: Trial, kept: Kept) -> Truth:
+    def accepts(self, line: Line, trial: Trial) -> Truth:
         allowed = line.value + line.allowance(self.slack) + self.decrease * trial.t * line.slope
         low = line.active & (trial.value <= allowed)
         return low & is_finite(line.problem.space.size(trial.gradient)) if any_(low) else low

@@ -43,7 +43,7 @@ class HagerZhang(LineSearch):
         lower = {"a": zero, "value_a": line.value, "slope_a": line.slope}
         return {"t": first, **lower, "b": infinite, "slope_b": full(first, math.nan), "width": infinite}
 
-    def accepts(self, line: Line, trial: Trial, kept: Kept) -> Truth:
+    def accepts(self, line: Line, trial: Trial) -> Truth:
         value, slope = trial.numbers()
         flat_enough = slope >= self.sigma * line.slope
         wolfe = value <= line.value + self.delta * trial.t * line.slope

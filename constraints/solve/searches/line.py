@@ -120,7 +120,7 @@ class LineSearch(ABC):
         """What is kept before the trial of t = first."""
 
     @abstractmethod
-    def accepts(self, line: Line, trial: Trial, kept: Kept) -> Truth:
+    def accepts(self, line: Line, trial: Trial) -> Truth:
         """Where this trial of t is taken, of those that are active."""
 
     @abstractmethod

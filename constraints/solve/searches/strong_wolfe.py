@@ -39,7 +39,7 @@ class StrongWolfe(LineSearch):
         lower = {"low": zero, "value_low": line.value, "slope_low": line.slope}
         return {"t": first, **lower, "high": infinite, "value_high": zero, "slope_high": zero}
 
-    def accepts(self, line: Line, trial: Trial, kept: Kept) -> Truth:
+    def accepts(self, line: Line, trial: Trial) -> Truth:
         return self._is_enough(line, trial) & (abs(trial.numbers()[1]) <= -self.curvature * line.slope)
 
     def _is_enough(self, line: Line, trial: Trial) -> Truth:
