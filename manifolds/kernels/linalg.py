@@ -90,10 +90,7 @@ def inverse_sqrt(s: Square) -> Square:
 def inverse_sqrt_defect(e: Square) -> Square | None:
     """T = E - 3 E^2/4 + ..., (I + E)^(-1/2) = I - T/2, where E is so small that 8 terms reach rounding; else None.
     No derivatives."""
-    if not may_look(e) or not e.numel():
-        return None
-    terms = geometric_terms(largest_norm(e), e.dtype)
-    if terms > 8:
+    if not may_look(e) or not e.numel() or (terms := geometric_terms(largest_norm(e), e.dtype)) > 8:
         return None
     t, is_one = e, e.dim() == 3 and e.shape[0] == 1
     for k in range(terms, 1, -1):  # the k-th coefficient is -(2k - 1) / (2k) times the one before
