@@ -38,7 +38,7 @@ class Space:
         self._layouts: dict[torch.Size, list[tuple[int, ...]]] = {}
         self._is_one = len(self.pieces) == 1 and not self.pieces[0].dtype.is_complex
         self._one = self.pieces[0] if self._is_one and not batched else None
-        self._shape = self.pieces[0].laid_out(())
+        self._shape = () if self._one is None else self._one.laid_out(())
         self._point: tuple[Rows, Tensor] | None = None
         self._vector: tuple[Rows, Tensor] | None = None
 
@@ -110,7 +110,7 @@ class Space:
     def retract(self, x: Rows, c: Rows, t: Number = 1.0) -> Rows:
         """R_x(t c)."""
         if self._one is None or c.dim() > 1:
-            return self._each(Piece.retract, x, c * t)
+            return self._each(Piece.retract, x, c if isinstance(t, float) and t == 1 else c * t)
         try:
             y = self._one.retract(self._here(x), self._there(c), t)
         except ERRORS as error:
