@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from .betas import Beta, Change, Terms, memoryless_bfgs
 from .descent import downhill, first_step, search_along
-from .numbers import Truth, full, is_finite, no, over, plus, where
+from .numbers import Number, Truth, all_, full, is_finite, no, over, plus, where
 from .options import check_between, check_function, check_kind
 from .problem import Problem
 from .searches import LineSearch, StrongWolfe
 from .solver import Solver, State
+from .space import Rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,14 +53,16 @@ class ConjugateGradient(Solver):
         if memory:
             # where the slope vanishes if the curvature along d is that along the last direction
             first = where(memory["first"] > 0, memory["first"], over(-slope, memory["curvature"] * squared))
-        new, found = search_along(problem, state, down, self.search, first, active)
+        new, found, ended = search_along(problem, state, down, self.search, first, active)
 
-        if space.lies_still:
-            old, last, inner = g, d, space.dot
-        else:
-            old, last = space.transport(x, new.x, torch.stack([g, d]))
-            inner = partial(space.inner, new.x)
+        old, last = (g, d) if space.lies_still else space.transport(x, new.x, torch.stack([g, d]))
         g = new.gradient
+        after = space.inner(new.x, last, g) if found.slope is None else found.slope
+
+        def inner(u: Rows, v: Rows) -> Number:
+            # the search knows this one
+            return after if (u is last and v is g) or (u is g and v is last) else space.inner(new.x, u, v)
+
         said = self.beta(Change(g, old, last, inner))
         terms = said if isinstance(said, Terms) else Terms(said)
         anew = no(is_finite(terms.beta) & is_finite(terms.of_change) & found.done)
@@ -73,14 +75,20 @@ class ConjugateGradient(Solver):
             first = where(anew, 0.0, terms.first * found.t)
         d = plus(-g, where(anew, 0.0, terms.beta), last)
         if terms is said:
+            # y as the rule had it: sums of g and old by themselves would be off by more than it where it is short
             d = plus(d, where(anew, 0.0, terms.of_change), g - old)
-        bend = over(inner(g, last) - slope, found.t * squared)
+        bend = over(after - slope, found.t * squared)
         half = where(found.done, over(-slope, 2 * found.t * squared), new.norm)
-        new.memory = {
+        kept = {
             "d": space.fasten(new.x, d) if space.lies_still else d,
             "steepest": anew,
             "first": first,
             "curvature": where((bend > 0) & found.done, bend, half),
         }
-        new.stuck = state.stuck | (active & no(found.done) & steepest)
+        if not all_(ended | no(active)):
+            # of those in a search all is as it was; before the first step there is the gradient alone
+            none = {"d": -state.gradient, "steepest": active, "first": full(slope, 0.0), "curvature": half}
+            kept = {name: where(ended, number, (memory or none)[name]) for name, number in kept.items()}
+        new.memory |= kept
+        new.stuck = state.stuck | (ended & no(found.done) & steepest)
         return new

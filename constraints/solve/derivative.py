@@ -23,7 +23,7 @@ def derivative(
     keep: the graph, for another call; twice: also one of the gradient. As `torch.autograd.grad`, whose look at its
     arguments takes as long as a small f: on CPU what it calls in the end is called.
     """
-    if (run := _engine()) is not None and all(type(t) is Tensor and t.is_cpu for t in outputs):
+    if (run := _engine()) is not None and all(map(_is_plain, outputs)):
         found: tuple[Tensor | None, ...] = run(
             tuple(outputs),
             tuple(weights),
@@ -37,6 +37,10 @@ def derivative(
     return torch.autograd.grad(
         outputs, inputs, weights, retain_graph=keep or twice, create_graph=twice, allow_unused=True
     )
+
+
+def _is_plain(t: Tensor) -> bool:
+    return type(t) is Tensor and t.is_cpu
 
 
 @functools.cache

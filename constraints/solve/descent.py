@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
-from .numbers import Number, Truth, all_, no, over, pick, where
+from .numbers import Number, Truth, all_, any_, eps_of, no, over, pick, where
 from .problem import Problem
 from .searches.line import Found, Line, LineSearch
+from .searches.trials import Trials
 from .solver import State
 from .space import Rows
 
@@ -26,7 +25,7 @@ def downhill(problem: Problem, state: State, d: Rows, active: Truth) -> Downhill
     """d; minus the gradient where d does not clearly lead down, or is not finite."""
     space, x, g = problem.space, state.x, state.gradient
     slope, size = space.inner(x, g, d), space.norm(x, d)
-    kept = slope <= -torch.finfo(x.dtype).eps * state.norm * size
+    kept = slope <= -eps_of(x.dtype) * state.norm * size
     if all_(kept | no(active)):
         return Downhill(d, slope, size, kept)
     return Downhill(
@@ -34,13 +33,40 @@ def downhill(problem: Problem, state: State, d: Rows, active: Truth) -> Downhill
     )
 
 
+class Way(NamedTuple):
+    """The state after a search along a direction, what was found, and of which problems the search ended."""
+
+    state: State
+    found: Found
+    ended: Truth
+
+
 def search_along(
     problem: Problem, state: State, down: Downhill, search: LineSearch, first: Number, active: Truth
-) -> tuple[State, Found]:
-    """The state after a search along d, from the step `first` on. Where none is found it stays, with length 0."""
-    found = search.search(Line(problem, state, down.d, active, down.slope), pick(active, first, 0.0))
+) -> Way:
+    """A search along d, from the step `first` on. Where none is found the state stays, with length 0.
+
+    Of a batch it is one trial: problems whose search ended take another direction while those of others go on, so that
+    f is called as often as the slowest problem needs, and not in each step as often as the slowest search. Who is in a
+    search has not moved, and is given the same direction again.
+    """
+    trials = Trials(search, Line(problem, state, down.d, active, down.slope), pick(active, first, 0.0))
+    if not problem.space.batched:
+        while trials.go():
+            pass
+    else:
+        if (earlier := state.memory.pop("trials", None)) is not None:
+            trials.resume(earlier)
+        trials.go()
+    found = trials.found
     norm = problem.space.norm(found.y, found.gradient)
-    return State(found.y, state.at, found.value, found.gradient, norm, found.t * down.size, state.stuck), found
+    new = State(found.y, state.at, found.value, found.gradient, norm, found.t * down.size, state.stuck)
+    ended = active & no(trials.active)
+    if problem.space.batched:
+        new.ended = ended
+        if any_(trials.active):
+            new.memory["trials"] = trials
+    return Way(new, found, ended)
 
 
 def first_step(state: State) -> Number:

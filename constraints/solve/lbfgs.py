@@ -44,9 +44,11 @@ class LBFGS(Solver):
         pairs: Pairs = state.memory.get("pairs") or no_pairs(space, self.memory, state.value, x)
         down = downhill(problem, state, pairs.times(space, x, state.gradient), active)
         steepest = no(down.kept) | pairs.none_used()
-        new, found = search_along(problem, state, down, self.search, where(steepest, first_step(state), 1.0), active)
-        step = Step(x, state.gradient, state.norm, down.d, found.t, new.length, new.x, new.gradient, found.done)
+        first = where(steepest, first_step(state), 1.0)
+        new, found, ended = search_along(problem, state, down, self.search, first, active)
+        g, after = state.gradient, new.gradient
+        step = Step(x, g, state.norm, down.d, found.t, new.length, new.x, after, found.done, ended | no(active))
         pairs.add(space, step, self.caution)
-        new.memory = {"pairs": pairs}
-        new.stuck = state.stuck | (active & no(found.done) & steepest)
+        new.memory["pairs"] = pairs
+        new.stuck = state.stuck | (ended & no(found.done) & steepest)
         return new

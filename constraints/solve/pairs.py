@@ -8,19 +8,20 @@ Source: Nocedal & Wright, Numerical Optimization (2006), algorithm 7.4.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from operator import mul
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .numbers import Number, Truth, full, is_finite, no, over, plus, where
+from .numbers import Number, Truth, all_, full, is_finite, no, over, plus, where
 from .space import Rows, Space
 
 
 class Step(NamedTuple):
     """From x, where the gradient is g of this norm, by t d, which has this length, to the point `end` with gradient
-    `after`; done: where there was a step."""
+    `after`; done: where there was a step; ended: where there was one, or there will be none."""
 
     x: Rows
     g: Rows
@@ -31,6 +32,7 @@ class Step(NamedTuple):
     end: Rows
     after: Rows
     done: Truth
+    ended: Truth
 
 
 class Pairs(ABC):
@@ -46,8 +48,8 @@ class Pairs(ABC):
 
     @abstractmethod
     def add(self, space: Space, step: Step, caution: float) -> None:
-        """Go to the end of a step, and add its pair, which has a weight where <s, y> >= caution |g| <s, s>. Where there
-        was no step the others get weight 0, for they are wrong."""
+        """Go to the end of a step, and add its pair, which has a weight where <s, y> >= caution |g| <s, s>. Where the
+        step ended and was none the others get weight 0, for they are wrong; where it did not end all stays."""
 
     @abstractmethod
     def stacked(self) -> tuple[Float[Tensor, "k *rows N"], Float[Tensor, "k *rows N"]]:
@@ -68,19 +70,25 @@ class Pairs(ABC):
         """With curvature = <s, y> and square = <y, y> of the pair that is added."""
         good = step.done & (curvature > caution * step.norm * step.length * step.length) & is_finite(curvature)
         self.scale = where(good, over(curvature, square), self.scale)
-        kept = self.weights[max(0, len(self.weights) + 1 - self.most) :]
-        self.weights = [where(step.done, weight, 0.0) for weight in kept]
+        self.weights = [where(step.done, weight, 0.0) for weight in self._kept(self.weights)]
         self.weights.append(where(good, over(1.0, curvature), 0.0))
+
+    def _kept(self, each: list[Any]) -> list[Any]:
+        """Of the pairs from the oldest on those that stay beside one more."""
+        return each[max(0, len(each) + 1 - self.most) :]
 
 
 def no_pairs(space: Space, memory: int, like: Number, x: Rows) -> Pairs:
     """None yet. As many pairs as there are dimensions know all of the Hessian, so that no more are kept."""
     most, scale = min(memory, max(1, space.dim())), full(like, 1.0)
-    return Still(most, scale, x) if space.lies_still else Carried(most, scale)
+    return Still(most, scale, x) if space.lies_still and not space.batched else Carried(most, scale)
 
 
 class Carried(Pairs):
-    """Pairs that are transported to each new point, all in one call."""
+    """Pairs that are transported to each new point, all in one call, but where they lie still.
+
+    Of a batch the oldest pair is dropped where a step ended, so that each problem has the last ones of its own.
+    """
 
     def __init__(self, most: int, scale: Number) -> None:
         super().__init__(most, scale)
@@ -95,17 +103,25 @@ class Carried(Pairs):
         g = g * -self.scale
         for s, y, weight, a in zip(self._s, self._y, self.weights, reversed(kept), strict=True):
             g = plus(g, -a - weight * space.inner(x, y, g), s)
-        return g
+        return space.fasten(x, g) if self._s and space.lies_still else g
 
     def add(self, space: Space, step: Step, caution: float) -> None:
-        keep = slice(max(0, len(self._s) + 1 - self.most), None)
-        s, y = self._s[keep], self._y[keep]
-        stack = torch.stack([step.g, step.d * step.t, *s, *y])
-        old, last, *others = space.transport(step.x, step.end, stack).unbind()
+        before = self._s, self._y, self.weights
+        s, y = self._kept(self._s), self._kept(self._y)
+        old, last = step.g, step.d * step.t
+        if not space.lies_still:
+            stack = space.transport(step.x, step.end, torch.stack([old, last, *s, *y]))
+            old, last, *others = stack.unbind()
+            s, y = others[: len(s)], others[len(s) :]
         change = step.after - old
-        self._s, self._y = [*others[: len(s)], last], [*others[len(s) :], change]
+        self._s, self._y = [*s, last], [*y, change]
         curvature, square = (space.inner(step.end, change, each) for each in (last, change))
         self._weigh(step, caution, curvature, square)
+        if not all_(step.ended):
+            now = self._s, self._y, self.weights
+            self._s, self._y, self.weights = (
+                _aligned(step.ended, new, old) for new, old in zip(now, before, strict=True)
+            )
 
     def stacked(self) -> tuple[Tensor, Tensor]:
         return torch.stack(self._s), torch.stack(self._y)
@@ -114,76 +130,110 @@ class Carried(Pairs):
         self._s, self._y, self.weights = [*self._s, s], [*self._y, y], [*self.weights, weight]
 
 
+def _aligned(ended: Truth, new: list[Any], old: list[Any]) -> list[Any]:
+    """The new list where a step ended, else the old one: both with the youngest at the end, and none before the
+    oldest."""
+    old = old[-len(new) :]
+    none = torch.zeros_like(new[0])
+    return [where(ended, a, b) for a, b in zip(new, [none] * (len(new) - len(old)) + old, strict=True)]
+
+
 class Still(Pairs):
-    """Pairs that lie still, so that their inner products are made once, and H g of two passes over all of them.
+    """Pairs that lie still, of one problem: their inner products are made once, and H g of two passes over all of them.
 
     The steps of the product above are taken on its coefficients: -H g = -scale g + sum c_i s_i + sum b_i y_i.
     """
 
-    def __init__(self, most: int, scale: Number, like: Rows) -> None:
+    def __init__(self, most: int, scale: float, like: Rows) -> None:
         super().__init__(most, scale)
-        self._rows = like.new_empty(2 * most, *like.shape)
-        self._views = self._rows.unbind()
-        self._order: list[int] = []
-        """Where the pairs are, from the oldest on: pair k is s = rows[2 k] and y = rows[2 k + 1]."""
-        none: list[Number] = [0.0] * most
-        self._sy, self._yy = [[*none] for _ in range(most)], [[*none] for _ in range(most)]
-        """<s_i, y_j> of pairs i that are no younger than j, and <y_i, y_j>."""
+        self._count, self._oldest = 0, 0
+        """How many pairs there are; where the oldest is, after which the others lie in a ring."""
+        self._rows = like.new_zeros(2 * most, *like.shape)
+        """All s, then all y; 0 where there is none yet."""
+        self._across, self._views = self._rows.T, self._rows.unbind()
+        # lists, from the oldest pair on, that grow at their ends and lose their heads
+        self._s_younger: list[list[float]] = []
+        """<s_i, y_j> for each i, of the pairs j younger than i."""
+        self._older_y: list[list[float]] = []
+        """<s_i, y_j> for each j, of the pairs i older than j."""
+        self._yy: list[list[float]] = []
+        """<y_i, y_j> for each i, of all pairs j."""
 
     def times(self, space: Space, x: Rows, g: Rows) -> Rows:
-        order, scale, weights = self._order, self.scale, self.weights
-        if not order:
+        scale, weights = self.scale, self.weights
+        if not self._count:
             return g.mul(-scale)
-        rows = self._rows[: 2 * len(order)]
-        with_g = space.dots(rows, g)
-        a: list[Number] = []
-        younger: list[int] = []
-        for i, weight in zip(reversed(order), reversed(weights), strict=True):
-            row, rest = self._sy[i], with_g[2 * i]
-            for j, each in zip(younger, a, strict=True):
-                rest = rest - row[j] * each
-            a.append(weight * rest)
-            younger.append(i)
-        coefficients: list[Number] = [0.0] * (2 * len(order))
-        for i, each in zip(younger, a, strict=True):
-            coefficients[2 * i + 1] = scale * each
-        older: list[int] = []
-        for i, weight, each in zip(order, weights, reversed(a), strict=True):
-            row, rest = self._yy[i], -scale * with_g[2 * i + 1]
-            for j in order:
-                rest = rest + row[j] * coefficients[2 * j + 1]
-            for j in older:
-                rest = rest + self._sy[j][i] * coefficients[2 * j]
-            coefficients[2 * i] = -each - weight * rest
-            older.append(i)
-        return space.fasten(x, space.combined(-scale, g, coefficients, rows))
+        s_g, y_g = self._with(space, g)
+        a: list[float] = []
+        for number, weight, products in zip(reversed(s_g), reversed(weights), reversed(self._s_younger), strict=True):
+            a.append(weight * (number - sum(map(mul, products, reversed(a)))))
+        a.reverse()
+        b = [scale * each for each in a]
+        c: list[float] = []
+        for number, weight, each, with_s, with_y in zip(y_g, weights, a, self._older_y, self._yy, strict=True):
+            rest = scale * number - sum(map(mul, with_y, b)) - sum(map(mul, with_s, c))
+            c.append(weight * rest - each)
+        return space.fasten(x, space.combined(-scale, g, self._in_ring(c) + self._in_ring(b), self._across))
 
     def add(self, space: Space, step: Step, caution: float) -> None:
         k = self._next()
-        torch.mul(step.d, step.t, out=self._views[2 * k])
-        torch.sub(step.after, step.g, out=self._views[2 * k + 1])
-        self._multiply(space, k)
-        self._weigh(step, caution, self._sy[k][k], self._yy[k][k])
+        if step.t == 1:  # most are, and this is faster
+            self._views[k].copy_(step.d)
+        else:
+            torch.mul(step.d, step.t, out=self._views[k])
+        torch.sub(step.after, step.g, out=self._views[self.most + k])
+        self._weigh(step, caution, *self._multiply(space, k))
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        pairs = self._rows.unflatten(0, (-1, 2))[self._order]
-        return pairs[:, 0], pairs[:, 1]
+        order = [(self._oldest + i) % self.most for i in range(self._count)]
+        return self._rows[: self.most][order], self._rows[self.most :][order]
 
     def restore(self, space: Space, s: Rows, y: Rows, weight: Number) -> None:
         k = self._next()
-        self._views[2 * k].copy_(s)
-        self._views[2 * k + 1].copy_(y)
+        self._views[k].copy_(s)
+        self._views[self.most + k].copy_(y)
         self._multiply(space, k)
-        self.weights = [*self.weights[max(0, len(self.weights) + 1 - self.most) :], weight]
+        self.weights = [*self._kept(self.weights), weight]
 
     def _next(self) -> int:
         """Where the youngest pair goes, in place of the oldest where there are enough."""
-        k = self._order.pop(0) if len(self._order) == self.most else len(self._order)
-        self._order.append(k)
+        if self._count < self.most:
+            self._count += 1
+            return self._count - 1
+        k = self._oldest
+        self._oldest = (k + 1) % self.most
+        for lists in (self._s_younger, self._older_y, self._yy):
+            del lists[0]
+        for each in self._older_y:
+            del each[0]
+        for each in self._yy:
+            del each[0]
         return k
 
-    def _multiply(self, space: Space, k: int) -> None:
-        numbers = space.dots(self._rows[: 2 * len(self._order)], self._views[2 * k + 1])
-        for i in self._order:
-            self._sy[i][k] = numbers[2 * i]
-            self._yy[i][k] = self._yy[k][i] = numbers[2 * i + 1]
+    def _with(self, space: Space, v: Rows) -> tuple[list[float], list[float]]:
+        """<s_i, v> and <y_i, v>, from the oldest pair on."""
+        numbers, first, most = space.dots(self._rows, v), self._oldest, self.most
+        if self._count < most:
+            return numbers[: self._count], numbers[most : most + self._count]
+        middle = most + first
+        return numbers[first:most] + numbers[:first], numbers[middle:] + numbers[most:middle]
+
+    def _in_ring(self, numbers: list[float]) -> list[float]:
+        """Numbers of pairs from the oldest on, as the pairs lie; 0 where there is none yet."""
+        if self._count < self.most:
+            return numbers + [0.0] * (self.most - self._count)
+        turn = self.most - self._oldest
+        return numbers[turn:] + numbers[:turn]
+
+    def _multiply(self, space: Space, k: int) -> tuple[float, float]:
+        """<s, y> and <y, y> of the youngest pair, whose products with the others are kept."""
+        with_s, with_y = self._with(space, self._views[self.most + k])
+        curvature = with_s.pop()
+        for products, number in zip(self._s_younger, with_s, strict=True):
+            products.append(number)
+        for products, number in zip(self._yy, with_y, strict=False):
+            products.append(number)
+        self._s_younger.append([])
+        self._older_y.append(with_s)
+        self._yy.append(with_y)
+        return curvature, with_y[-1]

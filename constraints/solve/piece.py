@@ -83,9 +83,11 @@ class Piece:
         """Coordinates of a tangent vector v; of the nearest one, for another."""
         return self.gradient(x, v) if self.turns else self.project(x, v)
 
-    def retract(self, x: Points, c: Points) -> Points:
-        """The point that is reached from x along the tangent vector with coordinates c."""
-        return self.manifold.retract(x, c) if self._engine is None else self._engine.advance(x, c, 1.0)
+    def retract(self, x: Points, c: Points, t: float = 1.0) -> Points:
+        """The point that is reached from x along t times the tangent vector with coordinates c."""
+        if self._engine is not None:
+            return self._engine.advance(x, c, t)
+        return self.manifold.retract(x, c if t == 1 else c * t)
 
     def own_retraction(self, x: Points, c: Points) -> Points:
         """The same by the manifold itself, whose `polar` of square matrices engines replace."""

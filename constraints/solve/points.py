@@ -105,19 +105,18 @@ def _checked(name: Name, x: Tensor, manifold: Manifold) -> Tensor:
             f"{_who(name)} has dtype {x.dtype}; solvers work in float32 or float64, real or complex. Write x0.double()."
         )
     manifold.dim(x.shape)
-    # a float64 start may come from a float32 computation
-    limit = max(tolerance(x.dtype), tolerance(torch.float32))
     with exact_products(x.device.type), torch.no_grad():
         residual = manifold.residual(x)
-        if not bool((residual <= limit).all()):
-            nearest = isinstance(manifold, NearestPointManifold)
-            way = (
-                f"{code(manifold)}.nearest(x0), or the shape alone for a random start"
-                if nearest
-                else (f"its shape alone for a random start, or a point made by {code(manifold)}.random")
-            )
-            raise ValueError(f"{_who(name)} of shape {tuple(x.shape)} is not on {manifold}. Give {way}.")
         if not bool((residual <= tolerance(x.dtype)).all()):
+            # a float64 start may come from a float32 computation
+            if not bool((residual <= max(tolerance(x.dtype), tolerance(torch.float32))).all()):
+                nearest = isinstance(manifold, NearestPointManifold)
+                way = (
+                    f"{code(manifold)}.nearest(x0), or the shape alone for a random start"
+                    if nearest
+                    else (f"its shape alone for a random start, or a point made by {code(manifold)}.random")
+                )
+                raise ValueError(f"{_who(name)} of shape {tuple(x.shape)} is not on {manifold}. Give {way}.")
             held = engine(manifold)
             x = held.join([settled(factor, points) for factor, points in held.split(x)], x.shape)
     return x.clone(memory_format=torch.contiguous_format)

@@ -39,20 +39,19 @@ class Evaluation:
         self.value: Number = values.detach().reshape(-1, 1).to(x.dtype) if problem.space.batched else values.item()
         self._values: Tensor | None = values
         self._slopes: list[Tensor] = []
+        self._gradient: Rows | None = None
         if slopes and not problem.twice:
             self._take(slopes)
-        self._gradient: Rows | None = None
 
     @property
     def slopes(self) -> list[Tensor]:
         """The Euclidean gradient, piece by piece; with its own graph where the problem is differentiated `twice`."""
-        if self._values is not None:
-            total = self._values
+        total, problem = self._values, self.problem
+        if total is not None:
             if total.dim():
-                with torch.enable_grad():
+                with problem.graph:
                     total = total.sum()
-            found = derivative([total], [self.problem.one(total)], self.leaves, twice=self.problem.twice)
-            self._take(found)
+            self._take(derivative((total,), (problem.one(total),), self.leaves, twice=problem.twice))
         return self._slopes
 
     def _take(self, slopes: Sequence[Tensor | None]) -> None:
@@ -64,11 +63,10 @@ class Evaluation:
     def gradient(self) -> Rows:
         """The Riemannian gradient."""
         if self._gradient is None:
-            space = self.problem.space
             slopes = self.slopes
-            self._gradient = space.gradient(
-                self.x, space.join([g.detach() for g in slopes] if self.problem.twice else slopes)
-            )
+            if self.problem.twice:
+                slopes = [g.detach() for g in slopes]
+            self._gradient = self.problem.space.gradient_of(self.x, slopes)
         return self._gradient
 
 
@@ -95,7 +93,7 @@ class Problem:
         self.twice = False
         """Whether second derivatives are wanted, so that the graphs of first ones are kept."""
         self._one: Tensor | None = None
-        self._graph = torch.enable_grad()
+        self.graph = torch.enable_grad()
         self.tol = 0.0
         """The gradient norm that is asked for."""
         self.out_of_time: Callable[[], bool] = lambda: False
@@ -107,23 +105,28 @@ class Problem:
 
     def at(self, x: Rows) -> Evaluation:
         """f at x."""
-        parts = [part.detach() for part in self.space.split(x)]
-        leaves = [part.requires_grad_() for part in parts] if self._place is None else self._place(parts)
+        leaves = [part.detach() for part in self.space.split(x)]
+        if self._place is None:
+            for leaf in leaves:
+                leaf.requires_grad_()
+        else:
+            leaves = self._place(leaves)
         versions = [leaf._version for leaf in leaves]
         kept = None if self._checked else x.clone()
         self.counts.values += 1
-        with self._graph:
+        with self.graph:
             values = self._called(leaves)
-            slopes = () if self._checked else self._check(values, leaves)
-        if [leaf._version for leaf in leaves] != versions or not (kept is None or _same(kept, x)):
+            slopes = () if kept is None else self._check(values, leaves)
+        if versions != [leaf._version for leaf in leaves] or not (kept is None or _same(kept, x)):
             raise _writes()
         return Evaluation(self, x, leaves, values, slopes)
 
     def one(self, like: Tensor) -> Tensor:
         """The number 1 as a tensor like this one."""
-        if self._one is None or (self._one.dtype, self._one.device) != (like.dtype, like.device):
-            self._one = torch.ones_like(like, memory_format=torch.contiguous_format).detach()
-        return self._one
+        one = self._one
+        if one is None or one.dtype is not like.dtype or one.device != like.device:
+            one = self._one = torch.ones_like(like, memory_format=torch.contiguous_format).detach()
+        return one
 
     def _called(self, leaves: list[Tensor]) -> Tensor:
         try:
@@ -185,7 +188,7 @@ def check_shape(values: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _same(x: Tensor, y: Tensor) -> bool:
-    return bool(((x == y) | ((x != x) & (y != y))).all())
+    return torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())
 
 
 def _writes() -> ValueError:

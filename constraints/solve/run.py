@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -11,10 +12,9 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from .numbers import Number, all_, any_, full, is_finite, larger, no, pick, smaller, where
+from .numbers import Number, all_, any_, eps_of, full, is_finite, larger, no, pick, smaller, where
 from .problem import Problem
 from .result import History
 from .solver import Solver, State, start
@@ -45,7 +45,8 @@ class Why(IntEnum):
 
 
 class Point(NamedTuple):
-    """What a callback is given after every step: it stops the solver by returning True.
+    """What a callback is given after every step: it stops the solver by returning True. With several problems step
+    counts the rounds of trials that they make at once.
 
     >>> steps = []
     >>> found = minimize(lambda x: x[0], (3,), Sphere, callback=lambda point: steps.append(point.step))
@@ -92,7 +93,7 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
     best_value, best_norm, settled = state.value, state.norm, 0
     kept = _Best(state.x, state.value, state.norm)
     try:
-        for step in range(stops.max_steps + 1):
+        for step in itertools.count():
             why = where((why == Why.RUNNING) & (state.norm <= stops.tol), float(Why.CONVERGED), why)
             if not any_(why == Why.RUNNING) and any_(why == Why.CONVERGED) and settled < SADDLES:
                 state, left = solver.settle(problem, state, why == Why.CONVERGED)
@@ -107,15 +108,19 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
                 if _is_true(stops.callback(Point(step, whole(state.x), value, norm, seconds))):
                     why = where(running, float(Why.CALLBACK), why)
                     break
+            tired = running & (steps >= stops.max_steps)
+            if any_(tired):
+                why, running = where(tired, float(Why.STEPS), why), running & no(tired)
             if not any_(running):
                 break
-            if step == stops.max_steps or problem.out_of_time():
-                why = where(running, float(Why.STEPS if step == stops.max_steps else Why.SECONDS), why)
+            if problem.out_of_time():
+                why = where(running, float(Why.SECONDS), why)
                 break
             state = solver.advance(problem, state, running)
-            steps = where(running, steps + 1, steps)
+            ended = running & state.ended
+            steps = where(ended, steps + 1, steps)
             better = (state.value < best_value) | (state.norm < best_norm)
-            idle = where(better, 0.0, idle + 1)
+            idle = where(better, 0.0, where(ended, idle + 1, idle))
             best_value, best_norm = smaller(state.value, best_value), smaller(state.norm, best_norm)
             kept = _better(state, kept)
             finite = is_finite(state.norm)
@@ -127,7 +132,7 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
         if any_(lost):
             state = replace(start(problem, pick(lost, kept.x, state.x)), memory=state.memory)
         if any_((why == Why.STALLED) | (why == Why.STUCK)):
-            again, size = problem.at(state.x).value, NOISE * torch.finfo(x.dtype).eps
+            again, size = problem.at(state.x).value, NOISE * eps_of(x.dtype)
             differs = no(abs(again - state.value) <= size * larger(abs(state.value), 1.0))
             why = where(((why == Why.STALLED) | (why == Why.STUCK)) & differs, float(Why.RANDOM), why)
     finally:
@@ -146,7 +151,7 @@ class _Best(NamedTuple):
 def _better(state: State, old: _Best) -> _Best:
     """Of each problem the point with the lower value or, where rounding tells them not apart, the smaller gradient."""
     x, value, norm = state.x, state.value, state.norm
-    slack = 1e3 * torch.finfo(x.dtype).eps * abs(old.value)
+    slack = 1e3 * eps_of(x.dtype) * abs(old.value)
     better = (value < old.value - slack) | ((norm < old.norm) & (value <= old.value + slack))
     if all_(better):
         return _Best(x, value, norm)
@@ -166,7 +171,7 @@ def sentence(
     problem: Problem, why: Sequence[float], norm: float, steps: int, stops: Stops, curvature: Any = None
 ) -> str:
     """Why it stopped; with several problems, how many stopped why. norm and steps are those of the only one."""
-    counts = Counter(Why(int(each)) for each in why)
+    counts = {Why(int(each)): count for each, count in Counter(why).items()}
     if len(why) == 1:
         (kind,) = counts
         part, size = _said(kind, problem, stops), "" if kind == Why.CONVERGED else f" (gradient norm {norm:.1e})"

@@ -25,6 +25,8 @@ class State:
     """No step was found, nor will be."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What the solver keeps for its next step."""
+    ended: Truth = True
+    """Whose step ended with this state; the others are in the midst of one, and stay where they were."""
 
 
 class Solver(ABC):
@@ -41,7 +43,7 @@ class Solver(ABC):
 
     @abstractmethod
     def advance(self, problem: Problem, state: State, active: Truth) -> State:
-        """One step of every active problem; the others stay where they are."""
+        """One step of every active problem, or a part of one, see `State.ended`; the others stay where they are."""
 
     def settle(self, problem: Problem, state: State, at_rest: Truth) -> tuple[State, Truth]:
         """Where the gradient of all problems vanishes: the state, after a step for those that a solver knows to be no
@@ -56,9 +58,9 @@ def start(problem: Problem, x: Rows) -> State:
     return State(x, at, at.value, at.gradient, problem.space.norm(x, at.gradient), zero, zero > 0)
 
 
-def reach(problem: Problem, x: Rows, v: Rows, moves: Truth) -> tuple[Rows, Truth]:
-    """R_x(v) where that can be computed, else x; and where it can, among those that move."""
-    y = problem.space.retract(x, v)
+def reach(problem: Problem, x: Rows, v: Rows, moves: Truth, t: Number = 1.0) -> tuple[Rows, Truth]:
+    """R_x(t v) where that can be computed, else x; and where it can, among those that move."""
+    y = problem.space.retract(x, v, t)
     # a sum is finite where its terms are, but for rows so long that their points are of no use
     good = moves & is_finite(y.sum(-1, keepdim=True) if problem.space.batched else y.sum().item())
     return pick(good, y, x), good

@@ -101,6 +101,8 @@ class Starts:
 
     def _caller(self, f: Callable[..., Any]) -> Callable[[list[Tensor]], Any]:
         if self._count == 1:
+            if self._outside.names is None:
+                return lambda parts: f(parts[0])
             return lambda parts: f(self._outside.named(parts))
         mapped = torch.vmap(f)
         shape = (self._problems,) if self._batched else ()

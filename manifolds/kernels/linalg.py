@@ -96,9 +96,10 @@ def inverse_sqrt_defect(e: Square, looks: bool = False) -> Square | None:
     norm = torch.linalg.vector_norm(e).item() if e.numel() < FEW else largest_norm(e)  # a call takes longer than a term
     if (terms := geometric_terms(norm, e.dtype)) > 8:
         return None
-    t = e
+    t, is_one = e, e.dim() == 3 and e.shape[0] == 1
     for k in range(terms, 1, -1):  # the k-th coefficient is -(2k - 1) / (2k) times the one before
-        t = product(e, t, e, (1 - 2 * k) / (2 * k))
+        by = (1 - 2 * k) / (2 * k)
+        t = torch.baddbmm(e, e, t, alpha=by) if is_one else product(e, t, e, by)
     return t
 
 

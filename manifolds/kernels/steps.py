@@ -128,17 +128,18 @@ def straightened(x: Points, a: Points) -> Points:
 
 def polar_factor(y: Points) -> Points | None:
     """That of Y near orthonormal; None where the condition of Y^H Y is more than one polish mends. Looks at values."""
-    t = inverse_sqrt_defect(e := off(y, looks=True), looks=True)
+    t, wide = inverse_sqrt_defect(e := off(y, looks=True), looks=True), is_wide(y)
     if t is not None:
-        left, right = (t, y) if is_wide(y) else (y, t)
+        left, right = (t, y) if wide else (y, t)
         return torch.baddbmm(y, left, right, alpha=-0.5)
     values, q = torch.linalg.eigh(e)
-    low, high = (1 + value.item() for value in values.aminmax())
-    condition = max(high, 1 / low) if low > 0 else math.inf  # also where they are NaN
-    if condition > polish_reach(e.dtype):
+    few = values.tolist()[0] if e.shape[0] == 1 else [value.item() for value in values.aminmax()]
+    low, high = 1 + few[0], 1 + few[-1]
+    condition = max(high, 1 / low) if low > 0 else math.inf
+    if not condition <= polish_reach(e.dtype):  # also where they are NaN
         return None
     r = torch.bmm(q * (1 + values).rsqrt().unsqueeze(-2), q.mH)
-    y = torch.bmm(r, y) if is_wide(y) else torch.bmm(y, r)
+    y = torch.bmm(r, y) if wide else torch.bmm(y, r)
     return newton_schulz(y) if condition > MUCH else y
 
 

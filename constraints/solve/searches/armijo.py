@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ..numbers import Number, any_, is_finite, larger, no, over, smaller, where
+from ..numbers import Number, Truth, any_, full, is_finite, larger, over, smaller, where
 from ..options import check_between, check_count, check_least
-from .line import Found, Line, LineSearch
+from .line import Kept, Line, LineSearch, Trial
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,6 +22,8 @@ class Armijo(LineSearch):
     LBFGS(search=Armijo(limit=20))
     """
 
+    takes_the_best: ClassVar[bool] = False
+
     decrease: float = 1e-4
     slack: float = 10.0
     limit: int = 40
@@ -30,19 +33,16 @@ class Armijo(LineSearch):
         check_count(self, limit=self.limit)
         check_least(self, 0, slack=self.slack)
 
-    def search(self, line: Line, first: Number) -> Found:
-        found, t, active = Found.none(line), first, line.active
-        allowed = line.value + line.allowance(self.slack)
-        for _ in range(self.limit):
-            trial = line.at(t, active)
-            taken = active & (trial.value <= allowed + self.decrease * t * line.slope)
-            if any_(taken):
-                size = line.problem.space.size(trial.gradient)
-                taken = taken & is_finite(size)
-                found.take(trial, taken)
-                active = active & no(taken)
-            if not any_(active) or line.problem.out_of_time():
-                return found
-            least = over(-line.slope * t * t, 2 * (trial.value - line.value - t * line.slope))
-            t = where(is_finite(trial.value), smaller(larger(least, 0.1 * t), 0.5 * t), 0.25 * t)
-        return found
+    def begin(self, line: Line, first: Number) -> Kept:
+        return {"t": first}
+
+    def accepts(self, line: Line, trial: Trial) -> Truth:
+        allowed = line.value + line.allowance(self.slack) + self.decrease * trial.t * line.slope
+        low = line.active & (trial.value <= allowed)
+        return low & is_finite(line.problem.space.size(trial.gradient)) if any_(low) else low
+
+    def narrowed(self, line: Line, trial: Trial, kept: Kept) -> tuple[Kept, Number, Number]:
+        t = kept["t"]
+        least = over(-line.slope * t * t, 2 * (trial.value - line.value - t * line.slope))
+        shorter = where(is_finite(trial.value), smaller(larger(least, 0.1 * t), 0.5 * t), 0.25 * t)
+        return {"t": shorter}, full(t, 0.0), t

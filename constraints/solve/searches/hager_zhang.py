@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..numbers import Number, full, no, over, smaller, where
+from ..numbers import Number, Truth, full, no, over, smaller, where
 from ..options import check_between, check_count, check_least
-from .line import Found, Line, LineSearch
-from .trials import Trials
+from .line import Kept, Line, LineSearch, Trial
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,34 +37,36 @@ class HagerZhang(LineSearch):
         check_count(self, limit=self.limit)
         check_least(self, 0, slack=self.slack)
 
-    def search(self, line: Line, first: Number) -> Found:
-        trials, highest, c = Trials(line), line.value + line.allowance(self.slack), first
+    def begin(self, line: Line, first: Number) -> Kept:
         # a: the lower end, where f falls and is low; b: the upper end, infinite before there is one
-        a, value_a, slope_a = full(c, 0.0), line.value, line.slope
-        b, slope_b, width = full(c, math.inf), full(c, math.nan), full(c, math.inf)
-        for _ in range(self.limit):
-            trial = line.at(c, trials.active)
-            value, slope = trial.numbers()
-            flat_enough = slope >= self.sigma * line.slope
-            wolfe = flat_enough & (value <= line.value + self.delta * c * line.slope)
-            low = value <= highest
-            approximate = flat_enough & low & (slope <= (2 * self.delta - 1) * line.slope)
-            if not trials.goes_on(trial, value, wolfe | approximate):
-                break
-            up, falls = slope >= 0, low & (slope < 0)
-            high = no(up | falls)  # too high, or NaN
-            a, value_a, slope_a = where(falls, c, a), where(falls, value, value_a), where(falls, slope, slope_a)
-            b = where(falls, b, c)
-            slope_b = where(up, slope, where(high, math.nan, slope_b))
-            gap = b - a
-            if not trials.narrows(a, b):
-                break
-            secant = over(a * slope_b - b * slope_a, slope_b - slope_a)
-            parabola = a - over(slope_a * gap * gap, 2 * (value - value_a - slope_a * gap))
-            inside = where(high, smaller(parabola, (a + b) / 2), secant)
-            # bisect where the interval does not get shorter by a third
-            fits = (inside > a + 0.05 * gap) & (inside < b - 0.05 * gap) & (high | (gap <= 0.66 * width))
-            open_ended = b == math.inf
-            width = where(open_ended, width, gap)
-            c = where(open_ended, self.expand * c, where(fits, inside, (a + b) / 2))
-        return trials.end()
+        zero, infinite = full(first, 0.0), full(first, math.inf)
+        lower = {"a": zero, "value_a": line.value, "slope_a": line.slope}
+        return {"t": first, **lower, "b": infinite, "slope_b": full(first, math.nan), "width": infinite}
+
+    def accepts(self, line: Line, trial: Trial) -> Truth:
+        value, slope = trial.numbers()
+        flat_enough = slope >= self.sigma * line.slope
+        wolfe = value <= line.value + self.delta * trial.t * line.slope
+        return flat_enough & (wolfe | (self._is_low(line, value) & (slope <= (2 * self.delta - 1) * line.slope)))
+
+    def _is_low(self, line: Line, value: Number) -> Truth:
+        return value <= line.value + line.allowance(self.slack)
+
+    def narrowed(self, line: Line, trial: Trial, kept: Kept) -> tuple[Kept, Number, Number]:
+        (value, slope), (c, a, value_a, slope_a, b, slope_b, width) = trial.numbers(), kept.values()
+        up, falls = slope >= 0, self._is_low(line, value) & (slope < 0)
+        high = no(up | falls)  # too high, or NaN
+        a, value_a, slope_a = where(falls, c, a), where(falls, value, value_a), where(falls, slope, slope_a)
+        b = where(falls, b, c)
+        slope_b = where(up, slope, where(high, math.nan, slope_b))
+        gap = b - a
+        secant = over(a * slope_b - b * slope_a, slope_b - slope_a)
+        parabola = a - over(slope_a * gap * gap, 2 * (value - value_a - slope_a * gap))
+        inside = where(high, smaller(parabola, (a + b) / 2), secant)
+        # bisect where the interval does not get shorter by a third
+        fits = (inside > a + 0.05 * gap) & (inside < b - 0.05 * gap) & (high | (gap <= 0.66 * width))
+        open_ended = b == math.inf
+        width = where(open_ended, width, gap)
+        t = where(open_ended, self.expand * c, where(fits, inside, (a + b) / 2))
+        lower = {"a": a, "value_a": value_a, "slope_a": slope_a}
+        return {"t": t, **lower, "b": b, "slope_b": slope_b, "width": width}, a, b

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..numbers import Number, full, larger, no, over, smaller, sqrt, where
+from ..numbers import Number, Truth, full, larger, no, over, smaller, sqrt, where
 from ..options import check_between, check_count, check_least
-from .line import Found, Line, LineSearch
-from .trials import Trials
+from .line import Kept, Line, LineSearch, Trial
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,34 +33,37 @@ class StrongWolfe(LineSearch):
         check_count(self, limit=self.limit)
         check_least(self, 0, slack=self.slack)
 
-    def search(self, line: Line, first: Number) -> Found:
-        trials, allowance, t = Trials(line), line.allowance(self.slack), first
+    def begin(self, line: Line, first: Number) -> Kept:
         # low: the end with the lowest value; high: the other one, infinite before there is one
-        low, value_low, slope_low = full(t, 0.0), line.value, line.slope
-        high, value_high, slope_high = full(t, math.inf), full(t, math.nan), full(t, 0.0)
-        for _ in range(self.limit):
-            trial = line.at(t, trials.active)
-            value, slope = trial.numbers()
-            enough = value <= line.value + self.decrease * t * line.slope + allowance
-            if not trials.goes_on(trial, value, enough & (abs(slope) <= -self.curvature * line.slope)):
-                break
-            # NaN is no better than low
-            worse = no(enough & (value <= value_low + allowance))
-            turned = no(worse) & (slope * (high - low) >= 0)
-            high, value_high, slope_high = (
-                where(worse, t, where(turned, low, high)),
-                where(worse, value, where(turned, value_low, value_high)),
-                where(worse, slope, where(turned, slope_low, slope_high)),
-            )
-            low, value_low = where(worse, low, t), where(worse, value_low, value)
-            slope_low = where(worse, slope_low, slope)
-            if not trials.narrows(low, high):
-                break
-            cubic = _cubic(low, value_low, slope_low, high, value_high, slope_high)
-            margin = 0.1 * abs(high - low)
-            fits = (cubic > smaller(low, high) + margin) & (cubic < larger(low, high) - margin)
-            t = where(high == math.inf, 4 * t, where(fits, cubic, (low + high) / 2))
-        return trials.end()
+        zero, infinite = full(first, 0.0), full(first, math.inf)
+        lower = {"low": zero, "value_low": line.value, "slope_low": line.slope}
+        return {"t": first, **lower, "high": infinite, "value_high": zero, "slope_high": zero}
+
+    def accepts(self, line: Line, trial: Trial) -> Truth:
+        return self._is_enough(line, trial) & (abs(trial.numbers()[1]) <= -self.curvature * line.slope)
+
+    def _is_enough(self, line: Line, trial: Trial) -> Truth:
+        return trial.numbers()[0] <= line.value + self.decrease * trial.t * line.slope + line.allowance(self.slack)
+
+    def narrowed(self, line: Line, trial: Trial, kept: Kept) -> tuple[Kept, Number, Number]:
+        (value, slope), (t, low, value_low, slope_low, high, value_high, slope_high) = trial.numbers(), kept.values()
+        # NaN is no better than low
+        worse = no(self._is_enough(line, trial) & (value <= value_low + line.allowance(self.slack)))
+        turned = no(worse) & (slope * (high - low) >= 0)
+        high, value_high, slope_high = (
+            where(worse, t, where(turned, low, high)),
+            where(worse, value, where(turned, value_low, value_high)),
+            where(worse, slope, where(turned, slope_low, slope_high)),
+        )
+        low, value_low = where(worse, low, t), where(worse, value_low, value)
+        slope_low = where(worse, slope_low, slope)
+        least, most = smaller(low, high), larger(low, high)
+        cubic = _cubic(low, value_low, slope_low, high, value_high, slope_high)
+        margin = 0.1 * (most - least)
+        fits = (cubic > least + margin) & (cubic < most - margin)
+        t = where(high == math.inf, 4 * t, where(fits, cubic, (low + high) / 2))
+        lower = {"low": low, "value_low": value_low, "slope_low": slope_low}
+        return {"t": t, **lower, "high": high, "value_high": value_high, "slope_high": slope_high}, least, most
 
 
 def _cubic(a: Number, value_a: Number, slope_a: Number, b: Number, value_b: Number, slope_b: Number) -> Number:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,9 +15,12 @@ from constraints.solve import (
     Armijo,
     ConjugateGradient,
     GradientDescent,
+    HagerZhang,
+    LineSearch,
     Solver,
     StrongWolfe,
     TrustRegion,
+    betas,
     hessians,
 )
 from manifolds import Euclidean, SpecialOrthogonal, Sphere, Stiefel
@@ -53,6 +59,75 @@ def test_each_problem_is_solved_as_alone(solver: Solver) -> None:
         steps.append(alone.steps)
     # rounding of a batched product may differ, and after some steps a decision with it
     assert all(abs(a - b) <= max(2, 0.5 * a) for a, b in zip(steps, together.steps.tolist(), strict=True))
+
+
+def clouds(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of clouds of different noise, and random rotations to start from."""
+    points = torch.randn(count, 10, 3, dtype=F64)
+    noise = torch.logspace(-3, 1, count, dtype=F64)[:, None, None]
+    seen = points @ SpecialOrthogonal().random(count, 3, 3, dtype=F64) + noise * torch.randn_like(points)
+    return points, seen, SpecialOrthogonal().random(count, 3, 3, dtype=F64)
+
+
+SEARCHING: list[Solver] = [
+    LBFGS(),
+    LBFGS(search=HagerZhang()),
+    ConjugateGradient(),
+    ConjugateGradient(beta=betas.polak_ribiere, search=StrongWolfe(curvature=0.3)),
+]
+
+
+@pytest.mark.parametrize("solver", SEARCHING, ids=repr)
+def test_no_problem_waits_for_the_searches_of_others(solver: Solver) -> None:
+    """f is called as often as the slowest problem alone calls it, and not in each step as often as the slowest search:
+    the sum over steps of the largest number of trials."""
+    points, seen, x0 = clouds(60)
+    calls: list[list[int]] = []
+    for p, s, x in zip(points, seen, x0, strict=True):
+        counts = [0]
+
+        def f(x: Tensor, p: Tensor = p, s: Tensor = s, counts: list[int] = counts) -> Tensor:
+            counts[-1] += 1
+            return (p @ x - s).square().sum()
+
+        found = minimize(
+            f, x, SpecialOrthogonal, solver=solver, max_steps=1000,
+            callback=lambda point, counts=counts: counts.append(0),
+        )  # fmt: skip
+        assert found.converged
+        calls.append(counts)
+    together = minimize(
+        lambda x: (points @ x - seen).square().sum((1, 2)), x0, SpecialOrthogonal, solver=solver, batched=True,
+        max_steps=1000,
+    )  # fmt: skip
+    assert together.converged.all()
+    slowest = max(map(sum, calls))
+    in_step = sum(map(max, itertools.zip_longest(*calls, fillvalue=0)))
+    assert in_step >= slowest + 6  # else there is nothing to wait for
+    # rounding of a batched product may differ, and near the end a decision with it
+    assert together.evaluations.values <= (slowest + in_step) / 2
+
+
+@pytest.mark.parametrize("search", [StrongWolfe(), HagerZhang(), Armijo()], ids=repr)
+@pytest.mark.parametrize("kind", [LBFGS, ConjugateGradient, GradientDescent])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_after_some_steps_each_problem_is_where_it_is_alone(kind: Any, search: LineSearch, steps: int) -> None:
+    """max_steps are those of each problem, and a search that was left and resumed ends where one at a stretch does."""
+    points, seen, x0 = clouds(12)
+    solver = kind(search=search)
+    together = minimize(
+        lambda x: (points @ x - seen).square().sum((1, 2)), x0, SpecialOrthogonal, solver=solver, batched=True,
+        max_steps=steps,
+    )  # fmt: skip
+    assert together.steps.max() == steps
+    for i in range(12):
+        alone = minimize(
+            lambda x, i=i: (points[i] @ x - seen[i]).square().sum(), x0[i], SpecialOrthogonal, solver=solver,
+            max_steps=steps,
+        )  # fmt: skip
+        assert (alone.steps, alone.converged) == (together.steps[i], together.converged[i])
+        # each step may enlarge rounding by the condition of the problem
+        torch.testing.assert_close(together.x[i], alone.x, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("solver", [TrustRegion(), LBFGS(), ConjugateGradient(), GradientDescent()], ids=repr)

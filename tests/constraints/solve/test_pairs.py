@@ -31,11 +31,10 @@ def dense(pairs: list[tuple[Tensor, Tensor, float]], scale: float) -> Tensor:
 def step(d: Tensor, change: Tensor, t: Any, done: Any, norm: Any) -> Step:
     zero = torch.zeros_like(d)
     length = t * (d.norm(dim=-1, keepdim=True) if d.dim() > 1 else d.norm().item())
-    return Step(zero, zero, norm, d, t, length, zero, change, done)
+    return Step(zero, zero, norm, d, t, length, zero, change, done, done | True)
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("kind", [Still, Carried])
+@pytest.mark.parametrize(("kind", "batched"), [(Still, False), (Carried, False), (Carried, True)])
 @pytest.mark.parametrize("count", [1, 3, 4, 7, 9])
 def test_the_product_is_that_of_the_matrix(kind: type[Pairs], count: int, batched: bool) -> None:
     """Also where old pairs are dropped, some have no weight, and all are forgotten after a search that failed."""
@@ -74,6 +73,40 @@ def test_the_product_is_that_of_the_matrix(kind: type[Pairs], count: int, batche
         again.restore(space, s, y, w)
     again.scale = pairs.scale
     torch.testing.assert_close(again.times(space, x, g), pairs.times(space, x, g))
+
+
+@pytest.mark.parametrize("lies_still", [True, False])
+def test_each_problem_keeps_the_last_pairs_of_its_own_steps(monkeypatch: pytest.MonkeyPatch, lies_still: bool) -> None:
+    """Where the step of a problem has not ended all stays as it was; the others go on."""
+    most = 3
+    monkeypatch.setattr(Space, "lies_still", lies_still)
+    space = Space([Piece(None, Euclidean(ndim=1), (N,), F64)], True)
+    x, one = torch.zeros(B, N, dtype=F64), torch.ones(B, 1, dtype=F64)
+    pairs = Carried(most, one)
+    kept: list[list[tuple[Tensor, Tensor, float]]] = [[] for _ in range(B)]
+    scale = [1.0] * B
+    a = torch.randn(N, N, dtype=F64)
+    a = a @ a.T + torch.eye(N, dtype=F64)
+    for k in range(12):
+        # problem 0 ends a step each time, 1 every second, 2 every third; the sixth step of 0 fails
+        ended = torch.tensor([[k % (i + 1) == 0] for i in range(B)])
+        done = ended & torch.tensor([[k != 5], [True], [True]])
+        d = torch.randn(B, N, dtype=F64)
+        change = torch.where(done, 0.5 * d @ a, 0.0)
+        t = torch.where(done, 0.5, 0.0)
+        pairs.add(space, step(d, change, t, done, one * 1e-3)._replace(ended=ended), 1e-6)
+        for i in range(B):
+            if done[i]:
+                curvature = (0.5 * d[i] @ change[i]).item()
+                kept[i] = [*kept[i], (0.5 * d[i], change[i], 1 / curvature)][-most:]
+                scale[i] = curvature / (change[i] @ change[i]).item()
+            elif ended[i]:
+                kept[i] = [(s, y, 0.0) for s, y, _ in kept[i]]
+        g = torch.randn(B, N, dtype=F64)
+        found = pairs.times(space, x, g)
+        for i in range(B):
+            torch.testing.assert_close(found[i], -dense(kept[i], scale[i]) @ g[i], rtol=1e-9, atol=1e-9)
+            assert bool(pairs.none_used()[i]) == (not any(w > 0 for _, _, w in kept[i]))
 
 
 def test_conjugate_gradients_without_memory_are_bfgs_of_one_pair() -> None:
