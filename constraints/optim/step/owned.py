@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ...exchange import Deal, dealt, gathered
-from ...sharding import is_sharded, local, whole
+from ...sharding import local, whole
 from ...summing import Parts
 from .bucket import COUNTS
 from .checks import stacks_of
-from .cuts import mesh_axes, placements
+from .cuts import mesh_axes
+from .pieces import assembled, cut_alike
 from .plan import Member, Plan
 
 Entry = dict[str, Any]
@@ -64,7 +65,10 @@ class Owned:
                 self._known.pop(p, None)
                 layout = [self._layout(key, tuple(t.shape), t.dtype, p, axis) for key, t in entry.items()]
                 if entry:
-                    state[p] = entry = {k.key: _placed(entry[k.key], k.axis, p) for k in layout}
+                    state[p] = entry = {
+                        k.key: whole(entry[k.key]) if k.axis is None else cut_alike(entry[k.key], p, k.axis)
+                        for k in layout
+                    }
             else:
                 layout = known[1]
             cut = [k for k in layout if k.axis is not None]
@@ -107,7 +111,10 @@ class Owned:
                 for key, value in values.items():
                     local(state[p][key]).copy_(value)
             else:
-                state[p] = {k.key: _sharded(values[k.key], k, p) for k in layouts[p]}
+                state[p] = {
+                    k.key: values[k.key] if k.axis is None else assembled(values[k.key], k.shape, p, k.axis)
+                    for k in layouts[p]
+                }
                 self._known[p] = state[p], layouts[p]
         self._is_open = False
 
@@ -180,32 +187,3 @@ def _cost(member: Member) -> int:
     """Flops of a step, about: n p^2 of matrices."""
     stacks = stacks_of(member.parameter, member.manifold)
     return sum(stack.numel() * (min(stack.shape[-2:]) if f.ndim == 2 else 1) for f, stack in stacks)
-
-
-def _placed(t: Any, axis: int | None, p: Any) -> Any:
-    """State that was loaded, as it is kept."""
-    if axis is None:
-        return whole(t)
-    from torch.distributed.tensor import distribute_tensor
-
-    there = placements(p, axis)
-    if is_sharded(t):
-        return t if list(t.placements) == there else t.redistribute(p.device_mesh, there)
-    return distribute_tensor(t, p.device_mesh, there, src_data_rank=None)
-
-
-def _sharded(piece: Tensor, kept: Kept, p: Any) -> Any:
-    """What came back, as state."""
-    if kept.axis is None:
-        return piece
-    from torch.distributed.tensor import DTensor
-
-    stride = tuple(prod(kept.shape[i + 1 :]) for i in range(len(kept.shape)))
-    return DTensor.from_local(
-        piece.contiguous(),
-        p.device_mesh,
-        placements(p, kept.axis),
-        run_check=False,
-        shape=torch.Size(kept.shape),
-        stride=stride,
-    )
