@@ -27,6 +27,8 @@ POINTS: dict[str, tuple[Manifold, tuple[int, ...], dict[str, int | None]]] = {
     "replicated": (Orthogonal(), (4, 4), {"data": None, "model": None}),
     "replicated, of another shape": (Orthogonal(), (5, 5), {"data": None, "model": None}),
     "owned": (Orthogonal(), (4, 4), {"model": 0}),
+    "owned in each of data": (Orthogonal(), (4, 4), {"data": None, "model": 0}),
+    "owned by one of data": (Orthogonal(), (4, 4), {"data": 0}),
     "rows": (Stiefel(), (9, 3), {"data": 0}),
     "two axes": (Orthogonal(), (4, 4), {"data": 0, "model": 1}),
     "whole": (Orthogonal(), (4, 4), {}),

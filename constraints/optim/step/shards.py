@@ -19,6 +19,7 @@ from torch import Tensor
 from manifolds import Manifold
 
 from ...sharding import Sharing, local, put, whole
+from ...summing import Parts
 from .bucket import COUNTS
 from .checks import Group, name_in
 from .cuts import Cut, cut_of, filled, mesh_axes
@@ -31,9 +32,9 @@ from .together import agree_on_looking
 T = TypeVar("T")
 State = dict[Tensor, dict[str, Any]]
 Way = Hashable
-"""OWNED, SLICED, or else the mesh and those of its axes that cut the tensor."""
+"""The parts of what has an owner; SLICED; or else the mesh and those of its axes that cut the tensor."""
 
-OWNED, SLICED = "owned", "sliced"
+SLICED = "sliced"
 
 
 class Taken(NamedTuple):
@@ -54,14 +55,14 @@ class Shards:
     def __init__(self, slices: bool, numbers: frozenset[str]) -> None:
         """slices: whether tall matrices may be cut by rows; numbers: the keys of state with one number per point."""
         self._slices, self._numbers = slices, numbers
-        self._owned = Owned(numbers)
+        self._owned: dict[Parts, Owned] = {}
         self._plans: dict[Way, Plan] = {}
-        self._inner: defaultdict[Way, State] = defaultdict(dict, {OWNED: self._owned.inner})
+        self._inner: defaultdict[Way, State] = defaultdict(dict)
         self._ways: dict[Tensor, Way] = {}
         self._stands: dict[Tensor, tuple[Tensor, Cut | None]] = {}
         self._given: dict[Tensor, Tensor] = {}
         self._published: dict[Tensor, tuple[dict[str, Any], dict[str, Any]]] = {}  # what was made of what
-        self._owns = False  # whether some of the members of this step have owners
+        self._open: list[Parts] = []  # of the members of this step that have owners
         self._all: list[Tensor] = []
 
     def include(self, sharded: Sequence[Tensor]) -> None:
@@ -88,21 +89,26 @@ class Shards:
         """The plans for these sharded parameters, with their gradients read; a collective where these are sent.
         options: see `Plan`; kinds: changes where other state may be kept."""
         mine: defaultdict[Way, list[Taken]] = defaultdict(list)
-        owned = [each for each in members if self._way(each) == OWNED]
-        if owned:
-            taken = self._owned.take([(each, _gradient(each.parameter)) for each in owned], state, kinds)
-            mine[OWNED] = [Taken(*each) for each in taken]
-        self._take([each for each in members if self._way(each) != OWNED], state, mine)
+        owned: defaultdict[Parts, list[tuple[Member, Tensor]]] = defaultdict(list)
+        for each in members:
+            if isinstance(way := self._way(each), Parts):
+                owned[way].append((each, _gradient(each.parameter)))
+        self._open = list(owned)
+        for parts, some in owned.items():
+            if parts not in self._owned:
+                self._owned[parts] = Owned(parts, self._numbers)
+                self._inner[parts] = self._owned[parts].inner
+            mine[parts] = [Taken(*each) for each in self._owned[parts].take(some, state, kinds)]
+        self._take([each for each in members if not isinstance(self._way(each), Parts)], state, mine)
         old, self._plans = self._plans, {}
-        for way, some in mine.items():
+        for way, each_of in mine.items():
             plan, inner = old.get(way), self._inner[way]
-            if not some:
+            if not each_of:
                 continue
-            if plan is None or not plan.fits([each.member.parameter for each in some], options, inner):
-                plan = Plan([each.member for each in some], options, inner, self._numbers)
-            plan.read_gradients([each.gradient for each in some])
+            if plan is None or not plan.fits([each.member.parameter for each in each_of], options, inner):
+                plan = Plan([each.member for each in each_of], options, inner, self._numbers)
+            plan.read_gradients([each.gradient for each in each_of])
             self._plans[way] = plan
-        self._owns = bool(owned)
         return list(self._plans.values())
 
     def together(self, call: Callable[[Plan], T], plans: Sequence[Plan]) -> list[T]:
@@ -129,7 +135,7 @@ class Shards:
         """Put the points of whole tensors into the shards, and make the state of all that of their stand-ins: of
         shards, DTensors, which checkpoints know."""
         for way, plan in self._plans.items():
-            if way == OWNED:
+            if isinstance(way, Parts):
                 continue
             inner, stands = self._inner[way], [member.parameter for member in plan.members]
             for stand in stands:
@@ -143,15 +149,16 @@ class Shards:
                     cut = self._stands[p][1]
                     state[p] = {key: self._outside(key, t, p, cut) for key, t in entry.items()}
                     self._published[p] = dict(entry), state[p]
-        if self._owns:
-            self._owned.finish(self._plans.get(OWNED), state)
+        for parts in self._open:
+            self._owned[parts].finish(self._plans.get(parts), state)
 
     def _way(self, member: Member) -> Way:
         p: Any = member.parameter
         if p not in self._ways:
             cut, axes = cut_of(p, member.manifold, self._slices), mesh_axes(p)
             is_owned, is_sliced = cut is None and len(axes) == 1, cut is not None and cut.sliced
-            self._ways[p] = OWNED if is_owned else SLICED if is_sliced else (p.device_mesh, *axes)
+            way = Parts(p.device_mesh, axes[0]) if is_owned else SLICED if is_sliced else (p.device_mesh, *axes)
+            self._ways[p] = way
         return self._ways[p]
 
     def _take(self, members: Sequence[Member], state: Any, taken: dict[Way, list[Taken]]) -> None:
