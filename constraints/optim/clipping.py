@@ -15,6 +15,7 @@ from manifolds.engine import engine
 
 from ..precision import exact_products
 from ..riemannian import param_groups
+from ..sharding import local, whole
 from ..values import master_dtype
 from .step import Group
 
@@ -29,6 +30,8 @@ def clip_riemannian_grad_norm_(
     N is how steep the loss is along the manifolds, and a step of RiemannianSGD is at most lr max_norm long.
     torch.nn.utils.clip_grad_norm_ sees .grad, with the part that is normal to the manifold and that no step follows:
     its norm is larger, on Stiefel without bound, and it clips what need not be.
+
+    Of sharded parameters it is that of all processes, which call it together; they may lie on several meshes.
 
     params: a module, an optimizer of `constraints.optim`, or parameter groups with their "manifold". Gives N, as it
     was, in the widest precision of the gradients, float32 at least, without waiting for an accelerator. Raises
@@ -50,7 +53,7 @@ def clip_riemannian_grad_norm_(
     if not held:
         return torch.tensor(0.0)
     place = held[0][0].device
-    squares = torch.stack([_square(p, manifold).to(place, torch.float64) for p, manifold in held])
+    squares = torch.stack([whole(_square(p, manifold)).to(place, torch.float64) for p, manifold in held])
     total = squares.sum().sqrt()
     if error_if_nonfinite and not bool(total.isfinite()):
         raise RuntimeError(
@@ -60,12 +63,12 @@ def clip_riemannian_grad_norm_(
     by = (max_norm / total.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
     for p, _ in held:
         assert p.grad is not None
-        wide = master_dtype(p.grad.dtype)
-        scale = by.to(p.grad.device, wide.to_real())
-        if wide == p.grad.dtype:
-            p.grad.mul_(scale)
+        g, wide = local(p.grad), master_dtype(p.grad.dtype)
+        scale = by.to(g.device, wide.to_real())
+        if wide == g.dtype:
+            g.mul_(scale)
         else:  # float16 has no number as small as the factor may be
-            p.grad.copy_(p.grad.to(wide) * scale)
+            g.copy_(g.to(wide) * scale)
     widest = max((master_dtype(p.dtype).to_real() for p, _ in held), key=lambda dtype: dtype.itemsize)
     return total.to(widest)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim import RiemannianAdam, RiemannianSGD, clip_riemannian_grad_norm_
 from constraints.sharding import local, whole
 from manifolds import Manifold, Orthogonal, Stiefel
 
@@ -59,7 +59,7 @@ def _parameters(mesh: Any) -> dict[str, Any]:
 
 def _give(ps: dict[str, Any], mesh: Any, step: int) -> None:
     for i, (name, p) in enumerate(ps.items()):
-        g = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * step + i), dtype=DOUBLE)
+        g = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * (step + 1) + i), dtype=DOUBLE)
         p.grad = _cut(name, mesh, g)
 
 
@@ -131,14 +131,22 @@ def _on_another_device(mesh: Any) -> dict[Any, Any]:
     optimizer = RiemannianAdam(_groups(ps))
     for step in range(2):
         _give(ps, mesh, step)
-        with mock.patch.object(type(mesh), "device_type", "meta"):
+        with mock.patch.object(type(mesh), "device_type", "meta", create=True):
             optimizer.step()
     saved = {i: {key: whole(t) for key, t in entry.items()} for i, entry in optimizer.state_dict()["state"].items()}
     _give(ps, mesh, 2)
-    with mock.patch.object(type(mesh), "device_type", "meta"):
+    with mock.patch.object(type(mesh), "device_type", "meta", create=True):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
         optimizer.step()
     return _values(ps, optimizer)
+
+
+def _clipped(mesh: Any) -> dict[Any, Tensor]:
+    """Norms and gradients, of parameters on several meshes and on none."""
+    ps = _parameters(mesh)
+    _give(ps, mesh, 0)
+    norm = clip_riemannian_grad_norm_(_groups(ps), 0.1)
+    return {"norm": norm, **{name: whole(p.grad).clone() for name, p in ps.items()}}
 
 
 def _work(rank: int) -> Any:
@@ -151,6 +159,7 @@ def _work(rank: int) -> Any:
         found[kind, "NaN"] = _one_meets(rank, kind, "rows", "NaN", mesh)
         found[kind, "long"] = _one_meets(rank, kind, "experts of data", "long", mesh)
     found["different"] = _different(rank, mesh)
+    found["clipped"] = _clipped(mesh)
     found["elsewhere"] = _on_another_device(mesh)
     some = nn.Parameter(distribute_tensor(Stiefel().random(8, 3), DeviceMesh("cpu", [0, 1]), [Shard(0)]))
     found["outside"] = refusal(lambda: RiemannianAdam([{"params": [some], "manifold": Stiefel()}]))
@@ -203,6 +212,14 @@ def test_state_is_on_the_device_of_its_parameter(ranks: list[Any]) -> None:
     for found in ranks:
         for key, value in _values(ps, optimizer).items():
             torch.testing.assert_close(found["elsewhere"][key], value, rtol=0, atol=64 * torch.finfo(DOUBLE).eps)
+
+
+def test_gradients_on_several_meshes_are_clipped_together(ranks: list[Any]) -> None:
+    alone = _clipped(None)
+    assert alone["norm"] > 1
+    for found in ranks:
+        for key, value in alone.items():
+            torch.testing.assert_close(found["clipped"][key], value, rtol=16 * torch.finfo(DOUBLE).eps, atol=0)
 
 
 def test_a_mesh_without_this_process_is_refused_by_name(ranks: list[Any]) -> None:
