@@ -96,6 +96,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         Raises ValueError for a sparse gradient whose rows are no points and, looked at on CPU only, for a gradient
         that is not finite or overflows when squared and for a value that was changed to one off its manifold: nothing
         is changed. Also for a step too long to be computed: no parameter moves, but moments may hold the gradient.
+        Of sharded parameters all processes raise what one of them does, on CPU.
         Within torch.compile it runs as it is: what a step does depends on values, at each of which a graph would end.
         """
         loss = None
