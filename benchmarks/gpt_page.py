@@ -6,7 +6,7 @@ The text is that of the Python that runs, and differs from one to the next: loss
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,10 +81,6 @@ def rates(losses: Losses, width: int, kind: str) -> list[float]:
     return sorted({run.lr for run in losses if (run.width, run.kind) == (width, kind)})
 
 
-def of_first_seed(losses: Losses) -> Losses:
-    return {run: loss for run, loss in losses.items() if run.seed == 0}
-
-
 def in_widths(losses: Losses, kinds: Sequence[str]) -> list[str]:
     """The kinds that were tried at other widths too."""
     return [kind for kind in kinds if any(run.width != MIDDLE and run.kind == kind for run in losses)]
@@ -94,41 +90,42 @@ def in_widths(losses: Losses, kinds: Sequence[str]) -> list[str]:
 
 
 def tables(losses: Losses, kinds: Sequence[str]) -> str:
-    """One at d = 128, the mean over the seeds; one over the widths, of one seed. The best rates are bold."""
-    some = [kind for kind in kinds if rates(losses, MIDDLE, kind)]
-    seeds = len({run.seed for run in losses if run.width == MIDDLE})
-    title = f"d = {MIDDLE}, mean of {seeds} seeds; lr" if seeds > 1 else f"d = {MIDDLE}, one seed; lr"
-    made = [_table(title, losses, [(kind, kind, MIDDLE) for kind in some])]
-    first, others = of_first_seed(losses), in_widths(losses, kinds)
-    made.append(
-        _table(
-            "one seed; lr",
-            first,
-            [(f"{k}, d = {width}", k, width) for k in others for width in WIDTHS if rates(first, width, k)],
-        )
-    )
+    """One at d = 128, one over the widths; means over the seeds. The best rates are bold."""
+    some, others = [kind for kind in kinds if rates(losses, MIDDLE, kind)], in_widths(losses, kinds)
+    over = [(f"{k}, d = {width}", k, width) for k in others for width in WIDTHS if rates(losses, width, k)]
+    made = [
+        _table(f"d = {MIDDLE}, {_seeds(losses, (MIDDLE,))}; lr", losses, [(kind, kind, MIDDLE) for kind in some]),
+        _table(f"{_seeds(losses, WIDTHS)}; lr", losses, over),
+    ]
     return "\n\n".join(each for each in made if each)
+
+
+def _seeds(losses: Losses, widths: Collection[int]) -> str:
+    seeds = len({run.seed for run in losses if run.width in widths})
+    return f"mean of {seeds} seeds" if seeds > 1 else "one seed"
 
 
 def _table(title: str, losses: Losses, rows: Sequence[tuple[str, str, int]]) -> str:
     columns = sorted({lr for _, kind, width in rows for lr in rates(losses, width, kind)})
     found = {name: [over_seeds(losses, kind, width, lr) for lr in columns] for name, kind, width in rows}
-    lines = [[name, *_cells(each)] for name, each in found.items()]
+    most = max((each.seeds for row in found.values() for each in row if each), default=1)
+    lines = [[name, *_cells(each, most)] for name, each in found.items()]
     return table([title, *map(_rate, columns)], lines, markdown=True) if lines else ""
 
 
-def _cells(found: Sequence[Found | None]) -> list[str]:
+def _cells(found: Sequence[Found | None], most: int) -> list[str]:
     means = [each.mean for each in found if each]
     least = min(means) if len(means) > 1 else None  # one is not the best of anything
-    several = any(each and each.seeds > 1 for each in found)
-    return [_cell(each, least, several) for each in found]
+    return [_cell(each, least, most) for each in found]
 
 
-def _cell(each: Found | None, least: float | None, several: bool) -> str:
+def _cell(each: Found | None, least: float | None, most: int) -> str:
+    """most: the seeds that the table is over, where this has fewer."""
     if each is None:
         return "-"
     shown = f"**{each.mean:.2f}**" if each.mean == least else f"{each.mean:.2f}"
-    return f"{shown} (one seed)" if several and each.seeds == 1 else shown
+    fewer = "one seed" if each.seeds == 1 else f"{each.seeds} seeds"
+    return shown if each.seeds == most else f"{shown} ({fewer})"
 
 
 def _rate(lr: float) -> str:
@@ -155,9 +152,9 @@ def draw(losses: Mapping[str, Losses], kinds: Sequence[str], file: Path) -> None
             _curve(left, each, kind, MIDDLE, color=color, marker="o", label=kind)
             for width, style in WIDTHS.items() if kind in in_widths(each, kinds) else ():
                 label = f"{kind}, d = {width}"
-                _curve(right, of_first_seed(each), kind, width, color=color, linestyle=style, marker=".", label=label)
+                _curve(right, each, kind, width, color=color, linestyle=style, marker=".", label=label)
         left.set(title="d = 128, range of the seeds", ylabel=f"validation loss\n{name}")
-        right.set(title="widths, one seed")
+        right.set(title="widths, range of the seeds")
         for one in (left, right):
             one.set(xscale="log", xlabel="learning rate")
             one.grid(alpha=0.3)

@@ -14,7 +14,7 @@ from .kernels import chart, steps
 from .kernels.cayley import cayley_move, cayley_step
 from .kernels.determinant import unit_determinant
 from .kernels.exponential import exp_move
-from .kernels.linalg import eye_like, may_look, newton_schulz, skew
+from .kernels.linalg import eye_like, may_look, may_wait, newton_schulz, skew
 from .kernels.logarithm import logarithm
 from .kernels.tiny import batch_last, in_order_of, product
 from .kernels.transforms import whole
@@ -117,12 +117,12 @@ class SquareEngine(Engine):
 
 def log(name: object, x: Square, y: Square, *, special: bool = False) -> Square:
     """X Omega with the shortest skew Omega of exp(Omega) = X^H Y. Raises ValueError where no path joins X and Y; NaN
-    where values cannot be looked at."""
+    in a graph that is recorded."""
     q = x.mH @ y
     omega = logarithm(q, special=special)
     if (
         not special
-        and may_look(omega)
+        and may_wait(omega)
         and bool((whole(omega.detach()).isnan().any() & whole(q.detach()).isfinite().all()).any())
     ):
         raise ValueError(

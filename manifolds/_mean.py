@@ -11,7 +11,7 @@ from torch import Tensor
 from .base import GeodesicManifold, per_point
 from .engine import engine, settled
 from .kernels.iterations import ORDER
-from .kernels.linalg import may_look
+from .kernels.linalg import may_wait
 from .kernels.transforms import is_recorded, whole
 
 STEPS = 512
@@ -149,7 +149,7 @@ def weighted(
             first = (shares > 0).to(torch.uint8).argmax(axis, keepdim=True)
             some = x.take_along_dim(first.expand(*x.shape[:axis], 1, *x.shape[axis + 1 :]), axis)
             x = torch.where(shares > 0, x, some)
-    if may_look(x) and not bool(whole(x.detach()).isfinite().all()):
+    if may_wait(x) and not bool(whole(x.detach()).isfinite().all()):
         bad = int((~x.detach().isfinite()).flatten(axis + 1).any(-1).sum()) if manifold.ndim else 1
         raise ValueError(
             f"the mean on {manifold} is of points that are finite; of shape {tuple(x.shape)}, {bad} have a NaN or an "

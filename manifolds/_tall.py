@@ -14,7 +14,7 @@ from ._group import SquareEngine
 from ._group import log as log_of_group
 from .engine import Engine
 from .kernels import arcs, chart, steps
-from .kernels.linalg import may_look, may_overwrite, newton_schulz
+from .kernels.linalg import may_look, may_overwrite, may_wait, newton_schulz
 from .kernels.steps import is_wide as is_wide
 from .kernels.stiefel_log import are_finite, logarithm
 from .kernels.transforms import whole
@@ -150,7 +150,7 @@ class StiefelEngine(Engine):
 
 
 def log(name: object, x: Points, y: Points, metric: Metric) -> Points:
-    """V with exp(X, V) = Y. Raises ValueError where none is found; NaN where values cannot be looked at."""
+    """V with exp(X, V) = Y. Raises ValueError where none is found; NaN in a graph that is recorded."""
     if is_square(x):
         return log_of_group(name, x, y)
     if is_wide(x):
@@ -158,7 +158,7 @@ def log(name: object, x: Points, y: Points, metric: Metric) -> Points:
     if x.shape[-1] == 1 and (metric == "euclidean" or not x.is_complex()):
         return arcs.log(x, y, (-2, -1), 1.0)
     v = logarithm(x, y, 1 if metric == "canonical" else 2, partial(exp, metric=metric))
-    if may_look(v) and bool(whole(v.detach().isnan() & are_finite(x, y)).any()):
+    if may_wait(v) and bool(whole(v.detach().isnan() & are_finite(x, y)).any()):
         raise ValueError(
             f"the logarithm on {name} is found by an iteration, which did not settle for a pair; got x of shape "
             f"{tuple(x.shape)} and y of shape {tuple(y.shape)} with such a pair, farther apart than the injectivity "

@@ -113,9 +113,8 @@ class _GrassmannEngine(Engine):
         return self.manifold.project(x, stored)
 
     def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
-        """As defined, with three products."""
-        mixed = steps.mix_horizontal(x, stored, g, keep, add)
-        return super().mix(x, stored, g, keep, add) if mixed is None else mixed
+        """As defined, with three products or four."""
+        return steps.mix_horizontal(x, stored, g, keep, add)
 
     def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
         """As defined; for short steps by series."""

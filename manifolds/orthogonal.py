@@ -98,8 +98,8 @@ class Orthogonal(NearestPointManifold, GeodesicManifold):
 
         Where an angle is pi and several are shortest, one of them. No derivative where two eigenvalues of Omega are
         2 pi apart, where it jumps: those directions are left out.
-        Raises ValueError where the determinants of real X and Y have different signs, as no path joins them; NaN where
-        values cannot be looked at.
+        Raises ValueError where the determinants of real X and Y have different signs, as no path joins them; NaN in a
+        graph that is recorded.
         """
         return _group.log(self, *broadcast(self, x, y))
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import manifolds
 from benchmarks.accelerator import report
 from benchmarks.accelerator.__main__ import SECONDS, all_checks, main
 from benchmarks.accelerator.checks import Check, Place, require, run_all, write
 from benchmarks.accelerator.pretend import Waits, pretended
+from benchmarks.accelerator.waiting import POINTS
+from manifolds import FixedRank, Oblique, Orthogonal, Sphere, Stiefel
+from manifolds.kernels.linalg import may_wait
 
 # The peers give warnings of their own, which are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -69,6 +75,56 @@ def test_a_read_is_seen_where_waiting_is_forbidden() -> None:
     x = torch.ones(3)
     with Waits(), pytest.raises(RuntimeError, match="waits for the device"):
         float(x[:2].sum().reshape(1).item())
+
+
+def test_a_factorization_that_is_checked_is_seen_too() -> None:
+    with Waits(), pytest.raises(RuntimeError, match="waits for the device"):
+        torch.linalg.cholesky(torch.eye(2))
+
+
+def test_every_set_is_asked_whether_it_waits() -> None:
+    concrete = {
+        getattr(manifolds, name)
+        for name in manifolds.__all__
+        if isinstance(getattr(manifolds, name), type)
+        and issubclass(getattr(manifolds, name), manifolds.Manifold)
+        and not inspect.isabstract(getattr(manifolds, name))
+    }
+    asked = {manifolds.ProductManifold} | {type(manifold) for manifold, _ in POINTS.values()}
+    assert concrete - asked == set()
+
+
+def test_what_may_wait_is_seen_where_waiting_is_forbidden() -> None:
+    """A logarithm looks at values, on a pretended device too, and so raises its errors; in a step it is refused."""
+    x = torch.eye(4, 2)
+    with pretended():
+        with pytest.raises(ValueError, match="no path on Orthogonal"):
+            Orthogonal().log(torch.eye(3), -torch.eye(3))
+        with Waits(), pytest.raises(RuntimeError, match="may be waited for"):
+            Sphere().nearest(x)
+    assert not may_wait(x.to("meta"))
+    with Waits():  # or any other mode, as of what records a graph
+        assert not may_wait(x)
+
+
+NOWHERE: dict[str, Callable[[], object]] = {
+    "zero vector": lambda: Sphere().nearest(torch.zeros(3)),
+    "zero column": lambda: Oblique().nearest(torch.zeros(3, 2)),
+    "rank below 2": lambda: FixedRank(2).nearest(torch.ones(3, 3)),
+    "rank below 1": lambda: FixedRank(1).retract(torch.ones(9, 9), -torch.ones(9, 9)),
+    "no nearest orthonormal": lambda: Stiefel().nearest(torch.zeros(4, 2)),
+    "no path": lambda: Orthogonal().log(torch.eye(3), -torch.eye(3)),
+    "finite": lambda: Sphere().mean(torch.full((3, 4), torch.nan)),
+}
+
+
+@pytest.mark.parametrize("why", NOWHERE)
+def test_an_accelerator_raises_the_errors_of_a_cpu(why: str) -> None:
+    with pytest.raises(ValueError, match=why.replace("column", "vector")) as plain:
+        NOWHERE[why]()
+    with pretended(), pytest.raises(ValueError, match=why.replace("column", "vector")) as found:
+        NOWHERE[why]()
+    assert str(found.value) == str(plain.value)
 
 
 def test_what_is_pretended_is_undone() -> None:

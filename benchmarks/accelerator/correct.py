@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from manifolds.testing import check_manifold
 from .. import engines
 from ..timing import infeasibility
 from .checks import Check, Numbers, Place, require
+from .pretend import pretended
 
 SECTION = "correct"
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -47,7 +49,7 @@ BOUND = 1e-5
 
 
 def checks() -> Iterator[Check]:
-    for method in (Riemannian(), Trivialization()):
+    for method in (Riemannian(), Trivialization(rebase_every=4), Trivialization()):
         for name, make in MODELS.items():
             yield Check(SECTION, f"{name}, {method}: as on a processor", partial(as_on_a_processor, make, method))
     for bits, dtypes in (("TF32 on", DTYPES[:1]), ("TF32 off", (torch.float32, torch.bfloat16, torch.complex64))):
@@ -109,11 +111,16 @@ MODELS: dict[str, Callable[[Method], Net]] = {"GRU": gru, "Linear": linear, "Con
 
 
 def as_on_a_processor(make: Callable[[Method], Net], method: Method, place: Place) -> Numbers:
-    """Ten steps in float64 end where they end on a processor, and on the manifold."""
+    """Twenty steps in float64 end where they end on a processor, and on the manifold.
+
+    A base that follows by itself moves at other steps there, since nobody looks: then the processor plays a device.
+    """
     torch.manual_seed(0)
     here = make(method)
     there = copy.deepcopy(here).to(place.device)
-    losses = [_train(net, method) for net in (here, there)]
+    with pretended() if method == Trivialization() else nullcontext():
+        losses = [_train(here, method)]
+    losses.append(_train(there, method))
     gap = abs(losses[0] - losses[1]) / losses[0]
     # Adam divides by the root of the first gradients, which magnifies their rounding where they are small
     require(gap < 1e-6, f"losses {losses[0]!r} and {losses[1]!r}")
@@ -127,7 +134,7 @@ def _train(net: Net, method: Method) -> float:
         optimizer: torch.optim.Optimizer = RiemannianAdam(net, lr=1e-2)
     else:
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for _ in range(10):
+    for _ in range(20):
         optimizer.zero_grad()
         loss = net()
         loss.backward()

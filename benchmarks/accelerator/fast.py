@@ -20,6 +20,7 @@ from .checks import Check, Numbers, Place
 
 SECTION = "fast"
 OURS, FUSED, PRODUCTS, COPY = "ours", "torch Adam, fused", "our products alone", "one copy of the matrices"
+GRAPH = "ours, in a CUDA graph"
 
 STEPS: dict[str, tuple[tuple[int, ...], int]] = {
     "1024 x 1024": ((1024, 1024), 1),
@@ -61,6 +62,14 @@ def fused(start: Any, lr: float) -> Engine:
     return Engine(engine.points, engine.kept, engine.params, optimizer)
 
 
+def capturable(start: Any, lr: float) -> Engine:
+    """Ours, whose step may be in a CUDA graph; on a CPU nothing is captured."""
+    engine = engines.riemannian(start, lr)
+    for group in engine.optimizer.param_groups:
+        group["capturable"] = not engine.params[0].is_cpu
+    return engine
+
+
 def step(shape: tuple[int, ...], count: int, place: Place) -> Numbers:
     """Medians of one optimizer step with given gradients, all in turn; kernels and products of ours."""
     torch.manual_seed(0)
@@ -81,9 +90,10 @@ def step(shape: tuple[int, ...], count: int, place: Place) -> Numbers:
 
     builders: dict[str, Builder] = {
         OURS: stepping(engines.riemannian),
+        GRAPH: lambda: _captured(stepping(capturable), place),
         FUSED: stepping(fused),
         "POGO": stepping(peers.pogo),
-        "geoopt": stepping(peers.geoopt),
+        **({} if _is_many(shape) else {"geoopt": stepping(peers.geoopt)}),
         PRODUCTS: lambda: _products_alone(stepping(engines.riemannian), start),
         COPY: lambda: _copies(start),
     }
@@ -93,6 +103,28 @@ def step(shape: tuple[int, ...], count: int, place: Place) -> Numbers:
         if numbers.get(other):
             numbers[f"ours / {other}"] = numbers[OURS] / numbers[other]
     return numbers
+
+
+def _captured(build: Builder, place: Place) -> Contestant:
+    """The step as a graph, whose kernels follow one another without Python; as it is where graphs are pretended."""
+    contestant = build()
+    if place.pretended:
+        return contestant
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            contestant.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        contestant.step()
+    return Contestant(graph.replay, contestant.points)
+
+
+def _is_many(shape: tuple[int, ...]) -> bool:
+    """Of which geoopt takes 10 s a step, that it is not waited for again."""
+    return len(shape) == 3 and shape[0] > 10_000
 
 
 def _products_alone(build: Builder, start: list[Tensor]) -> Contestant:

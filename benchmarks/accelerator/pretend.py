@@ -11,13 +11,25 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from manifolds.kernels.linalg import may_wait
+
+
+def _may_wait(x: torch.Tensor) -> bool:
+    if Waits.inside:
+        raise RuntimeError("a value may be waited for")
+    return may_wait(x)
+
+
 ANSWERS = {
     "on_accelerator": lambda x: True,
     "may_look": lambda x: False,
+    "may_wait": _may_wait,
     "can_look": lambda device: False,
     "is_many_tiny": lambda shape, on_cpu: False,  # an order of memory that only a processor has
 }
 WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+FACTORIZES = ("_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_pinv", "linalg_matrix_exp")
+"""What torch asks a device about before it returns, of values of its own."""
 
 
 @contextmanager
@@ -32,11 +44,21 @@ def pretended() -> Iterator[None]:
 
 
 class Waits(TorchDispatchMode):
-    """Raises where an accelerator would have to be waited for."""
+    """Raises where an accelerator would have to be waited for, and where it might be, see `may_wait`."""
+
+    inside = 0
+
+    def __enter__(self) -> Waits:
+        Waits.inside += 1
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *error: object) -> None:
+        Waits.inside -= 1
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func).removeprefix("aten.").partition(".")[0]
-        if name in WAITS and not all(_is_host(a) for a in args if isinstance(a, torch.Tensor)):
+        if name in FACTORIZES or (name in WAITS and not all(_is_host(a) for a in args if isinstance(a, torch.Tensor))):
             raise RuntimeError(f"{func} waits for the device")
         return func(*args, **(kwargs or {}))
 

@@ -28,6 +28,10 @@ from .step import (
 
 SecondMoment = Literal["mean", "sum"]
 
+ONE = {dtype: torch.ones((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
+ZERO = {dtype: torch.zeros_like(one) for dtype, one in ONE.items()}
+"""Of one element: on CPU a number takes as long to be made one as a whole call does."""
+
 
 class RiemannianAdam(RiemannianOptimizer):
     """m <- beta1 m + (1 - beta1) grad, v <- beta2 v + (1 - beta2) |grad|^2 / d, x <- R_x(-lr m^ / (sqrt(v^) + eps)).
@@ -157,10 +161,15 @@ def adam_move(bucket: Bucket, group: Group, gradient: Callable[[], Tensor]) -> T
     if bucket.looks and v.numel() == 1 and isinstance(scale, float):  # a number in place of five calls of torch
         size: float | Tensor = _quotient(scale * root, v.item(), eps, torch.finfo(v.dtype).tiny)
     else:
-        size = v.sqrt().add_(eps)
+        few = bucket.looks and isinstance(eps, float)  # a number would be made a tensor of another dtype first
+        size = v.sqrt().add_(ONE[v.dtype], alpha=eps) if few else v.sqrt().add_(eps)
         none = size < torch.finfo(v.dtype).tiny if group["eps"] < 1e-30 else None
-        size.reciprocal_()
-        size = size.mul_(scale * root) if isinstance(scale, float) else size.mul_(root).mul_(scale)
+        if few and isinstance(scale, float):
+            size = torch.addcdiv(ZERO[v.dtype], ONE[v.dtype], size, value=scale * root)
+        elif isinstance(scale, float):
+            size = size.reciprocal_().mul_(scale * root)
+        else:
+            size = size.reciprocal_().mul_(root).mul_(scale)
         if none is not None:
             size = size.masked_fill_(none, 0.0)
     if group["decoupled_weight_decay"] and decays_in(bucket, group):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from .linalg import may_look
+from .linalg import may_wait
 from .transforms import whole
 
 Axes = tuple[int, ...]
@@ -52,8 +52,8 @@ def normalized(a: Vectors, axes: Axes, r: float) -> Vectors:
 
 
 def nearest(name: object, a: Vectors, axes: Axes, r: float) -> Vectors:
-    """r a / |a|. Raises ValueError for a zero vector, where values may be looked at."""
-    if may_look(a) and bool(whole(a.detach().abs().amax(axes) == 0).any()):
+    """r a / |a|. Raises ValueError for a zero vector; NaN in a graph that is recorded."""
+    if may_wait(a) and bool(whole(a.detach().abs().amax(axes) == 0).any()):
         raise ValueError(
             f"a zero vector has no nearest point on {name}; got shape {tuple(a.shape)} with a zero vector along "
             f"{'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}. Give a nonzero start, or init='haar'."

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
+from .halves import REACH, SMALLEST, resolvent_by_halves
+from .iterations import fused
 from .linalg import (
     LU_BATCH,
     eye_like,
@@ -23,6 +25,7 @@ from .linalg import (
     newton_schulz,
     on_accelerator,
     resolvent,
+    resolvent_of_any,
 )
 from .mend import unit_columns
 from .move import differentiable
@@ -41,15 +44,21 @@ def plain(x: Square, a: Square) -> Square:
 
 
 def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The move, and the LU factors and pivots of I + A/2 = (I - A/2)^H, empty unless made."""
+    """The move, and what inverts I - A/2: (I - A/2)^-1 and no pivots, or LU factors and pivots of I + A/2 =
+    (I - A/2)^H, or nothing, where it was not made."""
     none = a.new_empty(0)
     if _is_tiny(a):
         return _tiny(x, a), none, none
     if on_accelerator(a):
-        return 2 * x @ resolvent(a) - x, none, none
+        p = resolvent_of_any(a)
+        return newton_schulz(fused(x, x, p, -1, 2)), p, none
     norm = largest_norm(a)
     if (terms := _few_terms(a, norm)) is not None:
         return _series(x, a, 1.0, terms), none, none
+    if a.shape[-1] > SMALLEST and norm <= REACH:
+        p = resolvent_by_halves(a)
+        y = fused(x, x, p, -1, 2)
+        return (unit_columns(y, out=y) if a.shape[-1] >= LU_BATCH else y), p, none
     if not math.isfinite(norm):  # LU divides by an infinite pivot as if all were well
         x = x + (0 * a).sum((-2, -1), keepdim=True)
     lu, pivots = _factor(a)
@@ -124,13 +133,22 @@ def _plus(x: Tensor, y: Tensor, size: Size, by: float = 1.0) -> Tensor:
 
 def _pull_x(a: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
     """G (I + A/2)^-1 (I - A/2), the move along -A."""
-    return torch.lerp(grad, _solve(grad, lu, pivots, adjoint=True), 2) if lu.numel() else _forward(grad, -a)[0]
+    if not lu.numel():
+        return _forward(grad, -a)[0]
+    if not pivots.numel():
+        return fused(grad, grad, lu.mH, -1, 2)
+    return torch.lerp(grad, _solve(grad, lu, pivots, adjoint=True), 2)
 
 
 def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
     """dY = (Y + X)/2 dA (I - A/2)^-1, so dA gets W (I + A/2)^-1 with W = ((Y + X)/2)^H G: half of W + W moved."""
-    w = product(torch.lerp(x, y, 0.5).mH, grad)
-    return _solve(w, lu, pivots, adjoint=True, out=w) if lu.numel() else torch.lerp(w, _forward(w, -a)[0], 0.5)
+    half = torch.lerp(x, y, 0.5)
+    w = product(half.mH, grad)
+    if not lu.numel():
+        return torch.lerp(w, _forward(w, -a)[0], 0.5)
+    if pivots.numel():
+        return _solve(w, lu, pivots, adjoint=True, out=w)
+    return torch.matmul(w, lu.mH, out=half)  # fresh memory costs a tenth of the product
 
 
 cayley_move = differentiable(plain, _forward, _pull_x, _pull_a)

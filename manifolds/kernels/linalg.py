@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from .iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products
-from .tiny import MANY, batch_last, in_order_of, largest_norm, product, transposed
+from .autocast import without_autocast
+from .iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products, resolvent_by_products
+from .tiny import FEW, batch_last, in_order_of, is_slow_across, largest_norm, product, transposed
 from .transforms import in_forward_mode, is_batched, is_transformed
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
+
+BY_PRODUCTS = 1024
+"""Up to this size an accelerator inverts I - A/2 by some 25 products; beyond, their arithmetic takes longer than a
+Cholesky factorization. 0: never."""
 
 Square = Inexact[Tensor, "*batch p p"]
 
@@ -27,30 +31,18 @@ def skew(a: Square) -> Square:
     """(A - A^H) / 2. Its derivative is itself: two passes over memory, where torch would take four."""
     if a.requires_grad and not is_traced() and not in_forward_mode():
         return _Skew.apply(a)  # type: ignore[no-any-return, no-untyped-call]
+    return _skew(a)
+
+
+def _skew(a: Square) -> Square:
+    if is_slow_across(a) and not is_transformed(a):
+        return transposed(a).sub_(a).mul_(-0.5)
     return (a - a.mH).mul_(0.5)
 
 
 def sym(a: Square) -> Square:
     """(A + A^H) / 2."""
     return (a + a.mH).mul_(0.5)
-
-
-def skew_product(x: Square, g: Square, by: float) -> Square:
-    """by (X^H G - G^H X)."""
-    if _is_slow_across(x):
-        a = product(x.mT, g, alpha=-by)
-        return transposed(a).sub_(a)
-    a = product(x.mH, g, alpha=by)
-    return a - a.mH
-
-
-def _is_slow_across(a: Tensor) -> bool:
-    """Whether to write A^T first is faster than to read matrices like A across: where they are many and tiny, or the
-    numbers of a column fall on the same few lines of the cache."""
-    n = a.shape[-1]
-    if not ((n <= 12 and a.numel() >= MANY * n * n) or (n > 512 and n % 512 == 0)):
-        return False
-    return a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous() and a.is_cpu
 
 
 def eye_like(a: Square) -> Square:
@@ -77,6 +69,12 @@ def resolvent(a: Square) -> Square:
     return _inverse(a) if in_forward_mode() else _Resolvent.apply(a)  # type: ignore[no-untyped-call]
 
 
+def resolvent_of_any(a: Square) -> Square:
+    """`resolvent` without derivatives, where values are not looked at: of any length for which there are digits, else
+    NaN."""
+    return resolvent_by_products(a) if a.shape[-1] <= BY_PRODUCTS else _inverse_by_cholesky(a)
+
+
 def inverse_sqrt(s: Square) -> Square:
     """S^(-1/2) for Hermitian positive definite S; its derivative is a Lyapunov solve, finite at S = I.
 
@@ -87,13 +85,13 @@ def inverse_sqrt(s: Square) -> Square:
     return _InverseSqrt.apply(s)[0]  # type: ignore[no-any-return, no-untyped-call]
 
 
-def inverse_sqrt_defect(e: Square) -> Square | None:
+def inverse_sqrt_defect(e: Square, looks: bool = False) -> Square | None:
     """T = E - 3 E^2/4 + ..., (I + E)^(-1/2) = I - T/2, where E is so small that 8 terms reach rounding; else None.
-    No derivatives."""
-    if not may_look(e) or not e.numel():
+    No derivatives. looks: it is known that values may be looked at."""
+    if not (looks or may_look(e)) or not e.numel():
         return None
-    terms = geometric_terms(largest_norm(e), e.dtype)
-    if terms > 8:
+    norm = torch.linalg.vector_norm(e).item() if e.numel() < FEW else largest_norm(e)  # a call takes longer than a term
+    if (terms := geometric_terms(norm, e.dtype)) > 8:
         return None
     t = e
     for k in range(terms, 1, -1):  # the k-th coefficient is -(2k - 1) / (2k) times the one before
@@ -147,28 +145,15 @@ def may_look(x: Tensor) -> bool:
     return x.is_cpu and not is_traced()
 
 
+def may_wait(x: Tensor) -> bool:
+    """Whether values may decide where an accelerator may be waited for, as for eigenvalues it is in any case: not in
+    what a graph records. A step of an optimizer and a trivialized weight never wait: they ask `may_look`."""
+    return not (is_traced() or x.is_meta or (x.is_cuda and torch.cuda.is_current_stream_capturing()))
+
+
 def may_overwrite(x: Tensor) -> bool:
     """Whether results may be written into given memory: nothing is recorded, and x is one tensor."""
     return not torch.is_grad_enabled() and not in_forward_mode() and not is_transformed(x)
-
-
-AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
-
-
-def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward pass in the precision of its tensors, also where `loss.backward()` is called under autocast."""
-
-    @functools.wraps(backward)
-    def exact(ctx: Any, grad: Tensor | None, *rest: Any) -> Any:
-        device = "cpu" if grad is None else grad.device.type
-        # before torch 2.9 a graph cannot hold the question
-        has = device in AUTOCAST if torch.compiler.is_compiling() else torch.amp.is_autocast_available(device)
-        if not has or not torch.is_autocast_enabled(device):
-            return backward(ctx, grad, *rest)
-        with torch.autocast(device, enabled=False):
-            return backward(ctx, grad, *rest)
-
-    return exact
 
 
 def _inverse(a: Tensor) -> Tensor:
@@ -183,10 +168,13 @@ def _inverse(a: Tensor) -> Tensor:
 
 
 def _inverse_by_cholesky(a: Tensor) -> Tensor:
-    """(I - A/2)^-1 = (I + A/2)(I + A^H A/4)^-1, then one Newton step: no LU."""
+    """(I - A/2)^-1 = (I + A^H A/4)^-1 (I + A/2), then two Newton steps: no LU. NaN where they do not reach rounding."""
     eye = eye_like(a)
     factor = torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L
-    p = (eye + a / 2) @ torch.cholesky_solve(eye.expand(a.shape), factor)
+    p = torch.cholesky_solve(eye + a / 2, factor)
+    error = eye - (p - a @ p / 2)
+    near = torch.linalg.vector_norm(error, dim=(-2, -1), keepdim=True) < 1e-2  # 1e-8 after both
+    p = torch.where(near, p + p @ error, torch.nan)
     return 2 * p - p @ (p - a @ p / 2)
 
 
@@ -198,7 +186,7 @@ def _inverse_sqrt(s: Tensor) -> Tensor:
 class _Skew(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor) -> Tensor:
-        return (a - a.mH).mul_(0.5)
+        return _skew(a)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -216,9 +204,7 @@ class _Skew(torch.autograd.Function):
 class _Resolvent(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor) -> Tensor:
-        if not on_accelerator(a):
-            return _inverse(a)
-        return _inverse_by_cholesky(a)
+        return resolvent_of_any(a) if on_accelerator(a) else _inverse(a)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .exponential import exp_move
 from .iterations import ORDER
-from .linalg import eye_like, inverse_sqrt, may_look, newton_schulz, skew, sym
+from .linalg import eye_like, inverse_sqrt, may_wait, newton_schulz, skew, sym
 from .transforms import is_recorded, whole
 
 Square = Inexact[Tensor, "*batch n n"]
@@ -120,7 +120,7 @@ def _arctangent(a: Square) -> Square:
 def _real(q: Square) -> Square:
     z, a, b, far = _parts(q)
     omega = _arctangent(a)
-    if not may_look(q) or bool(whole(far).any()):
+    if not may_wait(q) or bool(whole(far).any()):
         omega = omega + math.pi * _planes(b, far) - _arctangent(b)
         odd = far.sum(-1) % 2 == 1
         omega = torch.where(odd[..., None, None], torch.nan, omega)
@@ -148,7 +148,7 @@ def _planes(b: Square, far: Bool[Tensor, "*batch n"]) -> Square:
 def _complex(q: Square) -> Square:
     z, a, b, far = _parts(q)
     omega = _arctangent(a)
-    if not may_look(q) or bool(whole(far).any()):
+    if not may_wait(q) or bool(whole(far).any()):
         t, w = torch.linalg.eigh(sym(-1j * b) + 9 * torch.diag_embed((~far).to(b)))
         angles = torch.where(t > 6, 0, math.pi * torch.where(t < 0, -torch.ones_like(t), 1) - 2 * t.atan())
         omega = omega + 1j * ((w * angles.to(w).unsqueeze(-2)) @ w.mH)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Inexact
+from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .linalg import _InverseSqrt, inverse_sqrt, is_traced, may_look, may_overwrite, newton_schulz, orthogonality_error
@@ -17,6 +17,8 @@ from .tiny import largest_norm
 from .transforms import in_forward_mode, is_recorded, is_transformed
 
 Points = Inexact[Tensor, "*batch n p"]
+
+ROWS = 64  # of so many at a time the squares stay in the cache
 
 MUCH = 8.0  # from this condition on; below, an error of it is no more than that of other rounding
 
@@ -28,10 +30,17 @@ def unit_columns(y: Points, out: Tensor | None = None) -> Points:
     shorter, but leave them at right angles. out: memory, which may be that of Y.
     """
     kept = y.detach()
-    squares = ((kept.conj() * kept).real if y.is_complex() else kept * kept).sum(-2, keepdim=True)
+    parts = kept.split(ROWS, -2) if may_look(y) else (kept,)
+    squares = sum(
+        (_squares(part).sum(-2, keepdim=True) for part in parts[1:]), _squares(parts[0]).sum(-2, keepdim=True)
+    )
     reach = 8 * math.sqrt(y.shape[-2]) * torch.finfo(y.dtype).eps
     scale = torch.lerp(squares.new_ones(()), squares, -0.5).clamp(1 - reach, 1 + reach)
     return y * scale if out is None else torch.mul(y, scale, out=out)
+
+
+def _squares(y: Points) -> Float[Tensor, "*batch n p"]:
+    return (y.conj() * y).real if y.is_complex() else y * y
 
 
 def orthonormal(y: Points, condition: float | None) -> Points:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .linalg import is_traced, without_autocast
+from .autocast import without_autocast
+from .linalg import is_traced
 from .tiny import batch_last, in_order_of
 from .transforms import in_forward_mode, is_recorded, is_transformed
 

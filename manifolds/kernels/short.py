@@ -14,7 +14,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .cayley import Size
-from .steps import gram, is_wide
+from .steps import gram, is_wide, off
 
 Points = Inexact[Tensor, "B n p"]
 Defect = Float[Tensor, " B"]
@@ -36,10 +36,10 @@ def turned(x: Points, c: Points, size: Size) -> tuple[Points, Defect]:
     first = torch.bmm(x, c)
     y = _plus(x, first, size)
     y = _plus(y, torch.bmm(first, c), size * size / 2)
-    e = _off(y)
+    e = off(y)
     defect = torch.linalg.vector_norm(e, dim=(-2, -1))
     y = torch.baddbmm(y, y, e, alpha=-0.5)
-    return torch.baddbmm(y, y, _off(y), alpha=-0.5), defect
+    return torch.baddbmm(y, y, off(y), alpha=-0.5), defect
 
 
 def turned_defect(c: Points, size: Size) -> Defect:
@@ -51,7 +51,7 @@ def turned_defect(c: Points, size: Size) -> Defect:
 def pulled(x: Points, c: Points, size: Size) -> tuple[Points, Defect]:
     """The polar factor Y (I + E)^(-1/2) of Y = X + size C for tangent C, I + E = Y^H Y. e = |E|. Two products n x p."""
     y = _plus(x, c, size)
-    e = _off(y)
+    e = off(y)
     defect = torch.linalg.vector_norm(e, dim=(-2, -1))
     # about the middle of [0, PULLED], where the eigenvalues of E are: what the series leaves out is 0.2 (h / (1 + h))^8
     h = PULLED / 2
@@ -66,13 +66,6 @@ def pulled(x: Points, c: Points, size: Size) -> tuple[Points, Defect]:
 def pulled_defect(c: Points, size: Size) -> Defect:
     """e of `pulled`."""
     return _sized(torch.linalg.vector_norm(gram(c, c), dim=(-2, -1)), size, 2)
-
-
-def _off(y: Points) -> Inexact[Tensor, "B p p"]:
-    """Y^H Y - I; Y Y^H - I for wide matrices."""
-    e = gram(y, y)
-    e.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return e
 
 
 def _plus(x: Tensor, y: Tensor, size: Size) -> Tensor:

@@ -7,6 +7,7 @@ rows are what the columns are of a tall one. In the formulas A = X^H G, S = (A +
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -14,15 +15,12 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .cayley import Size
-from .linalg import inverse_sqrt_defect, may_look, newton_schulz, skew_product
+from .linalg import inverse_sqrt_defect, may_look, newton_schulz
 from .mend import MUCH, polish_reach
-from .tiny import batch_last, is_batch_last, norms, skew_squares
+from .tiny import FEW, batch_last, is_batch_last, norms, skew_product, skew_squares
 
 Points = Inexact[Tensor, "B n p"]
 Numbers = Float[Tensor, " B"]
-
-FEW = 2**13
-"""Fewer numbers than this are few: a call of torch takes longer than its arithmetic."""
 
 FEW_DIGITS = 1 / 16
 """Below this part of |G|^2 the norm of the gradient is not the difference of |G|^2 and the normal part."""
@@ -47,7 +45,10 @@ def mix_tall(
     The projection is linear: three products in place of four, P(B) with B = keep M + add G, for the canonical metric
     P(B) - add X skew(A^H). |grad|^2 is |G|^2 - |S|^2 (canonical: |G|^2 - Re tr A^2), or that of grad itself, where
     that difference has lost digits, near an optimum: one more product, two for the canonical metric. M is overwritten.
+    Of few numbers, where each call counts and a product with twice the columns takes no longer, P([G M]) at once.
     """
+    if x.numel() < FEW and not canonical:
+        return _mix_few(x, stored, g, keep, add, True)
     if not may_look(x):
         return None
     a = gram(x, g)
@@ -69,27 +70,46 @@ def mix_tall(
     return minus(b, x, twice_n, 1.0, 0.5), square
 
 
-def mix_horizontal(x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Numbers] | None:
-    """(keep P(M) + add grad, |grad|^2) with P(M) = M - X X^H M and grad = P(G), as in `mix_tall`: |G|^2 - |A|^2.
-
-    Of few numbers, where each call counts and a product with twice the columns takes no longer, P([G M]) at once.
+def mix_horizontal(x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Numbers]:
+    """(keep P(M) + add grad, |grad|^2) with P(M) = M - X X^H M and grad = P(G), as in `mix_tall`: |G|^2 - |A|^2. Where
+    values may not be looked at, a fourth product gives grad itself.
     """
-    if not may_look(x):
-        return None
     if x.numel() < FEW:
-        axis = -2 if is_wide(x) else -1
-        both = torch.cat((g, stored), axis)
-        left, right = (both @ x.mH, x) if is_wide(x) else (x, x.mH @ both)
-        grad, m = both.baddbmm_(left, right, alpha=-1).chunk(2, axis)
-        square = (grad.conj() * grad).real if grad.is_complex() else grad * grad  # vector_norm is slow across memory
-        return _mixed(m, grad, keep, add, stored), square.sum((-2, -1))
+        return _mix_few(x, stored, g, keep, add, False)
     a = gram(x, g)
+    if not may_look(x):
+        left, right = (a, x) if is_wide(x) else (x, a)
+        grad = torch.baddbmm(g, left, right, alpha=-1)
+        b = _mixed(stored, grad, keep, add)
+        return minus(b, x, gram(x, b), 1.0, 1.0), _squares(grad)
     total, normal = _squares(g), norms(a)
     square = torch.addcmul(total, normal, normal, value=-1)
     if not _keeps_digits(square, total):
         square = _squares(minus(g.clone(), x, a, 1.0, 1.0))
     b = _mixed(stored, g, keep, add)
     return minus(b, x, gram(x, b), 1.0, 1.0), square
+
+
+def _mix_few(x: Points, stored: Points, g: Points, keep: float, add: float, symmetric: bool) -> tuple[Points, Numbers]:
+    axis = -2 if is_wide(x) else -1
+    both = torch.cat((g, stored), axis)
+    n = gram(x, both)
+    if symmetric:  # 2 sym of each half
+        n = _twice_sym(n)
+    left, right = (n, x) if axis == -2 else (x, n)
+    grad, m = both.baddbmm_(left, right, alpha=-0.5 if symmetric else -1).chunk(2, axis)
+    square = (grad.conj() * grad).real if grad.is_complex() else grad * grad  # vector_norm is slow across memory
+    return _mixed(m, grad, keep, add, stored), square.sum((-2, -1))
+
+
+def _twice_sym(n: Tensor) -> Tensor:
+    """[A + A^H, C + C^H] of [A C], next to each other or one on the other."""
+    b, k, p = n.shape
+    if k > p:
+        halves = n.view(b, 2, p, p)
+        return (halves + halves.mH).view(b, k, p)
+    halves = n.view(b, k, 2, k)
+    return (halves + halves.transpose(1, 3).conj()).view(b, k, p)
 
 
 def polar_step(x: Points, c: Points, size: Size) -> Points | None:
@@ -107,10 +127,8 @@ def straightened(x: Points, a: Points) -> Points:
 
 
 def polar_factor(y: Points) -> Points | None:
-    """That of Y near orthonormal; None where the condition of Y^H Y is more than one polish mends."""
-    e = gram(y, y)
-    e.diagonal(dim1=-2, dim2=-1).sub_(1)
-    t = inverse_sqrt_defect(e)
+    """That of Y near orthonormal; None where the condition of Y^H Y is more than one polish mends. Looks at values."""
+    t = inverse_sqrt_defect(e := off(y, looks=True), looks=True)
     if t is not None:
         left, right = (t, y) if is_wide(y) else (y, t)
         return torch.baddbmm(y, left, right, alpha=-0.5)
@@ -134,6 +152,23 @@ def gram(x: Points, a: Points) -> Inexact[Tensor, "B p p"]:
     return torch.bmm(a, x.mH) if is_wide(x) else torch.bmm(x.mH, a)
 
 
+def off(y: Points, looks: bool = False) -> Inexact[Tensor, "B p p"]:
+    """Y^H Y - I; Y Y^H - I for wide matrices. looks: it is known that values may be looked at."""
+    p = min(y.shape[-2:])
+    if looks and p * p < FEW:  # one call in place of three
+        left, right = (y, y.mH) if is_wide(y) else (y.mH, y)
+        return torch.baddbmm(_eye(p, y.dtype), left, right, beta=-1)
+    e = gram(y, y)
+    e.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return e
+
+
+@functools.lru_cache(maxsize=256)
+def _eye(p: int, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.eye(p, dtype=dtype, device="cpu")
+
+
 def minus(a: Points, x: Points, s: Inexact[Tensor, "B p p"], keep: float, by: float) -> Points:
     """keep A - by X S, for wide matrices keep A - by S X; in the memory of A."""
     left, right = (s, x) if is_wide(x) else (x, s)
@@ -149,6 +184,8 @@ def _keeps_digits(square: Numbers, total: Numbers) -> bool:
 
 def _mixed(m: Points, c: Points, keep: float, add: float, out: Points | None = None) -> Points:
     """keep M + add C, in the memory of out, that of M if None. Where C is recorded torch takes no out=."""
+    if keep + add == 1 and out is not None and not torch.is_grad_enabled():
+        return torch.lerp(m, c, add, out=out)
     m = m if out is None else out.copy_(m)
     return m.lerp_(c, add) if keep + add == 1 else m.mul_(keep).add_(c, alpha=add)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .exponential import matrix_exp
 from .iterations import ORDER
-from .linalg import eye_like, inverse_sqrt, may_look, skew, sym
+from .linalg import eye_like, inverse_sqrt, may_wait, skew, sym
 from .logarithm import logarithm as group_logarithm
 from .transforms import is_recorded, whole
 
@@ -38,7 +38,7 @@ Exp = Callable[[Points, Points], Points]
 ROUNDS = 4  # of the start: with 2 some geodesics of length 2.8 were missed
 LADDER = (1.0, 1.25, 1.5, 1.75)
 STEPS = 64  # of Newton's method, which takes about 6 where it need not be held back
-FIXED = 12  # where nothing may be looked at
+FIXED = 12  # in a graph, where nothing may be looked at
 LONGEST = 0.5  # of one step: a longer one could leave the ball in which geodesics are shortest
 
 
@@ -67,7 +67,7 @@ def logarithm(x: Points, y: Points, m: int, exp: Exp) -> Points:
 
 def _are_far(w: Vectors) -> bool:
     """Whether some may be farther apart than where Newton's method alone finds the way."""
-    return not may_look(w) or bool(whole(torch.linalg.vector_norm(w, dim=(-2, -1)) > 1).any())
+    return not may_wait(w) or bool(whole(torch.linalg.vector_norm(w, dim=(-2, -1)) > 1).any())
 
 
 def _few(w: Vectors) -> float:
@@ -119,8 +119,8 @@ def _search(end: Vectors, w: Vectors, m: float, enough: float) -> tuple[Vectors,
 
     error, step = look(w)
     size = torch.ones_like(error)
-    for _ in range(STEPS if may_look(end) else FIXED):
-        if may_look(end) and bool(whole((error <= enough) | (size < 1e-3)).all()):
+    for _ in range(STEPS if may_wait(end) else FIXED):
+        if may_wait(end) and bool(whole((error <= enough) | (size < 1e-3)).all()):
             break
         tried = w + size[..., None, None] * step
         tried = torch.where(tried.isfinite(), tried, w)  # where J has no inverse

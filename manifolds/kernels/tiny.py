@@ -18,7 +18,9 @@ from torch import Tensor
 SIDE = 8  # below this torch.bmm does not call a BLAS
 MANY = 512  # from so many on, vectors are worth their calls
 SMALL = 4  # up to this size a product is two passes over memory, on an accelerator
+FEW = 2**13  # fewer numbers than this: a call of torch takes longer than its arithmetic
 TILE = 1024  # matrices in a tile, or more, for it to be worth its calls
+ACROSS = 256  # from this size on, a column is slower to read than to write a row
 
 Matrices = Inexact[Tensor, "*batch n p"]
 
@@ -147,9 +149,28 @@ def skew_squares(a: Matrices, by: float = 1.0) -> Float[Tensor, "*batch"]:
 
 
 def total_norm(a: Inexact[Tensor, "..."]) -> float:
-    """|A| over all entries of all matrices; Inf where its square overflows."""
+    """|A| over all entries of all matrices; Inf where it overflows, or the square of that of many."""
+    if a.numel() < FEW:  # one call in place of three
+        return float(torch.linalg.vector_norm(a).item())
     flat = a if a.is_contiguous() else a.movedim(-3, -1) if is_batch_last(a) else a
     if a.is_complex() or not flat.is_contiguous():
         return float(torch.linalg.vector_norm(a))
     flat = flat.view(-1)
     return math.sqrt(torch.dot(flat, flat).item())  # half the time of vector_norm
+
+
+def skew_product(x: Matrices, g: Matrices, by: float) -> Matrices:
+    """by (X^H G - G^H X), of square matrices."""
+    if is_slow_across(x):
+        a = product(x.mT, g, alpha=-by)
+        return transposed(a).sub_(a)
+    a = product(x.mH, g, alpha=by)
+    return a - a.mH
+
+
+def is_slow_across(a: Tensor) -> bool:
+    """Whether to write A^T first is faster than to read A across: of matrices that are many and tiny, or large."""
+    n = a.shape[-1]
+    if not ((n <= 12 and a.numel() >= MANY * n * n) or n >= ACROSS):
+        return False
+    return a.dim() == 3 and a.dtype == torch.float32 and a.is_contiguous() and a.is_cpu

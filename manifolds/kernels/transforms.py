@@ -36,5 +36,7 @@ def whole(x: Tensor) -> Tensor:
 
 
 def is_recorded(x: Tensor) -> bool:
-    """Whether a derivative by x may be taken."""
+    """Whether a derivative by x may be taken: in what is compiled too, where transforms cannot be asked for."""
+    if torch.compiler.is_compiling():
+        return True
     return (x.requires_grad and torch.is_grad_enabled()) or in_forward_mode() or is_transformed(x)

@@ -14,23 +14,15 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .iterations import ORDER
+from .lowrank import Decomposition, svd
 from .transforms import is_recorded
 
 Points = Inexact[Tensor, "*batch n m"]
 Values = Float[Tensor, "*batch k"]
-Decomposition = tuple[Tensor, Tensor, Tensor]
-
-
-def svd(a: Points) -> tuple[Points, Values, Points]:
-    """(U, s, V) with A = U diag(s) V^H, as constants; NaN for a matrix with a NaN or an infinity."""
-    a = a.detach()
-    sound = a.isfinite().all(-1).all(-1)[..., None, None]
-    u, s, vh = torch.linalg.svd(torch.where(sound, a, 0), full_matrices=False)
-    return u, torch.where(sound.squeeze(-1), s, torch.nan), vh.mH
 
 
 def truncated(a: Points, rank: int, known: Decomposition | None = None) -> Points:
-    """sum over i <= rank of s_i u_i v_i^H, differentiable up to ORDER; known: the decomposition of A."""
+    """sum over i <= rank of s_i u_i v_i^H, differentiable up to ORDER; known: (U, s, V) of A, but for s = 0."""
     u, s, v = known = svd(a) if known is None else known
     if not is_recorded(a):
         return (u[..., :rank] * s[..., None, :rank]) @ v[..., :rank].mH

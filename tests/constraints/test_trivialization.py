@@ -21,7 +21,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from constraints import BlockSpec, constrain, rebase, report, unconstrain
 from constraints.trivialization import Trivialized
-from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
+from manifolds import (
+    Correlation,
+    Euclidean,
+    FixedRank,
+    Hurwitz,
+    Manifold,
+    Orthogonal,
+    PositiveDefinite,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+    retractions,
+)
 from manifolds.engine import engine
 
 X = torch.arange(30.0).reshape(3, 2, 5).sin()
@@ -507,11 +519,17 @@ def test_a_checkpoint_within_a_pass() -> None:
         (Sphere, (4, 4)),
         (Stiefel * Euclidean, (8, 4)),
         (Stiefel**2, (6, 4)),
+        (FixedRank(1), (9, 8)),
+        (PositiveDefinite("affine-invariant"), (4, 4)),
+        (PositiveDefinite("bures-wasserstein"), (4, 4)),
+        (Correlation(), (4, 4)),
+        (Hurwitz(), (4, 4)),
     ],
+    ids=str,
 )
 def test_a_linear_model_compiles_to_one_graph(manifold: Any, shape: tuple[int, int]) -> None:
     torch._dynamo.reset()
-    model = moved(constrain(nn.Sequential(nn.Linear(shape[1], shape[0]), nn.Tanh()), "0.weight", manifold))
+    model = moved(constrain(nn.Sequential(nn.Linear(shape[1], shape[0]), nn.Tanh()), "0.weight", manifold, init="haar"))
     plain, x = copy.deepcopy(model), torch.randn(3, shape[1])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), plain(x), rtol=1e-5, atol=1e-5)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.accelerator.pretend import Waits, pretended
 from manifolds import BlockSpec, Euclidean, FixedRank, Manifold, ProductManifold, Stiefel
 from manifolds.engine import Engine, engine
 from manifolds.kernels import truncation
@@ -120,6 +123,102 @@ def test_retract_is_second_order() -> None:
     t = 1e-3
     bent = (m.retract(x, t * v) - 2 * x + m.retract(x, -t * v)) / t**2
     assert float(m.project(x, bent).norm()) < 1e-4 * float(bent.norm())
+
+
+SIZES = [((12, 16), 2), ((2, 30, 16), 3), ((1, 9, 9), 1)]  # so large that few columns are enough
+
+
+class Factorized(TorchDispatchMode):
+    """Notes the sizes of what is decomposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.columns: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(name in str(func) for name in ("svd", "eigh", "qr", "cholesky", "triangular")):
+            self.columns.append(min(args[0].shape[-2:]))
+        return func(*args, **(kwargs or {}))
+
+
+def by_svd(a: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(nearest, U, V) by the decomposition of all of it."""
+    u, s, vh = (torch.from_numpy(t) for t in np.linalg.svd(a.numpy(), full_matrices=False))
+    return (u[..., :rank] * s[..., None, :rank]) @ vh[..., :rank, :], u[..., :rank], vh[..., :rank, :].mH
+
+
+def tangent(x: Tensor, a: Tensor, rank: int) -> Tensor:
+    _, u, v = by_svd(x, rank)
+    return a - (a - u @ u.mH @ a) @ (torch.eye(a.shape[-1], dtype=a.dtype) - v @ v.mH)
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("dtype", [F64, torch.complex128])
+@pytest.mark.parametrize(("shape", "rank"), SIZES, ids=str)
+def test_a_step_decomposes_few_columns(
+    shape: tuple[int, ...], rank: int, dtype: torch.dtype, accelerated: bool
+) -> None:
+    """Projection and step are those of the whole decomposition; on an accelerator nothing is waited for."""
+    x, g = of_rank(rank, *shape, dtype=dtype), noise(*shape, seed=1, dtype=dtype)
+    m, at = FixedRank(rank), engine(FixedRank(rank))
+    least = float(torch.linalg.svdvals(x)[..., rank - 1].min())
+    c = tangent(x, g, rank)
+    c = c / torch.linalg.matrix_norm(c, 2).max() * least / 8
+    seen = Factorized()
+    with pretended() if accelerated else nullcontext(), Waits() if accelerated else nullcontext(), seen:
+        lifted, reached = at.lift(x, g), at.move(x, c)
+        y, carried = at.travel(x, c.clone(), 1.0)
+    assert max(seen.columns) <= 2 * rank + 2
+    expected = by_svd(x + c, rank)[0]
+    near = {"rtol": 0.0, "atol": 1e-11}
+    for found in (y, reached) if accelerated else (y, reached, m.retract(x, c)):
+        torch.testing.assert_close(found, expected, **near)
+    torch.testing.assert_close(lifted, tangent(x, g, rank), **near)
+    torch.testing.assert_close(carried, tangent(expected, c, rank), **near)
+    assert float(m.residual(y).max()) < 64 * EPS
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("values", [(1.0, 1.0, 1.0), (1e4, 1.0, 1e-3), (1e-30, 1e-30, 1e-31)], ids=str)
+def test_few_columns_find_any_matrix_of_the_rank(values: tuple[float, ...], accelerated: bool) -> None:
+    """Sides that are single entries, blocks of equal ones, or singular values far apart, to the digits these have."""
+    rows = [torch.eye(24, 3, dtype=F64), torch.eye(24, dtype=F64)[:, ::8], torch.eye(3, dtype=F64).repeat(8, 1)]
+    rows += [torch.eye(24, dtype=F64)[:, [0, 11, 23]], Stiefel().random(24, 3, dtype=F64)]
+    rows = [torch.linalg.qr(each).Q for each in rows]
+    x = torch.stack([(u * torch.tensor(values, dtype=F64)) @ v.mH for u in rows for v in rows])
+    a, digits = noise(24, 24), 256 * EPS * max(values) / min(values)
+    with pretended() if accelerated else nullcontext():
+        found = engine(FixedRank(3)).lift(x, a.expand(x.shape))
+    expected = torch.stack([tangent(each, a, 3) for each in x])
+    torch.testing.assert_close(found, expected, rtol=0, atol=digits * float(a.norm()))
+
+
+def test_what_has_no_such_rank_is_decomposed_as_a_whole() -> None:
+    """A matrix that is off the set, a vector that is not tangent, and one with NaN in a batch."""
+    m, x, a = FixedRank(2), of_rank(2, 3, 12, 16), noise(3, 12, 16)
+    torch.testing.assert_close(m.retract(x, a), by_svd(x + a, 2)[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(m.project(x + 1e-3 * a, a), tangent(x + 1e-3 * a, a, 2), rtol=0, atol=1e-11)
+    bad = x.clone()
+    bad[1, 0, 0] = torch.nan
+    found = m.retract(bad, torch.zeros_like(x))
+    assert bool(found[1].isnan().all())
+    torch.testing.assert_close(found[::2], x[::2], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="rank below 2"):
+        m.retract(of_rank(1, 12, 16), torch.zeros(12, 16, dtype=F64))
+
+
+@pytest.mark.filterwarnings("ignore")  # of forward mode, as it compiles its own rules
+def test_a_point_of_few_columns_has_the_derivatives_of_any() -> None:
+    """Of project and retract, along the set, once and twice; those of the whole decomposition."""
+    m, x = FixedRank(2), of_rank(2, 12, 12)
+    v, b = m.project(x, noise(12, 12, seed=1)), noise(12, 12, seed=2)
+
+    def function(t: Tensor) -> Tensor:
+        return m.project(m.retract(x, t * v), b)
+
+    t = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    torch.autograd.gradcheck(function, t, check_forward_ad=True)
+    torch.autograd.gradgradcheck(function, t)
 
 
 def test_completion_finds_what_was_hidden() -> None:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
 from manifolds.engine import engine
 from manifolds.kernels import cayley, linalg
+from manifolds.kernels.halves import REACH, resolvent_by_halves
 from manifolds.kernels.iterations import inverse_sqrt_by_products, lyapunov_by_products
 from manifolds.kernels.linalg import inverse_sqrt, lyapunov, sym
 
@@ -55,6 +56,73 @@ def test_lyapunov_by_products(dtype: torch.dtype, p: int, condition: float) -> N
     values, q = torch.linalg.eigh(y.to(wide))
     expected = q @ ((q.mH @ c.to(wide) @ q) / (values.unsqueeze(-1) + values.unsqueeze(-2))) @ q.mH
     assert off(lyapunov_by_products(y, c), expected) <= 40 + condition
+
+
+def skew_of_length(dtype: torch.dtype, n: int, longest: float, even: bool) -> Tensor:
+    """Skew, with largest singular value `longest`; even: of the size of the others, else all but two are small."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.promote_types(dtype, torch.float64)
+    g, uv = (torch.randn(n, k, dtype=wide, generator=generator) for k in (n, 2))
+    a = g if even else uv[:, :1] @ uv[:, 1:].mH + 1e-3 * g
+    a = a - a.mH
+    return (a * (longest / torch.linalg.matrix_norm(a, 2)))[None]
+
+
+@pytest.mark.parametrize("by_products", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "even"), [(5, True), (40, True), (40, False)])
+@pytest.mark.parametrize("longest", [0.0, 1e-4, 0.3, 3.0, 100.0, 1e5])
+def test_a_trivialized_square_is_right_at_any_length_or_nan(
+    dtype: torch.dtype, n: int, even: bool, longest: float, by_products: bool, monkeypatch: Any
+) -> None:
+    """A jump of the coordinates, which nothing looks at, gives the weight and the gradient of the definition, to
+    rounding times the condition sqrt(1 + longest^2 / 4) of I - A/2, and a point of the manifold; or NaN."""
+    wide, eps = torch.promote_types(dtype, torch.float64), torch.finfo(dtype).eps
+    x = Stiefel().random(1, n, n, dtype=wide, generator=torch.Generator().manual_seed(1))
+    exact = skew_of_length(dtype, n, longest, even).to(dtype)
+    g = torch.linalg.qr(x + exact).Q  # of norm 1, and of no relation to them
+    p = torch.linalg.inv(torch.eye(n, dtype=wide) - exact.to(wide) / 2)
+    for module in (linalg, cayley):
+        monkeypatch.setattr(module, "on_accelerator", lambda a: True)
+    monkeypatch.setattr(linalg, "BY_PRODUCTS", n if by_products else 0)
+    x, a = x.to(dtype), exact.requires_grad_()
+    y = cayley.cayley_move(x, a)
+    (grad,) = torch.autograd.grad(y, a, g.to(dtype))
+    if y.isnan().any() and longest * eps > 1e-4:
+        assert bool(y.isnan().all() and grad.isnan().all())
+        return
+    condition = (1 + longest**2 / 4) ** 0.5
+    assert bool(Stiefel().contains(y.detach()).all())
+    assert (y - (2 * x.to(wide) @ p - x)).abs().max() <= (10 + condition) * eps
+    expected = p.mH @ x.to(wide).mH @ g @ p.mH
+    assert (grad - expected).norm() <= n**0.5 * (10 + condition) * eps * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "even"), [(33, True), (33, False), (130, True), (130, False)])
+@pytest.mark.parametrize("norm", [0.0, 0.5, REACH])
+def test_an_inverse_by_halves_is_as_exact_as_one_with_pivots(
+    dtype: torch.dtype, n: int, even: bool, norm: float
+) -> None:
+    """Up to REACH: of the pivots, which gather some sqrt(n) eps, and nothing for |A|; odd sizes, and any order."""
+    a = skew_of_length(dtype, n, 1.0, even)
+    a = (a * (norm / torch.linalg.matrix_norm(a))).to(dtype).repeat(2, 1, 1)
+    a[1] *= -0.5
+    p = torch.linalg.inv(torch.eye(n, dtype=torch.complex128 if a.is_complex() else torch.float64) - a / 2)
+    for found in (resolvent_by_halves(a), resolvent_by_halves(a.mT.contiguous().mT), resolvent_by_halves(a[0])):
+        error = found - (p if found.dim() == 3 else p[0])
+        assert error.abs().max() <= (4 + n**0.5) * torch.finfo(dtype).eps
+
+
+@pytest.mark.usefixtures("pretended")
+def test_the_way_back_of_a_trivialized_square_factorizes_nothing(monkeypatch: Any) -> None:
+    """What the way there has inverted is kept."""
+    monkeypatch.setattr(linalg, "BY_PRODUCTS", 0)
+    x, a = Stiefel().random(2, 6, 6), skew_of_length(torch.float32, 6, 1.0, True).float().requires_grad_()
+    y = cayley.cayley_move(x.requires_grad_(), a)
+    for name in ("cholesky_ex", "lu_factor", "inv"):
+        monkeypatch.delattr(torch.linalg, name)
+    torch.autograd.grad(y.sum(), (x, a))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])

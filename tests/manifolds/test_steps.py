@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.accelerator.pretend import Waits, pretended
 from manifolds import (
     Euclidean,
     Grassmann,
@@ -104,6 +105,19 @@ def test_the_norm_of_a_small_gradient_is_exact(
     for found in (square, alone):
         assert float((found.sqrt() - norm[: len(found)]).abs().max()) <= error
         assert float((found / norm[: len(found)] ** 2 - 1).abs().max()) <= max(1e-3, error / float(norm.min()) * 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", [(3, 40, 6), (3, 6, 40), (3, 500, 6), (3, 6, 500)])
+@pytest.mark.parametrize("manifold", MIXED, ids=str)
+def test_mix_without_a_look_is_its_definition(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """On accelerators, where nothing waits for a value; the gradient is not written to."""
+    x, y, c, g = instance(manifold, shape, dtype)
+    stored, given = engine(manifold).store(x, y, c), g.clone()
+    with pretended(), Waits():
+        found = engine(manifold).mix(y, stored.clone(), g, 0.9, 0.1)
+    torch.testing.assert_close(found, plain_mix(manifold, y, stored, g, 0.9, 0.1), rtol=1e-10, atol=1e-10)
+    assert torch.equal(g, given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)

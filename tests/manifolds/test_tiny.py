@@ -12,12 +12,11 @@ from torch.autograd import forward_ad
 
 from manifolds import Orthogonal, Stiefel
 from manifolds.engine import engine
-from manifolds.kernels import linalg
+from manifolds.kernels import tiny
 from manifolds.kernels.cayley import cayley_move
 from manifolds.kernels.cayley import plain as cayley_plain
 from manifolds.kernels.exponential import exp_move
 from manifolds.kernels.exponential import plain as exp_plain
-from manifolds.kernels.linalg import skew_product
 from manifolds.kernels.tiny import (
     MANY,
     TILE,
@@ -26,6 +25,7 @@ from manifolds.kernels.tiny import (
     is_batch_last,
     norms,
     product,
+    skew_product,
     skew_squares,
     tiled,
     tiles,
@@ -86,7 +86,7 @@ def test_a_transposed_batch_is_contiguous_and_equal(shape: tuple[int, int, int],
 def test_the_skew_part_of_a_product(shape: tuple[int, ...], across: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fast way is equal, is taken where it is meant to be, and is not in the way of derivatives and vmap."""
     calls: list[Tensor] = []
-    monkeypatch.setattr(linalg, "transposed", lambda a: calls.append(a) or transposed(a))
+    monkeypatch.setattr(tiny, "transposed", lambda a: calls.append(a) or transposed(a))
     x, g = some(*shape, dtype=torch.float32), some(*shape, dtype=torch.float32)
     kept, a = (x.clone(), g.clone()), x.mT @ g
     expected = a - a.mT

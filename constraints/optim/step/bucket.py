@@ -16,7 +16,7 @@ from manifolds.kernels.tiny import batch_last
 
 from ...values import is_near, master_dtype
 from .counting import count, counter
-from .limits import being_captured, can_look, is_fit, length, real_dtype, seen_and_fit, too_long, where
+from .limits import being_captured, can_look, is_fit, length, overwrite, real_dtype, seen_and_fit, too_long, where
 from .rows import Held, Kind, Leaf, Rows, Tiles, held, is_batch_last
 from .short import short_steps
 
@@ -83,13 +83,13 @@ class Bucket:
 
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """Gather g. On an accelerator, note which points have a finite one and put zero for the others."""
-        if self._gradients is not None:
-            self.g = self._gradients.read(cut)
-        else:
-            self.g = self._order(cut[self.leaves[0].source].reshape(self.shape))
-        self.g = self.g.to(self.dtype)
-        self.seen, self.ok = None, None if self.looks else is_fit(self.g)
-        self.g = self._keep(self.g, 0)
+        gathered = self._gradients
+        g = cut[self.leaves[0].source] if gathered is None else gathered.read(cut)
+        if gathered is None:
+            g = self._order(g if g.shape == self.shape else g.reshape(self.shape))
+        g = g.to(self.dtype)
+        self.seen, self.ok = None, None if self.looks else is_fit(g)
+        self.g = self._keep(g, 0)
 
     def keep_unseen(self) -> None:
         """In this step keep points whose gradient is zero. What moves is polished: drift is one number for all."""
@@ -235,7 +235,7 @@ class Bucket:
             self.state[key] = self._order(rows.contiguous())
             return
         kept = self.state[key].view(value.shape) if kept is None else kept
-        kept.copy_(self._keep(value, kept))
+        overwrite(kept, value, self.ok)
 
     # State, parameter by parameter -----------------------------------------------------------------------
 

@@ -10,6 +10,9 @@ import torch
 
 Step = Callable[..., Any]
 
+EAGER: dict[Step, Step] = {}
+"""The steps themselves, for whoever knows already that nothing is compiled."""
+
 
 def outside_of_graphs(step: Step) -> Step:
     """The step, which within torch.compile runs as it is: what it does depends on values, at each of which a graph
@@ -23,4 +26,5 @@ def outside_of_graphs(step: Step) -> Step:
     def either(self: Any, closure: Callable[[], Any] | None = None) -> Any:
         return outside(self, closure) if torch.compiler.is_compiling() else step(self, closure)
 
+    EAGER[either] = step
     return either

@@ -25,8 +25,20 @@ def seen_and_fit(gradients: Tensor, fit: Bool[Tensor, " B"] | None) -> tuple[Boo
 
 def where(these: Bool[Tensor, " B"], new: Tensor, old: Tensor | float) -> Tensor:
     """New for these points, old for the others; in tiles too."""
-    batch = 1 if len(new) == len(these) else 2
-    return torch.where(these.view(*new.shape[:batch], *(1,) * (new.dim() - batch)), new, old)
+    return torch.where(_mask(these, new), new, old)
+
+
+def overwrite(old: Tensor, new: Tensor, these: Bool[Tensor, " B"] | None) -> None:
+    """Put new in the place of old, for these points, or for all."""
+    if these is None:
+        old.copy_(new)
+    else:
+        torch.where(_mask(these, new), new, old, out=old)
+
+
+def _mask(these: Bool[Tensor, " B"], points: Tensor) -> Tensor:
+    batch = 1 if len(points) == len(these) else 2
+    return these.view(*points.shape[:batch], *(1,) * (points.dim() - batch))
 
 
 def too_long() -> Exception:

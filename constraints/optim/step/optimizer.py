@@ -19,6 +19,7 @@ from .before import check_before
 from .bucket import Bucket
 from .checks import Group, check_group, name_in, warn_of_decay
 from .compiled import outside_of_graphs
+from .hooked import hooked
 from .loading import check_fits, check_loaded, name_of_value, named
 from .options import decays_in, moves, switches
 from .parts import tensors_only
@@ -87,6 +88,11 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _move(self, bucket: Bucket, group: Group) -> Tensor:
         """Where the points of the bucket go; changes the bucket's state."""
 
+    @staticmethod
+    def profile_hook_step(func: Any) -> Any:
+        """See `hooked`."""
+        return hooked(func)
+
     # A step ----------------------------------------------------------------------------------------------
 
     @outside_of_graphs
@@ -108,14 +114,18 @@ class RiemannianOptimizer(Optimizer, ABC):
                 self._shards.check_alike(self.param_groups)
             work = sort(self.param_groups, self._takes_sparse, self._shards is not None)
             plans, finish = self._plans(work)
-            together = _each if self._shards is None else self._shards.together
             with exact_products(*{device for plan in plans for device in plan.devices}):
                 for plan in plans:
                     plan.read_points()
                 if self._shards is not None:
                     self._shards.agree()
-                together(partial(check_before, self.param_groups), plans)
-                reached = together(self._reach_all, plans)
+                if self._shards is None:
+                    for plan in plans:
+                        check_before(self.param_groups, plan)
+                    reached = [self._reach_all(plan) for plan in plans]
+                else:
+                    self._shards.together(partial(check_before, self.param_groups), plans)
+                    reached = self._shards.together(self._reach_all, plans)
                 for _, group, params in work.free:
                     self._step_free(group, params, [p.grad for p in params if p.grad is not None])
                 for plan, points in zip(plans, reached, strict=True):
@@ -194,7 +204,9 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _count_skipped(self, plan: Plan) -> None:
         for bucket in plan.buckets:
             if bucket.ok is not None and not bucket.looks:
-                count = self._skipped.setdefault(bucket.device, torch.zeros((), dtype=torch.long, device=bucket.device))
+                count = self._skipped.get(bucket.device)
+                if count is None:
+                    count = self._skipped[bucket.device] = torch.zeros((), dtype=torch.long, device=bucket.device)
                 count += (~bucket.ok if bucket.seen is None else ~bucket.ok & bucket.seen).sum()
 
     # Parameters ------------------------------------------------------------------------------------------
@@ -280,10 +292,6 @@ class RiemannianOptimizer(Optimizer, ABC):
         if sharded:
             self._shards = self._shards or Shards(self._takes_slices, self._numbers)
             self._shards.include(sharded)
-
-
-def _each(call: Callable[[Plan], Any], plans: list[Plan]) -> list[Any]:
-    return [call(plan) for plan in plans]
 
 
 def _own(value: Any, device: torch.device) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Adam, AdamW, Optimizer
 
 from .checks import Group
+from .hooked import hooked
 from .loading import check_kind, named
 
 
@@ -21,6 +22,11 @@ class Proxy(Optimizer):
     def __init__(self, inner: Optimizer) -> None:
         self.inner = inner
         Optimizer.__setstate__(self, {})  # the hooks of torch, without parameters of its own
+
+    @staticmethod
+    def profile_hook_step(func: Any) -> Any:
+        """See `hooked`."""
+        return hooked(func)
 
     @property
     def param_groups(self) -> list[Group]:  # type: ignore[override]

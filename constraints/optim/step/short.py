@@ -9,15 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds import Grassmann, Manifold, Orthogonal, SpecialOrthogonal, Stiefel
 from manifolds.engine import Engine
 from manifolds.kernels.short import PULLED, TURNED, pulled, pulled_defect, turned, turned_defect
 from manifolds.retractions import cayley, polar
 
 from .late import Late
 
-SIDE = 32
-"""Smaller matrices cost their calls, and no factorization to speak of; and lengths of few numbers change by chance."""
+FEW = 32**2
+"""Matrices of fewer numbers cost their calls, and no factorization to speak of; and their lengths change by chance."""
 
 
 class ShortSteps:
@@ -46,12 +46,14 @@ def short_steps(
     factor: Manifold, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> ShortSteps | None:
     """For float32 matrices that engines move by Cayley if they are square, by polar else; None for others."""
-    if dtype != torch.float32 or len(shape) != 3 or min(shape[1:]) < SIDE:
+    if dtype != torch.float32 or len(shape) != 3 or shape[1] * shape[2] < FEW:
         return None
+    square = shape[-1] == shape[-2]
+    if type(factor) is Grassmann:  # of square matrices a single point
+        return None if square else ShortSteps(square, device)
     if type(factor) not in (Stiefel, Orthogonal, SpecialOrthogonal):
         return None
     retraction = getattr(factor, "retraction", None)
-    square = shape[-1] == shape[-2]
     if retraction is not polar and not (square and retraction is cayley):
         return None
     return ShortSteps(square, device)

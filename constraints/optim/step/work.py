@@ -34,11 +34,15 @@ def sort(groups: Sequence[Group], takes_sparse: bool, has_shards: bool) -> Work:
     """takes_sparse: whether free parameters with a sparse gradient are free; has_shards: whether to look for shards."""
     work = Work([], [], [], [])
     for i, group in enumerate(groups):
-        given = [p for p in group["params"] if p.grad is not None]
+        given: list[Tensor] = []
+        sparse: list[Tensor] = []
         is_free = group["manifold"] is None
-        if not (is_free and takes_sparse) and any(p.grad.is_sparse for p in given):
-            work.sparse.append(Part(i, group, [p for p in given if p.grad.is_sparse]))
-            given = [p for p in given if not p.grad.is_sparse]
+        apart = given if is_free and takes_sparse else sparse
+        for p in group["params"]:
+            if (g := p.grad) is not None:
+                (apart if g.is_sparse else given).append(p)
+        if sparse:
+            work.sparse.append(Part(i, group, sparse))
         if is_free:
             if given:
                 work.free.append(Part(i, group, given))
@@ -56,7 +60,8 @@ class Options:
     def __init__(self, names: Iterable[str], held: Sequence[Part]) -> None:
         self._places = same_options(names, [(part.place, part.group) for part in held])
         self._parts = held
-        self.key: Hashable = self._places, tuple([part.group["manifold"] for part in held])
+        manifolds = (held[0].group["manifold"],) if len(held) == 1 else tuple([part.group["manifold"] for part in held])
+        self.key: Hashable = self._places, manifolds
 
     def members(self, parts: Sequence[Part]) -> Iterator[Member]:
         """The members of a plan, each with the first group that has the options of its own."""

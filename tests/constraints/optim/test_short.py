@@ -12,7 +12,7 @@ from benchmarks.accelerator.pretend import Waits, pretended
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from constraints.optim.step import short
 from constraints.optim.step.late import LAG, Late
-from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel, retractions
+from manifolds import Grassmann, Manifold, Orthogonal, SpecialOrthogonal, Stiefel, retractions
 from manifolds.engine import engine
 from manifolds.kernels.short import PULLED, TURNED, pulled, pulled_defect, turned, turned_defect
 
@@ -73,6 +73,9 @@ POINTS: list[tuple[Manifold, tuple[int, ...]]] = [
     (Stiefel("canonical"), (70, 33)),
     (Stiefel(), (4, 33, 70)),
     (Stiefel() ** 2, (80, 40)),
+    (Stiefel(), (120, 10)),
+    (Grassmann(), (4, 110, 10)),
+    (Grassmann(), (33, 70)),
 ]
 
 
@@ -102,19 +105,23 @@ def test_short_steps_are_exact_and_wait_for_nothing(
     assert one.skipped == 0
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (70, 33)], ids=str)
-def test_a_step_too_long_for_its_map_is_not_taken(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("manifold", "shape"),
+    [(Stiefel(), (40, 40)), (Stiefel(), (70, 33)), (Grassmann(), (110, 10))],
+    ids=str,
+)
+def test_a_step_too_long_for_its_map_is_not_taken(manifold: Manifold, shape: tuple[int, ...]) -> None:
     """The point stays bit for bit and is counted; two steps later long steps are taken by the plain map."""
     torch.manual_seed(0)
-    p = nn.Parameter(Stiefel().random(*shape))
-    optimizer = RiemannianSGD([{"params": [p], "manifold": Stiefel}], lr=1.0)
+    p = nn.Parameter(manifold.random(*shape))
+    optimizer = RiemannianSGD([{"params": [p], "manifold": manifold}], lr=1.0)
     slope, moved = torch.randn(shape) / 10, []
     for length in (1e-4,) * 4 + (1.0,) * 4:
         p.grad, before = slope * length, p.detach().clone()
         with pretended():
             optimizer.step()
         moved.append(not torch.equal(p.detach(), before))
-        assert Stiefel().residual(p.detach().double()).max() <= 32 * EPS
+        assert manifold.residual(p.detach().double()).max() <= 32 * EPS
     assert moved == [True] * 4 + [False] * LAG + [True] * 2
     assert optimizer.skipped == LAG
 
@@ -126,6 +133,8 @@ def test_a_step_too_long_for_its_map_is_not_taken(shape: tuple[int, ...]) -> Non
         (Stiefel(), (9, 40, 40), torch.complex64),
         (Stiefel(), (9, 4, 4), torch.float32),
         (Stiefel(), (9, 50, 6), torch.float32),
+        (Grassmann(), (9, 40, 40), torch.float32),
+        (Grassmann(), (9, 50, 6), torch.float32),
         (Stiefel(retraction=retractions.qr), (9, 80, 40), torch.float32),
         (Orthogonal(retractions.exp), (9, 40, 40), torch.float32),
     ],

@@ -1,0 +1,78 @@
+"""A step with its hooks, with a record for profilers only where one runs."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from constraints.optim import RiemannianAdam, RiemannianSGD
+from manifolds import Stiefel
+
+
+def point() -> nn.Parameter:
+    p = nn.Parameter(torch.eye(4, 2))
+    p.grad = torch.zeros_like(p)
+    return p
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+def test_hooks_are_called_as_torch_calls_them(profiled: bool) -> None:
+    """With what they are given and may change, in one order, and under a profiler the step has torch's name."""
+
+    def told(kind: type[torch.optim.Optimizer]) -> list[Any]:
+        p = point()
+        optimizer, seen = kind([p] if kind is torch.optim.Adam else [{"params": [p], "manifold": Stiefel()}]), []
+
+        def hook(name: str, changes: Any = None) -> Any:
+            def call(of: Any, args: Any, kwargs: Any) -> Any:
+                seen.append((name, of is optimizer, args[0] is optimizer, len(args), sorted(kwargs)))
+                return changes
+
+            return call
+
+        places = [
+            register_optimizer_step_pre_hook(hook("all, before")),
+            register_optimizer_step_post_hook(hook("all, after", "is not looked at")),
+            optimizer.register_step_pre_hook(
+                hook("before", ((optimizer,), {"closure": lambda: seen.append("closure")}))
+            ),
+            optimizer.register_step_pre_hook(hook("once more")),
+            optimizer.register_step_post_hook(hook("after")),
+        ]
+        try:
+            optimizer.step(lambda: seen.append("the closure that was given"))
+            optimizer.register_step_pre_hook(hook("nonsense", ("too", "many", "things")))
+            with pytest.raises(RuntimeError, match="None"):
+                optimizer.step()
+        finally:
+            for place in places:
+                place.remove()
+        return seen
+
+    with torch.profiler.profile() if profiled else nullcontext() as found:
+        assert told(RiemannianAdam) == told(torch.optim.Adam)
+    if profiled:
+        names = {event.name for event in found.events()}
+        assert {"Optimizer.step#RiemannianAdam.step", "Optimizer.step#Adam.step"} <= names
+
+
+def test_without_a_profiler_a_step_leaves_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would take most of the time of a small one; also of a subclass, and of a step that is a class's own."""
+
+    class Mine(RiemannianAdam):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    made: list[object] = []
+    monkeypatch.setattr(torch.autograd.profiler, "record_function", lambda *a: made.append(a) or nullcontext())
+    for kind in (RiemannianAdam, RiemannianSGD, Mine):
+        p = point()
+        kind([{"params": [p], "manifold": Stiefel()}], lr=0.1).step()
+    assert not made
+    torch.optim.Adam([point()]).step()
+    assert made
