@@ -141,7 +141,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         for each in found:
             if isinstance(each, ValueError):
                 raise each
-        return [each for each in found if isinstance(each, Tensor)]
+        return found  # type: ignore[return-value]
 
     def _reach(self, bucket: Bucket, plan: Plan) -> Tensor | ValueError:
         """`_move`, or an error, as where the step is too long to be computed; no parameter has moved then."""
