@@ -15,9 +15,12 @@ from manifolds.engine import engine
 
 from ..precision import exact_products
 from ..riemannian import param_groups
-from ..sharding import local, whole
+from ..sharding import is_sharded, local, whole
+from ..summing import Parts
 from ..values import master_dtype
 from .step import Group
+from .step.cuts import cut_of, filled, mesh_axes
+from .step.pieces import gradient_of
 
 
 @torch.no_grad()
@@ -53,7 +56,7 @@ def clip_riemannian_grad_norm_(
     if not held:
         return torch.tensor(0.0)
     place = held[0][0].device
-    squares = torch.stack([whole(_square(p, manifold)).to(place, torch.float64) for p, manifold in held])
+    squares = torch.stack([_square(p, manifold).to(place, torch.float64) for p, manifold in held])
     total = squares.sum().sqrt()
     if error_if_nonfinite and not bool(total.isfinite()):
         raise RuntimeError(
@@ -97,16 +100,36 @@ def _pairs(params: nn.Module | Optimizer | Iterable[Group]) -> list[tuple[Tensor
 
 
 def _square(p: Tensor, manifold: Manifold | None) -> Tensor:
-    """|grad|^2, in the precision that geometry needs."""
+    """|grad|^2, in the precision that geometry needs; of a sharded parameter that of all its pieces."""
     assert p.grad is not None
+    if is_sharded(p):
+        return _square_of_pieces(p, manifold)
     g = p.grad.coalesce().values() if p.grad.is_sparse and manifold is None else p.grad
+    return _square_at(p.detach(), g.to_dense() if g.is_sparse else g, manifold)
+
+
+def _square_of_pieces(p: Tensor, manifold: Manifold | None) -> Tensor:
+    """Where a process has whole points, or slices of which sums will do, by what each of them has. Not by operations on
+    DTensors, which some versions of torch get wrong for norms."""
+    mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+    g, cut = gradient_of(p), None if manifold is None else cut_of(p, manifold, slices=True)
+    if manifold is not None and cut is None:
+        return _square_at(whole(p.detach()), whole(g), manifold)
+    x, g = filled(local(p), cut), filled(local(g), cut)
+    total = _square_at(x, g, None if cut is None else cut.manifold)
+    if cut is None or not cut.sliced:
+        for i in mesh_axes(p):
+            (total,) = Parts(mesh, i).summed(total)
+    return total
+
+
+def _square_at(x: Tensor, g: Tensor, manifold: Manifold | None) -> Tensor:
+    wide = master_dtype(x.dtype)
     if manifold is None:
-        norm: Tensor = torch.linalg.vector_norm(g.to(master_dtype(p.dtype)))
+        norm: Tensor = torch.linalg.vector_norm(g.to(wide))
         return norm.double().square()
-    wide = master_dtype(p.dtype)
-    g = (g.to_dense() if g.is_sparse else g).to(wide)
-    with exact_products(p.device.type):
-        stacks = zip(engine(manifold).split(p.detach().to(wide)), engine(manifold).split(g), strict=True)
+    with exact_products(x.device.type):
+        stacks = zip(engine(manifold).split(x.to(wide)), engine(manifold).split(g.to(wide)), strict=True)
         norms = [factor.norm(x, factor.gradient(x, h)).double().square().sum() for (factor, x), (_, h) in stacks]
     total: Tensor = torch.stack(norms).sum()
     return total

@@ -145,7 +145,10 @@ def _clipped(mesh: Any) -> dict[Any, Tensor]:
     """Norms and gradients, of parameters on several meshes and on none."""
     ps = _parameters(mesh)
     _give(ps, mesh, 0)
-    norm = clip_riemannian_grad_norm_(_groups(ps), 0.1)
+    groups: list[dict[str, Any]] = [*_groups(ps), {"params": [nn.Parameter(p.detach().clone()) for p in ps.values()]}]
+    for p, free in zip(ps.values(), groups[-1]["params"], strict=True):
+        free.grad = p.grad.clone()
+    norm = clip_riemannian_grad_norm_(groups, 0.1)
     return {"norm": norm, **{name: whole(p.grad).clone() for name, p in ps.items()}}
 
 

@@ -40,6 +40,12 @@ def cut_alike(t: Any, p: Any, axis: int) -> Any:
     return assembled(piece.to(local(p).device, copy=True), t.shape, p, axis)
 
 
+def gradient_of(p: Any) -> Tensor:
+    """The gradient, placed as its parameter."""
+    g: Any = p.grad
+    return g if g.placements == p.placements else g.redistribute(p.device_mesh, p.placements)  # type: ignore[no-any-return]
+
+
 def _placements(p: Any, axis: int) -> tuple[Any, ...]:
     """Those of p, for a tensor that is cut along this axis."""
     from torch.distributed.tensor import Shard

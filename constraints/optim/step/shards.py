@@ -25,7 +25,7 @@ from .checks import Group, name_in
 from .cuts import Cut, cut_of, filled, mesh_axes
 from .limits import can_look
 from .owned import Owned
-from .pieces import assembled, cut_alike
+from .pieces import assembled, cut_alike, gradient_of
 from .plan import Member, Plan
 from .together import agree_on_looking
 
@@ -92,7 +92,7 @@ class Shards:
         owned: defaultdict[Parts, list[tuple[Member, Tensor]]] = defaultdict(list)
         for each in members:
             if isinstance(way := self._way(each), Parts):
-                owned[way].append((each, _gradient(each.parameter)))
+                owned[way].append((each, gradient_of(each.parameter)))
         self._open = list(owned)
         for parts, some in owned.items():
             if parts not in self._owned:
@@ -164,7 +164,7 @@ class Shards:
     def _take(self, members: Sequence[Member], state: Any, taken: dict[Way, list[Taken]]) -> None:
         """The stand-ins of the others, with the present points and state."""
         stands = [self._stand(each.parameter, each.manifold) for each in members]
-        gradients = [_gradient(each.parameter) for each in members]
+        gradients = [gradient_of(each.parameter) for each in members]
         for each, (stand, cut), gradient in zip(members, stands, gradients, strict=True):
             p = each.parameter
             if cut is None:
@@ -234,12 +234,6 @@ def _tried(call: Callable[[Plan], T], plan: Plan) -> T | Exception:
         return call(plan)
     except Exception as error:
         return error
-
-
-def _gradient(p: Any) -> Tensor:
-    """The gradient, placed as its parameter."""
-    g: Any = p.grad
-    return g if g.placements == p.placements else g.redistribute(p.device_mesh, p.placements)  # type: ignore[no-any-return]
 
 
 def _same(entry: dict[str, Any], other: dict[str, Any]) -> bool:
