@@ -16,7 +16,7 @@ from .coordinates import COUNT, coordinates_of
 from .finite import check_finite
 from .held import Held, held
 from .names import kind_of, parameters_of
-from .sharding import agree, is_sharded, like, whole
+from .sharding import Sharing, is_sharded, like, whole
 from .trivialization import Trivialization, trivialized
 from .values import admit, master_dtype
 
@@ -140,8 +140,8 @@ def _like(each: Held, where: str, state: dict[str, Any]) -> Tensor:
 def _check_alike(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
     """ValueError where the processes of a sharded model have different keys for what is constrained, so that some would
     gather and others not."""
-    sharded = next((p for p in module.parameters() if is_sharded(p)), None)
-    if sharded is None:
+    sharded = [p for p in module.parameters() if is_sharded(p)]
+    if not sharded:
         return
     there = []
     for path, owner in module.named_modules(remove_duplicate=False):
@@ -149,7 +149,7 @@ def _check_alike(module: nn.Module, state: dict[str, Any], prefix: str) -> None:
         for attribute in [*(each.attribute for each in held_by(owner)), *dict(composed(owner))]:
             inside = f"{where}parametrizations.{attribute}."
             there += [key in state for key in (where + attribute, inside + "original", inside + "0.base_point")]
-    if not agree(there, sharded):
+    if not Sharing(sharded).agree(there):
         raise ValueError(
             f"the processes have different keys for the constrained tensors of {kind_of(module)}, as where "
             f"broadcast_from_rank0 meets those of a plain model. Give all of them the same state dict, with "

@@ -5,7 +5,7 @@ A point is whole or it is none, so whoever needs one gathers it, and all process
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -62,28 +62,36 @@ def put(t: Tensor, value: Tensor, where: Tensor | None = None) -> None:
     mine.copy_(new if where is None else torch.where(where, new, mine))
 
 
-def agree(numbers: Sequence[int], t: Tensor) -> bool:
-    """Whether all processes that share the sharded tensor t have the same numbers: a small collective."""
-    from torch import distributed
+class Sharing:
+    """All processes that share any of some sharded tensors, also where those lie on different meshes.
 
-    sharded: Any = t
-    low = torch.tensor(numbers, dtype=torch.int64, device=local(t).device)
-    high = low.clone()
-    for group in sharded.device_mesh.get_all_groups():
-        distributed.all_reduce(low, distributed.ReduceOp.MIN, group=group)
-        distributed.all_reduce(high, distributed.ReduceOp.MAX, group=group)
-    return bool((low == high).all())
+    One all-reduce for each axis of a mesh, in one order on all processes, so that all hear of all.
+    """
 
+    def __init__(self, sharded: Iterable[Any]) -> None:
+        """At least one of them; all processes name them in the same order."""
+        tensors = list(sharded)
+        self.device = local(tensors[0]).device
+        meshes = dict.fromkeys(t.device_mesh for t in tensors)
+        groups = (group for mesh in meshes for group in mesh.get_all_groups() if group.size() > 1)
+        self._groups = list({group.group_name: group for group in groups}.values())
 
-def somewhere(truth: bool, t: Tensor) -> bool:
-    """Whether it is true on any process that shares the sharded tensor t: one all-reduce of a number."""
-    from torch import distributed
+    def agree(self, numbers: Sequence[int]) -> bool:
+        """Whether all have the same numbers."""
+        extremes = torch.tensor([numbers, [-n for n in numbers]], dtype=torch.int64, device=self.device)
+        high, minus_low = self._largest(extremes)
+        return bool((high == -minus_low).all())
 
-    sharded: Any = t
-    found = torch.full((), int(truth), dtype=torch.int32, device=local(t).device)
-    for group in sharded.device_mesh.get_all_groups():
-        distributed.all_reduce(found, distributed.ReduceOp.MAX, group=group)
-    return bool(found)
+    def somewhere(self, truth: bool) -> bool:
+        """Whether it is true on any of them."""
+        return bool(self._largest(torch.full((), int(truth), dtype=torch.int32, device=self.device)))
+
+    def _largest(self, numbers: Tensor) -> Tensor:
+        from torch import distributed
+
+        for group in self._groups:
+            distributed.all_reduce(numbers, distributed.ReduceOp.MAX, group=group)
+        return numbers
 
 
 def check_not_sharded(t: Tensor, who: str, way: str) -> None:

@@ -29,7 +29,7 @@ OURS = {
     "SparseAdam": "RiemannianSGD",  # which takes sparse gradients
 }
 """What to use for an optimizer of torch; for all others it is RiemannianAdam."""
-UNWRAPPED = {"LBFGS", "Muon", "SparseAdam"}
+UNWRAPPED = {"LBFGS", "Muon", "SparseAdam", "ZeroRedundancyOptimizer"}
 """Those that cannot take the groups of a whole model, or that `Retracted` cannot wrap."""
 
 

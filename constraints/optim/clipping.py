@@ -15,8 +15,12 @@ from manifolds.engine import engine
 
 from ..precision import exact_products
 from ..riemannian import param_groups
+from ..sharding import is_sharded, local, whole
+from ..summing import Parts
 from ..values import master_dtype
 from .step import Group
+from .step.cuts import cut_of, filled, mesh_axes
+from .step.pieces import gradient_of
 
 
 @torch.no_grad()
@@ -29,6 +33,8 @@ def clip_riemannian_grad_norm_(
     N is how steep the loss is along the manifolds, and a step of RiemannianSGD is at most lr max_norm long.
     torch.nn.utils.clip_grad_norm_ sees .grad, with the part that is normal to the manifold and that no step follows:
     its norm is larger, on Stiefel without bound, and it clips what need not be.
+
+    Of sharded parameters it is that of all processes, which call it together; they may lie on several meshes.
 
     params: a module, an optimizer of `constraints.optim`, or parameter groups with their "manifold". Gives N, as it
     was, in the widest precision of the gradients, float32 at least, without waiting for an accelerator. Raises
@@ -60,12 +66,12 @@ def clip_riemannian_grad_norm_(
     by = (max_norm / total.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
     for p, _ in held:
         assert p.grad is not None
-        wide = master_dtype(p.grad.dtype)
-        scale = by.to(p.grad.device, wide.to_real())
-        if wide == p.grad.dtype:
-            p.grad.mul_(scale)
+        g, wide = local(p.grad), master_dtype(p.grad.dtype)
+        scale = by.to(g.device, wide.to_real())
+        if wide == g.dtype:
+            g.mul_(scale)
         else:  # float16 has no number as small as the factor may be
-            p.grad.copy_(p.grad.to(wide) * scale)
+            g.copy_(g.to(wide) * scale)
     widest = max((master_dtype(p.dtype).to_real() for p, _ in held), key=lambda dtype: dtype.itemsize)
     return total.to(widest)
 
@@ -94,16 +100,36 @@ def _pairs(params: nn.Module | Optimizer | Iterable[Group]) -> list[tuple[Tensor
 
 
 def _square(p: Tensor, manifold: Manifold | None) -> Tensor:
-    """|grad|^2, in the precision that geometry needs."""
+    """|grad|^2, in the precision that geometry needs; of a sharded parameter that of all its pieces."""
     assert p.grad is not None
+    if is_sharded(p):
+        return _square_of_pieces(p, manifold)
     g = p.grad.coalesce().values() if p.grad.is_sparse and manifold is None else p.grad
+    return _square_at(p.detach(), g.to_dense() if g.is_sparse else g, manifold)
+
+
+def _square_of_pieces(p: Tensor, manifold: Manifold | None) -> Tensor:
+    """Where a process has whole points, or slices of which sums will do, by what each of them has. Not by operations on
+    DTensors, which some versions of torch get wrong for norms."""
+    mesh: Any = p.device_mesh  # type: ignore[attr-defined]
+    g, cut = gradient_of(p), None if manifold is None else cut_of(p, manifold, slices=True)
+    if manifold is not None and cut is None:
+        return _square_at(whole(p.detach()), whole(g), manifold)
+    x, g = filled(local(p), cut), filled(local(g), cut)
+    total = _square_at(x, g, None if cut is None else cut.manifold)
+    if cut is None or not cut.sliced:
+        for i in mesh_axes(p):
+            (total,) = Parts(mesh, i).summed(total)
+    return total
+
+
+def _square_at(x: Tensor, g: Tensor, manifold: Manifold | None) -> Tensor:
+    wide = master_dtype(x.dtype)
     if manifold is None:
-        norm: Tensor = torch.linalg.vector_norm(g.to(master_dtype(p.dtype)))
+        norm: Tensor = torch.linalg.vector_norm(g.to(wide))
         return norm.double().square()
-    wide = master_dtype(p.dtype)
-    g = (g.to_dense() if g.is_sparse else g).to(wide)
-    with exact_products(p.device.type):
-        stacks = zip(engine(manifold).split(p.detach().to(wide)), engine(manifold).split(g), strict=True)
+    with exact_products(x.device.type):
+        stacks = zip(engine(manifold).split(x.to(wide)), engine(manifold).split(g.to(wide)), strict=True)
         norms = [factor.norm(x, factor.gradient(x, h)).double().square().sum() for (factor, x), (_, h) in stacks]
     total: Tensor = torch.stack(norms).sum()
     return total

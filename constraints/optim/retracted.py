@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -23,7 +22,7 @@ from .step.frames import ENTRYWISE, Frames, Gradient, Move
 from .step.limits import is_fit
 from .step.options import moves
 from .step.plan import Member, Plan
-from .step.proxy import Proxy, check_wrapped, fused, lent
+from .step.proxy import Proxy, check_wrapped, fused, lent, unasked_decay
 
 
 class Retracted(Proxy):
@@ -211,7 +210,7 @@ class Retracted(Proxy):
         if group.get("differentiable"):
             raise ValueError(f"Retracted takes no {kind} with differentiable=True: a step on a manifold has no graph.")
         if "weight_decay" in group:
-            warn_of_decay(group, inspect.signature(type(self.inner).__init__).parameters["weight_decay"].default)
+            warn_of_decay(group, unasked_decay(self.inner))
 
     def _check_precision(self, p: Tensor) -> None:
         if p.dtype != master_dtype(p.dtype):

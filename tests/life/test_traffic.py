@@ -20,6 +20,7 @@ from manifolds import Manifold, Orthogonal, Stiefel
 COUNT = 2
 ONE = 8  # bytes of a number
 WORD = 4  # and of a truth that all agree on
+SAME = 16  # and of the largest and the smallest of what must be equal: which parameters have gradients
 # what is added up of a tall matrix of 4 columns: X^H G, X^H M and |G|^2, then Y^H Y, each less than (2p)^2 numbers
 FIRST, SECOND = ONE * (2 * 4 * 4 + 1), ONE * 4 * 4
 SUMS = (FIRST, SECOND)
@@ -140,12 +141,12 @@ def _work(rank: int) -> Any:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_receives_pieces_once_to_an_owner_and_back_or_grams_or_nothing(name: str, ranks: list[Any]) -> None:
-    """Of each of two parameters; beside two numbers of 4 bytes by which processors agree that none refuses it, and one
-    byte, whether somebody has changed a slice."""
+    """Of each of two parameters; beside two numbers of 8 bytes, whether all have gradients of the same parameters, two
+    of 4 bytes by which processors agree that none refuses it, and one byte, whether somebody has changed a slice."""
     _, _, _, pieces, sums = CASES[name]
     for which, added in enumerate((BLIND if sums else (), sums)):
         # they are one batch, whose Grams come together
-        both = (WORD, WORD, 1, *(COUNT * size for size in added))
+        both = (SAME, WORD, WORD, 1, *(COUNT * size for size in added))
         expected = {"reduce": sum(size * (COUNT - 1) // COUNT for size in both)}
         for rank in ranks:
             back = {"all to all": pieces + rank[name][2]} if pieces else {}  # of one, with the numbers of its state

@@ -59,7 +59,7 @@ class Bucket:
         self.ok: Bool[Tensor, " B"] | None = None
         self.seen: Bool[Tensor, " B"] | None = None
         self.moves: bool | Bool[Tensor, ""] = True
-        self._stays = False  # whether nothing is to be written in this step
+        self._stays = False  # whether nothing is to be written in this step; of one that was refused, until the next
         self._start: Tensor | None = None  # the values of which a master was made in this step
         self.steps = None if kind.steps is None else counter(kind.steps, kind.device, kind.capturable)
         self.state: dict[str, Tensor] = {}
@@ -105,7 +105,7 @@ class Bucket:
 
     def read_points(self, cut: Sequence[Tensor]) -> None:
         """Gather x. A master follows what was done to its weight since the last step: x + (weight - rounded x)."""
-        values = self._held.read(cut)
+        values, self._stays = self._held.read(cut), False
         if values.dtype == self.dtype:
             self.x = values
         elif "master" in self.state:
@@ -131,7 +131,6 @@ class Bucket:
                 self._written = self.x.copy_(y).sum().item()
         elif start is not None:  # the nearest point may be rounded to another value than that which is there
             self.state["master"].copy_(start)
-        self._stays = False
         del self.x
 
     def off(self) -> Leaf | None:

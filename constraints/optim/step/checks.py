@@ -106,6 +106,11 @@ def _check_shards(optimizer: str, p: Any, who: str, takes_shards: bool) -> None:
             f"{who}, shape {tuple(p.shape)}, is sharded over processes, as by fully_shard, and {optimizer} takes whole "
             f"parameters. RiemannianAdam, RiemannianAdamW, RiemannianSGD and RiemannianMuon take sharded ones."
         )
+    if p.device_mesh.get_coordinate() is None:
+        raise ValueError(
+            f"{who}, shape {tuple(p.shape)}, is sharded over a mesh that this process is not on. Give {optimizer} here "
+            f"the parameters that this process has a part of; without any it needs no optimizer."
+        )
     if kinds - {"Shard", "Replicate"}:
         raise ValueError(
             f"{who}, shape {tuple(p.shape)}, is sharded as {tuple(p.placements)}; {optimizer} takes Shard and "

@@ -59,13 +59,6 @@ def filled(mine: Tensor, cut: Cut | None) -> Tensor:
     return mine.new_zeros(shape)
 
 
-def placements(p: Any, axis: int) -> list[Any]:
-    """Those of p, for a tensor that is cut along this axis."""
-    from torch.distributed.tensor import Shard
-
-    return [Shard(axis) if placement.is_shard() else placement for placement in p.placements]
-
-
 def mesh_axes(p: Any) -> list[int]:
     """The axes of its mesh along which p is cut."""
     return [i for i in range(p.device_mesh.ndim) if is_cut(p, i)]

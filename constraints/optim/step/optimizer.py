@@ -101,7 +101,8 @@ class RiemannianOptimizer(Optimizer, ABC):
 
         Raises ValueError for a sparse gradient whose rows are no points and, looked at on CPU only, for a gradient
         that is not finite or overflows when squared and for a value that was changed to one off its manifold: nothing
-        is changed. Also for a step too long to be computed: no parameter moves, but moments hold the gradient then.
+        is changed. Also for a step too long to be computed: no parameter moves, but moments may hold the gradient.
+        Of sharded parameters all processes raise what one of them does, on CPU.
         Within torch.compile it runs as it is: what a step does depends on values, at each of which a graph would end.
         """
         loss = None
@@ -109,6 +110,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(False):  # fewer calls than no_grad
+            if self._shards is not None:
+                self._shards.check_alike(self.param_groups)
             work = sort(self.param_groups, self._takes_sparse, self._shards is not None)
             plans, finish = self._plans(work)
             with exact_products(*{device for plan in plans for device in plan.devices}):
@@ -133,23 +136,30 @@ class RiemannianOptimizer(Optimizer, ABC):
         return loss
 
     def _reach_all(self, plan: Plan) -> list[Tensor]:
-        return [self._reach(bucket, plan) for bucket in plan.buckets]
+        """Also after an error, so that processes which share some of the points go on with equal state."""
+        found = [self._reach(bucket, plan) for bucket in plan.buckets]
+        for each in found:
+            if isinstance(each, ValueError):
+                raise each
+        return found  # type: ignore[return-value]
 
-    def _reach(self, bucket: Bucket, plan: Plan) -> Tensor:
-        """`_move`. Raises ValueError where the step is too long to be computed; no parameter has moved then."""
+    def _reach(self, bucket: Bucket, plan: Plan) -> Tensor | ValueError:
+        """`_move`, or an error, as where the step is too long to be computed; no parameter has moved then."""
         group = self.param_groups[bucket.kind.group]
         bucket.moves = moves(group, bucket.device)
         if group.get("lazy"):
             bucket.keep_unseen()
         try:
             return self._move(bucket, group)
+        except ValueError as error:
+            return error
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             pass
         member = plan.members[bucket.leaves[0].member]
-        raise ValueError(
+        return ValueError(
             f"the step of {name_in(self.param_groups, member.named)}, shape {tuple(member.named.shape)}, is so "
             f"long that {member.manifold} has no point there in {bucket.dtype}. No parameter was moved, but "
-            f"the moments hold this gradient; lower lr, or clip the gradient."
+            f"moments may hold this gradient; lower lr, or clip the gradient."
         )
 
     @property
@@ -211,8 +221,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-        if self._shards is None and any(is_sharded(p) for p in group["params"]) and group["manifold"] is not None:
-            self._shards = Shards(self._takes_slices, self._numbers)
+        self._include_shards(group)
         look(self)  # what is held now and is not at a later step is an error then
         if not self._warned:
             self._warned = warn_of_decay(group, self._decay)
@@ -274,9 +283,15 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plan = None
-        sharded = any(is_sharded(p) for g in self.param_groups if g.get("manifold") for p in g["params"])
-        self._shards = Shards(self._takes_slices, self._numbers) if sharded else None
+        self._plan = self._shards = None
+        for group in self.param_groups:
+            self._include_shards(group)
+
+    def _include_shards(self, group: Group) -> None:
+        sharded = [p for p in group["params"] if is_sharded(p)] if group.get("manifold") is not None else []
+        if sharded:
+            self._shards = self._shards or Shards(self._takes_slices, self._numbers)
+            self._shards.include(sharded)
 
 
 def _own(value: Any, device: torch.device) -> Any:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ...exchange import Deal, dealt, gathered
-from ...sharding import is_sharded, local, whole
+from ...sharding import local, whole
 from ...summing import Parts
 from .bucket import COUNTS
 from .checks import stacks_of
-from .cuts import mesh_axes, placements
+from .pieces import assembled, cut_alike
 from .plan import Member, Plan
 
 Entry = dict[str, Any]
@@ -35,16 +35,16 @@ class Kept(NamedTuple):
 
 
 class Owned:
-    """The parameters that have owners, and what this process owns of them: whole tensors, and a plan for them."""
+    """The parameters that these processes share and that have owners, and what this one owns: whole tensors."""
 
-    def __init__(self, numbers: frozenset[str]) -> None:
-        self._whole = numbers | COUNTS
+    def __init__(self, parts: Parts, numbers: frozenset[str]) -> None:
+        self._parts, self._whole = parts, numbers | COUNTS
         self.inner: dict[Tensor, Entry] = {}
         self._owners: dict[Tensor, int] = {}
-        self._loads: dict[Parts, list[int]] = {}
+        self._loads = [0] * parts.count
         self._stands: dict[Tensor, Tensor] = {}  # of those that are owned here
         self._known: dict[Tensor, tuple[Entry, list[Kept]]] = {}  # the state of each as it was left
-        self._members: list[tuple[Member, Parts, int]] = []
+        self._members: list[tuple[Member, int]] = []  # with the axis that is cut
         self._options: Any = None
         self._is_open = False  # whether a step has begun and not come to its end
 
@@ -54,23 +54,26 @@ class Owned:
         if self._is_open or options != self._options:
             self._known.clear()
         self._is_open, self._options = True, options
-        self._members = [(member, *_cut(member.parameter)) for member, _ in members]
+        self._members = [(member, self._axis(member.parameter)) for member, _ in members]
         self._assign()
         deals, pieces, kept = [], [], []
-        for (member, gradient), (_, parts, axis) in zip(members, self._members, strict=True):
+        for (member, gradient), (_, axis) in zip(members, self._members, strict=True):
             p = member.parameter
             known, entry = self._known.get(p), state.get(p) or {}
             if known is None or known[0] is not entry:
                 self._known.pop(p, None)
                 layout = [self._layout(key, tuple(t.shape), t.dtype, p, axis) for key, t in entry.items()]
                 if entry:
-                    state[p] = entry = {k.key: _placed(entry[k.key], k.axis, p) for k in layout}
+                    state[p] = entry = {
+                        k.key: whole(entry[k.key]) if k.axis is None else cut_alike(entry[k.key], p, k.axis)
+                        for k in layout
+                    }
             else:
                 layout = known[1]
             cut = [k for k in layout if k.axis is not None]
             kept.append((entry, cut))
-            deals += [self._deal(p, parts, t.shape, t.dtype, a) for t, a in [(p, axis), (gradient, axis)]]
-            deals += [self._deal(p, parts, k.shape, k.dtype, k.axis) for k in cut]
+            deals += [self._deal(p, t.shape, t.dtype, axis) for t in (p, gradient)]
+            deals += [self._deal(p, k.shape, k.dtype, k.axis) for k in cut]
             pieces += [local(p), local(gradient), *(local(entry[k.key]) for k in cut)]
         arrived = iter(gathered(deals, pieces))
         return [
@@ -85,10 +88,10 @@ class Owned:
             plan.publish(self.inner)
         layouts = self._layouts()
         deals, wholes = [], []
-        for member, parts, axis in self._members:
+        for member, axis in self._members:
             p = member.parameter
-            deals += [self._deal(p, parts, p.shape, p.dtype, axis)]
-            deals += [self._deal(p, parts, k.shape, k.dtype, k.axis) for k in layouts[p]]
+            deals += [self._deal(p, p.shape, p.dtype, axis)]
+            deals += [self._deal(p, k.shape, k.dtype, k.axis) for k in layouts[p]]
             stand = self._stands.get(p)
             mine = {} if stand is None else self.inner[stand]
             if stand is not None and mine.keys() != {k.key for k in layouts[p]}:
@@ -99,7 +102,7 @@ class Owned:
                 )
             wholes += [stand, *(mine.get(k.key) for k in layouts[p])]
         pieces = iter(dealt(deals, wholes))
-        for member, _, _ in self._members:
+        for member, _ in self._members:
             p = member.parameter
             local(p).copy_(next(pieces))
             values = {k.key: next(pieces) for k in layouts[p]}
@@ -107,21 +110,26 @@ class Owned:
                 for key, value in values.items():
                     local(state[p][key]).copy_(value)
             else:
-                state[p] = {k.key: _sharded(values[k.key], k, p) for k in layouts[p]}
+                state[p] = {
+                    k.key: values[k.key] if k.axis is None else assembled(values[k.key], k.shape, p, k.axis)
+                    for k in layouts[p]
+                }
                 self._known[p] = state[p], layouts[p]
         self._is_open = False
 
     def _assign(self) -> None:
         """Who has least to do gets what costs most; in one order on all processes."""
-        new = [(member, parts) for member, parts, _ in self._members if member.parameter not in self._owners]
-        costs = [(_cost(member), member.parameter, parts) for member, parts in new]
-        for cost, p, parts in sorted(costs, key=lambda each: -each[0]):
-            loads = self._loads.setdefault(parts, [0] * parts.count)
-            self._owners[p] = owner = loads.index(min(loads))
-            loads[owner] += cost
+        new = [(_cost(member), member.parameter) for member, _ in self._members if member.parameter not in self._owners]
+        for cost, p in sorted(new, key=lambda each: -each[0]):
+            self._owners[p] = owner = self._loads.index(min(self._loads))
+            self._loads[owner] += cost
 
-    def _deal(self, p: Tensor, parts: Parts, shape: Sequence[int], dtype: torch.dtype, axis: int | None) -> Deal:
-        return Deal(tuple(shape), dtype, local(p).device, axis, self._owners[p], parts)
+    def _axis(self, p: Any) -> int:
+        """That is cut."""
+        return p.placements[self._parts.axis].dim % p.dim()  # type: ignore[no-any-return]
+
+    def _deal(self, p: Tensor, shape: Sequence[int], dtype: torch.dtype, axis: int | None) -> Deal:
+        return Deal(tuple(shape), dtype, local(p).device, axis, self._owners[p], self._parts)
 
     def _taken(
         self, member: Member, entry: Entry, cut: list[Kept], arrived: list[Tensor | None]
@@ -148,17 +156,12 @@ class Owned:
         """What state there is of each; told by the owners where it is new."""
         from torch import distributed
 
-        found = {p: self._known[p][1] for (p, *_), _, _ in self._members if p in self._known}
-        lines: dict[Parts, list[tuple[Member, int]]] = {}
-        for member, parts, axis in self._members:
-            if member.parameter not in found:
-                lines.setdefault(parts, []).append((member, axis))
-        for parts, some in lines.items():
-            mine = [self._own_layout(member.parameter, axis) for member, axis in some]
-            told: list[Any] = [None] * parts.count
-            distributed.all_gather_object(told, mine, group=parts.group)
-            for i, (member, _) in enumerate(some):
-                found[member.parameter] = told[self._owners[member.parameter]][i]
+        found = {p: self._known[p][1] for (p, *_), _ in self._members if p in self._known}
+        new = [(member.parameter, axis) for member, axis in self._members if member.parameter not in found]
+        if new:
+            told: list[Any] = [None] * self._parts.count
+            distributed.all_gather_object(told, [self._own_layout(*each) for each in new], group=self._parts.group)
+            found.update({p: told[self._owners[p]][i] for i, (p, _) in enumerate(new)})
         return found
 
     def _own_layout(self, p: Tensor, axis: int) -> list[Kept]:
@@ -170,42 +173,7 @@ class Owned:
         return Kept(key, shape, dtype, None if is_whole else axis if shape == tuple(p.shape) else 0)
 
 
-def _cut(p: Any) -> tuple[Parts, int]:
-    """The processes that share p, and its axis that is cut."""
-    (i,) = mesh_axes(p)
-    return Parts(p.device_mesh, i), p.placements[i].dim % p.dim()
-
-
 def _cost(member: Member) -> int:
     """Flops of a step, about: n p^2 of matrices."""
     stacks = stacks_of(member.parameter, member.manifold)
     return sum(stack.numel() * (min(stack.shape[-2:]) if f.ndim == 2 else 1) for f, stack in stacks)
-
-
-def _placed(t: Any, axis: int | None, p: Any) -> Any:
-    """State that was loaded, as it is kept."""
-    if axis is None:
-        return whole(t)
-    from torch.distributed.tensor import distribute_tensor
-
-    there = placements(p, axis)
-    if is_sharded(t):
-        return t if list(t.placements) == there else t.redistribute(p.device_mesh, there)
-    return distribute_tensor(t, p.device_mesh, there, src_data_rank=None)
-
-
-def _sharded(piece: Tensor, kept: Kept, p: Any) -> Any:
-    """What came back, as state."""
-    if kept.axis is None:
-        return piece
-    from torch.distributed.tensor import DTensor
-
-    stride = tuple(prod(kept.shape[i + 1 :]) for i in range(len(kept.shape)))
-    return DTensor.from_local(
-        piece.contiguous(),
-        p.device_mesh,
-        placements(p, kept.axis),
-        run_check=False,
-        shape=torch.Size(kept.shape),
-        stride=stride,
-    )

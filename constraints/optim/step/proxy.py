@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -87,8 +88,19 @@ def check_wrapped(optimizer: Any) -> None:
             f"{kind} looks for a step by values of the loss along it, which Retracted would bend. Write "
             f"RiemannianLBFGS(model)."
         )
+    if kind == "ZeroRedundancyOptimizer":
+        raise ValueError(
+            f"{kind} gives each process an optimizer of its own for some parameters, which Retracted does not see. Cut "
+            f"the model by fully_shard and take RiemannianAdam(model), or hold its weights by Trivialization()."
+        )
     if getattr(optimizer, "keeps_manifolds", False):
         raise ValueError(f"{kind} keeps manifolds by itself; use it without Retracted.")
+
+
+def unasked_decay(optimizer: Optimizer) -> float:
+    """The weight decay of who asks for none; 0 where the optimizer names no such option."""
+    option = inspect.signature(type(optimizer).__init__).parameters.get("weight_decay")
+    return 0.0 if option is None else option.default
 
 
 @contextmanager

@@ -293,6 +293,25 @@ def test_a_step_that_is_too_long_for_one_parameter_moves_none() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_a_refused_step_leaves_does_not_keep_the_next_from_moving(kind: Any) -> None:
+    """A group without a rate stays in the refused step, and only there."""
+    factor, shape = Stiefel(retraction=retractions.exp), (6, 3)
+    p, q = nn.Parameter(Stiefel().random(5, 5)), nn.Parameter(factor.random(*shape))
+    optimizer = kind([{"params": [p], "manifold": Stiefel()}, {"params": [q], "manifold": factor}], lr=0.1)
+    for rates in ((0.1, 0.2), (0.1, 0.2), (0.0, 1e25), (0.1, 0.2)):  # never equal, so that the plan stays
+        before = p.detach().clone()
+        for group, lr in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr
+        p.grad, q.grad = torch.randn(5, 5), torch.randn(shape)
+        if rates[1] > 1:
+            with pytest.raises(ValueError, match="so long"):
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert torch.equal(p.detach(), before) == (rates[0] == 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("manifold", [Stiefel(), Stiefel(retraction=retractions.qr), Sphere(), Euclidean()], ids=str)
 def test_where_looking_would_stall_a_bad_factor_is_left(kind: Any, manifold: Manifold, monkeypatch: Any) -> None:
     """As on an accelerator: factors with a bad gradient and their moments stay bit for bit, and are counted; the

@@ -431,10 +431,24 @@ def test_what_cannot_be_wrapped() -> None:
         Retracted(torch.optim.LBFGS(list(net.parameters())))
     with pytest.raises(ValueError, match="RiemannianAdam keeps manifolds by itself"):
         Retracted(RiemannianAdam(net))
+    hiding = type("ZeroRedundancyOptimizer", (torch.optim.SGD,), {})  # torch's needs processes
+    with pytest.raises(ValueError, match=r"Cut the model by fully_shard and take RiemannianAdam\(model\)"):
+        Retracted(hiding(param_groups(net)))
     with pytest.raises(ValueError, match=r"without a manifold\. Write Retracted\(AdamW\(param_groups\(model\)\)\)"):
         Retracted(torch.optim.AdamW(net.parameters()))
     with pytest.raises(ValueError, match="is not on Stiefel"):
         Retracted(torch.optim.SGD(groups(Stiefel(), nn.Parameter(torch.ones(3, 2)))))
+
+
+def test_an_optimizer_may_take_its_options_by_any_names() -> None:
+    class Given(torch.optim.SGD):
+        def __init__(self, params: Any, **options: Any) -> None:
+            super().__init__(params, **options)
+
+    net, _ = build(KINDS["SGD"])
+    Retracted(Given(param_groups(net), lr=1e-2))
+    with pytest.warns(UserWarning, match="weight_decay does nothing on"):
+        Retracted(Given(param_groups(net), lr=1e-2, weight_decay=0.1))
 
 
 def test_half_precision_is_refused_by_name() -> None:
