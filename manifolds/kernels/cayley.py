@@ -1,7 +1,8 @@
 """X -> X (I - A/2)^-1 (I + A/2) for skew A: one factorization for the way there and back.
 
 `plain` is the definition; the rest computes the same numbers, in closed form where A is real and at most 3 x 3, by a
-series where it is small, by LU elsewhere. Which one is decided in `_forward`, and in `cayley_step` for optimizers.
+series where it is short, by halves elsewhere, by LU where it is of a few rows or long. Which one is decided in
+`_forward`, and in `cayley_step` for optimizers.
 """
 
 from __future__ import annotations
@@ -93,11 +94,14 @@ def _is_tiny(a: Tensor) -> bool:
     return a.shape[-1] <= 3 and not a.is_complex()
 
 
-def _few_terms(a: Tensor, norm: float) -> int | None:
-    """How many terms of the series matrices like A, of this norm, need; None where LU is less work."""
+def _few_terms(a: Tensor, norm: float, alone: bool = False) -> int | None:
+    """How many terms of the series matrices like A, of this norm, need; None where their inverse is less work. alone:
+    whether there is no way back, which is as many products and one, where two do with the inverse."""
     # singular values of a real skew matrix come in pairs, so the largest is no more than |A| / sqrt(2)
     terms = geometric_terms(norm / (2 if a.is_complex() else 2 * math.sqrt(2)), a.dtype)
-    return terms if terms <= (2 if a.shape[-1] >= LU_BATCH else 12) else None
+    n = a.shape[-1]
+    few = (7 if alone else 4) if n < 256 else (3 if alone else 2)
+    return terms if terms <= (12 if n <= SMALLEST else few) else None
 
 
 def _longest(c: Tensor, size: Size) -> float:
@@ -166,7 +170,7 @@ def cayley_step(x: Square, c: Square, size: Size) -> Square | None:
             y = _tiny(x, a, out=a)
         else:
             y = _tiny(x, c * size)
-    elif (terms := _few_terms(c, _longest(c, size))) is not None:
+    elif (terms := _few_terms(c, _longest(c, size), alone=True)) is not None:
         y = _series(x, c, size, terms)
     else:
         y = _forward(x, c * size)[0]
