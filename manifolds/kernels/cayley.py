@@ -21,6 +21,7 @@ from .linalg import (
     LU_BATCH,
     eye_like,
     geometric_terms,
+    is_traced,
     may_look,
     may_overwrite,
     newton_schulz,
@@ -52,13 +53,13 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return _tiny(x, a), none, none
     if on_accelerator(a):
         p = resolvent_of_any(a)
-        return newton_schulz(fused(x, x, p, -1, 2)), p, none
+        return newton_schulz(_by_inverse(x, p)), p, none
     norm = largest_norm(a)
     if (terms := _few_terms(a, norm)) is not None:
         return _series(x, a, 1.0, terms), none, none
     if a.shape[-1] > SMALLEST and norm <= REACH:
         p = resolvent_by_halves(a)
-        y = fused(x, x, p, -1, 2)
+        y = _by_inverse(x, p)
         return (unit_columns(y, out=y) if a.shape[-1] >= LU_BATCH else y), p, none
     if not math.isfinite(norm):  # LU divides by an infinite pivot as if all were well
         x = x + (0 * a).sum((-2, -1), keepdim=True)
@@ -68,6 +69,11 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if a.shape[-1] >= LU_BATCH:
         y = unit_columns(y, out=y)
     return _polished(x, a, y, norm) if norm > FAR else y, lu, pivots
+
+
+def _by_inverse(x: Tensor, p: Tensor) -> Tensor:
+    """2 X P - X for P = (I - A/2)^-1."""
+    return fused(x, x, p, -1, 2)
 
 
 def _polished(x: Tensor, a: Tensor, y: Tensor, norm: float) -> Tensor:
@@ -152,6 +158,8 @@ def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, lu: Tensor, pivots: T
         return torch.lerp(w, _forward(w, -a)[0], 0.5)
     if pivots.numel():
         return _solve(w, lu, pivots, adjoint=True, out=w)
+    if w.shape[-1] < LU_BATCH:
+        return product(w, lu.mH)
     return torch.matmul(w, lu.mH, out=half)  # fresh memory costs a tenth of the product
 
 
@@ -160,9 +168,10 @@ cayley_move = differentiable(plain, _forward, _pull_x, _pull_a)
 
 
 def cayley_step(x: Square, c: Square, size: Size) -> Square | None:
-    """`cayley_move` along size C, past the cost of what records derivatives; None where values may not decide."""
+    """`cayley_move` along size C, past the cost of what records derivatives; None in a graph. On accelerators it is not
+    polished, which optimizers do there."""
     if not may_look(x):
-        return None
+        return None if is_traced() or _is_tiny(c) else _by_inverse(x, resolvent_of_any(c * size))
     kept, x, c = x, batch_last(x), batch_last(c)
     if _is_tiny(c):
         if c.shape == x.shape and may_overwrite(c):

@@ -20,9 +20,9 @@ from .transforms import in_forward_mode, is_batched, is_transformed
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
 
-BY_PRODUCTS = 1024
-"""Up to this size an accelerator inverts I - A/2 by some 25 products; beyond, their arithmetic takes longer than a
-Cholesky factorization. 0: never."""
+BY_PRODUCTS = range(32, 1025)
+"""Of these sizes an accelerator inverts I - A/2 by some 25 products. Those of large matrices take longer than a
+Cholesky factorization, and those of many small ones too, of which it does all at once."""
 
 Square = Inexact[Tensor, "*batch p p"]
 
@@ -72,7 +72,7 @@ def resolvent(a: Square) -> Square:
 def resolvent_of_any(a: Square) -> Square:
     """`resolvent` without derivatives, where values are not looked at: of any length for which there are digits, else
     NaN."""
-    return resolvent_by_products(a) if a.shape[-1] <= BY_PRODUCTS else _inverse_by_cholesky(a)
+    return resolvent_by_products(a) if a.shape[-1] in BY_PRODUCTS else _inverse_by_cholesky(a)
 
 
 def inverse_sqrt(s: Square) -> Square:
@@ -168,14 +168,14 @@ def _inverse(a: Tensor) -> Tensor:
 
 
 def _inverse_by_cholesky(a: Tensor) -> Tensor:
-    """(I - A/2)^-1 = (I + A^H A/4)^-1 (I + A/2), then two Newton steps: no LU. NaN where they do not reach rounding."""
+    """(I - A/2)^-1 = (I + A^H A/4)^-1 (I + A/2), then a step of third order: no LU. NaN where that is not enough."""
     eye = eye_like(a)
     factor = torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L
     p = torch.cholesky_solve(eye + a / 2, factor)
-    error = eye - (p - a @ p / 2)
-    near = torch.linalg.vector_norm(error, dim=(-2, -1), keepdim=True) < 1e-2  # 1e-8 after both
-    p = torch.where(near, p + p @ error, torch.nan)
-    return 2 * p - p @ (p - a @ p / 2)
+    error = eye - p + a @ p / 2
+    square = error @ error  # what is left is of its size to the power 3/2, relative to P
+    near = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True) < torch.finfo(a.dtype).eps ** (2 / 3)
+    return torch.where(near, p + p @ (error + square), torch.nan)
 
 
 def _inverse_sqrt(s: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def test_a_trivialized_square_is_right_at_any_length_or_nan(
     p = torch.linalg.inv(torch.eye(n, dtype=wide) - exact.to(wide) / 2)
     for module in (linalg, cayley):
         monkeypatch.setattr(module, "on_accelerator", lambda a: True)
-    monkeypatch.setattr(linalg, "BY_PRODUCTS", n if by_products else 0)
+    monkeypatch.setattr(linalg, "BY_PRODUCTS", range(n, n + by_products))
     x, a = x.to(dtype), exact.requires_grad_()
     y = cayley.cayley_move(x, a)
     (grad,) = torch.autograd.grad(y, a, g.to(dtype))
@@ -117,7 +117,7 @@ def test_an_inverse_by_halves_is_as_exact_as_one_with_pivots(
 @pytest.mark.usefixtures("pretended")
 def test_the_way_back_of_a_trivialized_square_factorizes_nothing(monkeypatch: Any) -> None:
     """What the way there has inverted is kept."""
-    monkeypatch.setattr(linalg, "BY_PRODUCTS", 0)
+    monkeypatch.setattr(linalg, "BY_PRODUCTS", ())
     x, a = Stiefel().random(2, 6, 6), skew_of_length(torch.float32, 6, 1.0, True).float().requires_grad_()
     y = cayley.cayley_move(x.requires_grad_(), a)
     for name in ("cholesky_ex", "lu_factor", "inv"):
