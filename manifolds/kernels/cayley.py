@@ -1,7 +1,8 @@
 """X -> X (I - A/2)^-1 (I + A/2) for skew A: one factorization for the way there and back.
 
 `plain` is the definition; the rest computes the same numbers, in closed form where A is real and at most 3 x 3, by a
-series where it is small, by LU elsewhere. Which one is decided in `_forward`, and in `cayley_step` for optimizers.
+series where it is short, by halves elsewhere, by LU where it is of a few rows or long. Which one is decided in
+`_forward`, and in `cayley_step` for optimizers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .linalg import (
     LU_BATCH,
     eye_like,
     geometric_terms,
+    is_traced,
     may_look,
     may_overwrite,
     newton_schulz,
@@ -51,13 +53,13 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return _tiny(x, a), none, none
     if on_accelerator(a):
         p = resolvent_of_any(a)
-        return newton_schulz(fused(x, x, p, -1, 2)), p, none
+        return newton_schulz(_by_inverse(x, p)), p, none
     norm = largest_norm(a)
     if (terms := _few_terms(a, norm)) is not None:
         return _series(x, a, 1.0, terms), none, none
     if a.shape[-1] > SMALLEST and norm <= REACH:
         p = resolvent_by_halves(a)
-        y = fused(x, x, p, -1, 2)
+        y = _by_inverse(x, p)
         return (unit_columns(y, out=y) if a.shape[-1] >= LU_BATCH else y), p, none
     if not math.isfinite(norm):  # LU divides by an infinite pivot as if all were well
         x = x + (0 * a).sum((-2, -1), keepdim=True)
@@ -67,6 +69,11 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if a.shape[-1] >= LU_BATCH:
         y = unit_columns(y, out=y)
     return _polished(x, a, y, norm) if norm > FAR else y, lu, pivots
+
+
+def _by_inverse(x: Tensor, p: Tensor) -> Tensor:
+    """2 X P - X for P = (I - A/2)^-1."""
+    return fused(x, x, p, -1, 2)
 
 
 def _polished(x: Tensor, a: Tensor, y: Tensor, norm: float) -> Tensor:
@@ -93,11 +100,14 @@ def _is_tiny(a: Tensor) -> bool:
     return a.shape[-1] <= 3 and not a.is_complex()
 
 
-def _few_terms(a: Tensor, norm: float) -> int | None:
-    """How many terms of the series matrices like A, of this norm, need; None where LU is less work."""
+def _few_terms(a: Tensor, norm: float, alone: bool = False) -> int | None:
+    """How many terms of the series matrices like A, of this norm, need; None where their inverse is less work. alone:
+    whether there is no way back, which is as many products and one, where two do with the inverse."""
     # singular values of a real skew matrix come in pairs, so the largest is no more than |A| / sqrt(2)
     terms = geometric_terms(norm / (2 if a.is_complex() else 2 * math.sqrt(2)), a.dtype)
-    return terms if terms <= (2 if a.shape[-1] >= LU_BATCH else 12) else None
+    n = a.shape[-1]
+    few = (7 if alone else 4) if n < 256 else (3 if alone else 2)
+    return terms if terms <= (12 if n <= SMALLEST else few) else None
 
 
 def _longest(c: Tensor, size: Size) -> float:
@@ -148,6 +158,8 @@ def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, lu: Tensor, pivots: T
         return torch.lerp(w, _forward(w, -a)[0], 0.5)
     if pivots.numel():
         return _solve(w, lu, pivots, adjoint=True, out=w)
+    if w.shape[-1] < LU_BATCH:
+        return product(w, lu.mH)
     return torch.matmul(w, lu.mH, out=half)  # fresh memory costs a tenth of the product
 
 
@@ -156,9 +168,10 @@ cayley_move = differentiable(plain, _forward, _pull_x, _pull_a)
 
 
 def cayley_step(x: Square, c: Square, size: Size) -> Square | None:
-    """`cayley_move` along size C, past the cost of what records derivatives; None where values may not decide."""
+    """`cayley_move` along size C, past the cost of what records derivatives; None in a graph. On accelerators it is not
+    polished, which optimizers do there."""
     if not may_look(x):
-        return None
+        return None if is_traced() or _is_tiny(c) else _by_inverse(x, resolvent_of_any(c * size))
     kept, x, c = x, batch_last(x), batch_last(c)
     if _is_tiny(c):
         if c.shape == x.shape and may_overwrite(c):
@@ -166,7 +179,7 @@ def cayley_step(x: Square, c: Square, size: Size) -> Square | None:
             y = _tiny(x, a, out=a)
         else:
             y = _tiny(x, c * size)
-    elif (terms := _few_terms(c, _longest(c, size))) is not None:
+    elif (terms := _few_terms(c, _longest(c, size), alone=True)) is not None:
         y = _series(x, c, size, terms)
     else:
         y = _forward(x, c * size)[0]
