@@ -57,7 +57,7 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     norm = largest_norm(a)
     if (terms := _few_terms(a, norm)) is not None:
         return _series(x, a, 1.0, terms), none, none
-    if a.shape[-1] > SMALLEST and norm <= REACH:
+    if norm <= REACH and _goes_by_halves(a):
         p = resolvent_by_halves(a)
         y = _by_inverse(x, p)
         return (unit_columns(y, out=y) if a.shape[-1] >= LU_BATCH else y), p, none
@@ -106,8 +106,16 @@ def _few_terms(a: Tensor, norm: float, alone: bool = False) -> int | None:
     # singular values of a real skew matrix come in pairs, so the largest is no more than |A| / sqrt(2)
     terms = geometric_terms(norm / (2 if a.is_complex() else 2 * math.sqrt(2)), a.dtype)
     n = a.shape[-1]
+    if not _goes_by_halves(a):
+        return terms if terms <= (2 if n >= LU_BATCH else 12) else None
     few = (7 if alone else 4) if n < 256 else (3 if alone else 2)
-    return terms if terms <= (12 if n <= SMALLEST else few) else None
+    return terms if terms <= few else None
+
+
+def _goes_by_halves(a: Tensor) -> bool:
+    """Whether A is large, and nobody waits: with several threads each of hundreds of small products may wait for a
+    core that another process has, some ten times as long as all of LU."""
+    return a.shape[-1] > SMALLEST and torch.get_num_threads() == 1
 
 
 def _longest(c: Tensor, size: Size) -> float:
