@@ -20,9 +20,14 @@ def fit(manifold: Manifold | Composition, layout: Layout | None, site: Site) -> 
     try:
         chosen = manifold if layout is None else _with_layout(manifold, layout, shape)
         _check_axis(chosen, shape)
-        chosen.dim(shape)
+        dim = chosen.dim(shape)
     except ValueError as error:
         raise ValueError(f"{site}, shape {shape}: {error}") from error
+    if dim == 0 and site.parameter.numel() and not site.parameter.is_complex():
+        raise ValueError(
+            f"{site}, shape {shape}: the points of {chosen} have 0 degrees of freedom in that shape, and nothing would "
+            f"train. Take a larger set, as Orthogonal for square matrices, or leave it free with requires_grad = False."
+        )
     return chosen
 
 

@@ -208,9 +208,10 @@ def determinant_signs(x: Tensor) -> list[float]:
 
 def _off(manifold: Manifold, x: Tensor, who: str, way: str) -> str:
     worst = float(manifold.residual(x).max())
+    way = way.replace("{nearest}", f"{code(manifold)}.nearest")
     text = (
         f"{who} is not on {manifold}: the value of shape {tuple(x.shape)} has residual {worst:.1e}, and at most "
-        f"{NEAR:.0e} is taken for rounding. {way.replace('{nearest}', f'{code(manifold)}.nearest')}"
+        f"{NEAR:.0e} is taken for rounding. {way}"
     )
     if not isinstance(manifold, NearestPointManifold):
         without = next(f for f, _ in engine(manifold).split(x) if not isinstance(f, NearestPointManifold))
@@ -220,6 +221,8 @@ def _off(manifold: Manifold, x: Tensor, who: str, way: str) -> str:
             f"one, or a tensor, or a function that returns one, on {manifold}."
         )
     negative, count = _reflections(manifold, x)
+    if _reflections(manifold, x, NEAR)[0]:  # whose nearest rotation is not unique
+        text = text.removesuffix(way) + "Pass init='haar' for a random rotation, or change the sign of a column."
     if negative:
         text += f" {negative} of {count} matrices have determinant -1: Orthogonal admits them."
     return text

@@ -121,7 +121,7 @@ def look(optimizer: Optimizer) -> Looked:
                     raise ValueError(
                         f"{records.names[attribute]} of shape {tuple(p.shape)} is constrained to "
                         f"{records.manifolds[attribute]}, but this {type(optimizer).__name__} was made before it was. "
-                        f"Make it again after constrain: {type(optimizer).__name__}(model, ...)."
+                        f"Make it again after constrain: {_made(optimizer)}."
                     )
                 if blind or manifold is None:
                     raise _blind(optimizer, p, records, attribute)
@@ -132,6 +132,13 @@ def look(optimizer: Optimizer) -> Looked:
                     gone.append((p, manifold, present))
     looked = _looked[optimizer] = Looked(state, held, gone)
     return looked
+
+
+def _made(optimizer: Optimizer) -> str:
+    """Code that makes it of a model."""
+    inner = getattr(optimizer, "inner", None)
+    name = type(optimizer).__name__
+    return f"{name}(model, ...)" if inner is None else f"{name}({type(inner).__name__}(param_groups(model), ...))"
 
 
 def _blind(optimizer: Optimizer, p: Tensor, records: Records, attribute: str) -> ValueError:

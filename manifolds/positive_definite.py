@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ._mean import attached, karcher, weighted
 from ._points import broadcast, check_axes, length, sizes
-from .base import GeodesicManifold, check_ndim
+from .base import GeodesicManifold, check_ndim, tolerance
 from .cone import METRICS, Metric
 from .cone.engine import ConeEngine
 from .engine import Engine
 from .kernels import hermitian
-from .kernels.linalg import sym
+from .kernels.linalg import may_wait, sym
+from .kernels.transforms import whole
 
 Square = Inexact[Tensor, "*batch n n"]
 Name = Literal["affine-invariant", "log-euclidean", "log-cholesky", "bures-wasserstein"]
@@ -122,12 +123,18 @@ class PositiveDefinite(GeodesicManifold):
         return self._metric.exp(*broadcast(self, x, v))
 
     def log(self, x: Square, y: Square) -> Square:
-        """The V with exp(X, V) = Y, the only one; under Bures-Wasserstein the only one with I + L positive."""
-        return self._metric.log(*broadcast(self, x, y))
+        """The V with exp(X, V) = Y, the only one; under Bures-Wasserstein the only one with I + L positive.
+
+        Raises ValueError where X or Y is not Hermitian or not positive definite, where values may be looked at; so do
+        `distance` and `mean`.
+        """
+        x, y = broadcast(self, x, y)
+        return self._checked("log", lambda: self._metric.log(x, y), x, y)
 
     def distance(self, x: Square, y: Square) -> Float[Tensor, "*batch"]:
         """|log(X^-1/2 Y X^-1/2)|; |log X - log Y|; its like for L; Bures-Wasserstein. Derivative 0 at Y = X."""
-        return self._metric.distance(*broadcast(self, x, y))
+        x, y = broadcast(self, x, y)
+        return self._checked("distance", lambda: self._metric.distance(x, y), x, y)
 
     def mean(self, x: Square, weights: Float[Tensor, "..."] | None = None) -> Square:
         """argmin over Y of sum_i w_i distance(X_i, Y)^2, over the last batch axis, see `GeodesicManifold.mean`.
@@ -138,10 +145,39 @@ class PositiveDefinite(GeodesicManifold):
         Wasserstein space (2016).
         """
         x, shares = weighted(self, x, weights)
+        return self._checked("mean", lambda: self._mean(x, shares), x)
+
+    def _mean(self, x: Square, shares: Tensor) -> Square:
         mean = self._metric.mean(x, shares)
         if mean is None:
             return karcher(self, x, shares)
         return mean if self._metric.is_flat else attached(self, mean.unsqueeze(-3), x, shares).squeeze(-3)
+
+    def _checked(self, what: str, compute: Callable[[], Tensor], *points: Square) -> Tensor:
+        """ValueError where what is computed of points is wrong in silence, NaN, or fails: none of the formulas looks at
+        both triangles, and a logarithm needs positive eigenvalues."""
+        if not all(map(may_wait, points)):
+            return compute()
+        shape = tuple(points[-1].shape)
+        for x in points:
+            size, off = (whole(length(a.detach(), 2)) for a in (x, x - x.mH))
+            if bool((off > 2 * tolerance(x.dtype) * size).any()):
+                raise ValueError(
+                    f"{what} on {self} is of symmetric matrices, A = A^H; got shape {shape} with others. Take "
+                    f"(A + A.mH) / 2, or fill the triangle that is missing."
+                )
+        failed, found = None, None
+        try:
+            found = compute()
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            failed = error
+        sound = all(bool(whole(x.detach()).isfinite().all()) for x in points)
+        if found is not None and not (sound and bool(whole(found.detach()).isnan().any())):
+            return found
+        raise ValueError(
+            f"{what} on {self} is of positive definite matrices; got shape {shape} with one that has an eigenvalue of "
+            "0 or less, to rounding. Add a multiple of the identity, as to covariances of fewer samples than variables."
+        ) from failed
 
     def _engine(self) -> Engine:
         return ConeEngine(self, self._metric)

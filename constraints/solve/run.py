@@ -192,11 +192,11 @@ _SENTENCES = {
     Why.CONVERGED: "converged: the gradient norm is at most {tol:g}",
     Why.STUCK: (
         "not converged: no step along the gradient makes f smaller; f is not smooth there, its gradient is wrong (see "
-        "check_gradient), or rounding hides what is left (use float64)"
+        "check_gradient), or rounding hides what is left (use float64, or a larger tol)"
     ),
     Why.STALLED: (
         f"not converged: for {PATIENCE} steps neither the value nor the gradient norm got smaller; what is left is "
-        "rounding, f is not smooth there, or its gradient is wrong (see check_gradient)"
+        "rounding (use float64, or a larger tol), f is not smooth there, or its gradient is wrong (see check_gradient)"
     ),
     Why.NOT_FINITE: "not converged: the value or the gradient of f is NaN or infinite there; start elsewhere",
     Why.STEPS: "not converged: max_steps={steps} reached",

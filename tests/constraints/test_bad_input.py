@@ -12,7 +12,17 @@ from torch.nn.utils import parametrizations
 
 from constraints import BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.method import Method
-from manifolds import Euclidean, LowRank, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import (
+    Euclidean,
+    Grassmann,
+    LowRank,
+    Manifold,
+    Orthogonal,
+    ProductManifold,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+)
 
 METHODS = [Trivialization(), Riemannian()]
 
@@ -428,3 +438,15 @@ def test_a_name_that_torch_cannot_hold_is_refused_and_nothing_changed(name: str)
         assert type(module) is kind
         assert getattr(module, name) is before
     assert report(constrain(module, name, Stiefel, Riemannian()))[0].ok
+
+
+@pytest.mark.parametrize("method", [Trivialization(), Riemannian()], ids=repr)
+@pytest.mark.parametrize(
+    ("manifold", "shape"), [(Grassmann(), (4, 4)), (Sphere(), (3, 1)), (SpecialOrthogonal(), (1, 1))]
+)
+def test_a_set_of_single_points_is_refused(manifold: Any, shape: tuple[int, ...], method: Any) -> None:
+    """It would be held, reported as right, and never train."""
+    layer = nn.Linear(shape[1], shape[0])
+    with pytest.raises(ValueError, match="0 degrees of freedom"):
+        constrain(layer, "weight", manifold, method)
+    assert type(layer.weight) is nn.Parameter

@@ -259,6 +259,25 @@ def test_what_is_no_metric_or_no_square_is_refused() -> None:
         PositiveDefinite().random(3, 2)
 
 
+@pytest.mark.parametrize("metric", get_args(Name))
+@pytest.mark.parametrize("what", ["distance", "log", "mean"])
+def test_what_is_not_symmetric_or_not_definite_is_refused(metric: Any, what: str) -> None:
+    """None of the formulas looks at both triangles: a matrix of one would be measured by half of it, in silence."""
+    m, eye = PositiveDefinite(metric), torch.eye(3, dtype=torch.float64)
+
+    def of(a: torch.Tensor) -> torch.Tensor:
+        return m.mean(torch.stack([eye, a])) if what == "mean" else getattr(m, what)(eye, a)
+
+    upper = eye + 0.3 * torch.ones_like(eye).triu(1)
+    with pytest.raises(ValueError, match="symmetric"):
+        of(upper)
+    assert bool(of((upper + upper.mT) / 2).isfinite().all())
+    if metric == "bures-wasserstein":
+        return  # which singular matrices are at a finite distance under
+    with pytest.raises(ValueError, match="positive definite matrices"):
+        of(eye * torch.tensor([1.0, 1.0, -1.0]))
+
+
 def test_residual_tells_the_boundary() -> None:
     m = PositiveDefinite()
     assert m.residual(torch.eye(3)) == 0
