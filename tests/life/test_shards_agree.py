@@ -106,6 +106,20 @@ def _one_meets(rank: int, kind: str, name: str, what: str, mesh: Any) -> dict[An
     return found
 
 
+def _written(rank: int, mesh: Any) -> dict[Any, Any]:
+    """The last process alone writes NaN into its slice; then it takes that back."""
+    ps = _parameters(mesh)
+    optimizer, old = RiemannianAdam(_groups(ps)), local(ps["rows"].detach()).clone()
+    _give(ps, mesh, 0)
+    if rank == PROCESSES - 1:
+        local(ps["rows"].detach()).fill_(torch.nan)
+    found: dict[Any, Any] = {"said": refusal(optimizer.step)}
+    if rank == PROCESSES - 1:
+        local(ps["rows"].detach()).copy_(old)
+    found["points"] = all(torch.equal(whole(p.detach()), whole(_parameters(mesh)[n].detach())) for n, p in ps.items())
+    return found | {"again": refusal(optimizer.step)}
+
+
 def _different(rank: int, mesh: Any) -> dict[Any, Any]:
     """Gradients of other parameters on each process; then what the refusal says."""
     ps = _parameters(mesh)
@@ -161,6 +175,7 @@ def _work(rank: int) -> Any:
     for kind in OPTIMIZERS:
         found[kind, "NaN"] = _one_meets(rank, kind, "rows", "NaN", mesh)
         found[kind, "long"] = _one_meets(rank, kind, "experts of data", "long", mesh)
+    found["written"] = _written(rank, mesh)
     found["different"] = _different(rank, mesh)
     found["clipped"] = _clipped(mesh)
     found["elsewhere"] = _on_another_device(mesh)
@@ -194,6 +209,15 @@ def test_all_refuse_what_one_process_meets(what: str, kind: str, ranks: list[Any
             if key != "drift" or ("experts" not in name and "more" not in name):  # of points that each has for itself
                 for peer in _peers(name, rank):
                     assert torch.equal(value, ranks[peer][kind, what]["kept"][name, key]), (name, key)
+
+
+def test_all_refuse_a_value_that_is_none_in_one_slice(ranks: list[Any]) -> None:
+    """Who sees it by itself adds up with the others all the same, and none waits for ever."""
+    for rank, found in enumerate(ranks):
+        said = "is not on Stiefel" if rank % 2 else "another process refused this step"
+        assert said in found["written"]["said"]
+        assert found["written"]["points"]
+        assert found["written"]["again"] == ""
 
 
 def test_gradients_of_other_parameters_on_each_process_are_refused(ranks: list[Any]) -> None:

@@ -145,7 +145,10 @@ class Bucket:
             self._foreign = self._threads == torch.get_num_threads()
         rows = self.x.reshape(self.shape)
         leaves = ((leaf, rows[leaf.start : leaf.stop]) for leaf in self.leaves)
-        return next((leaf for leaf, x in leaves if not is_near(self.factor, x, self.kind.dtype)), None)
+        return next((leaf for leaf, x in leaves if not self._is_near(x)), None)
+
+    def _is_near(self, x: Points) -> bool:
+        return is_near(self.factor, x, self.kind.dtype)
 
     # What an optimizer calls -----------------------------------------------------------------------------
 

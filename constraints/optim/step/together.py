@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...summing import Parts
+from ...values import near
 from .bucket import Bucket
 from .limits import flat, is_fit
 from .rows import Leaf
@@ -35,6 +36,10 @@ class SlicedBucket(Bucket):
             return None
         self._written = None  # where somebody else's slice has changed
         return super().off()
+
+    def _is_near(self, x: Tensor) -> bool:
+        """As there, by the sum alone: a slice with a NaN is told of by that, and who sees it must not miss the sum."""
+        return bool((self.factor.residual(x) <= near(self.kind.dtype)).all())
 
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """As there; on an accelerator a point moves if all slices of its gradient are finite."""
