@@ -109,7 +109,11 @@ def test_within_torch_compile_a_step_and_its_hooks_run_once(inherits: bool) -> N
 def test_a_profiler_of_all_threads_sees_steps_of_all() -> None:
     p = point()
     optimizer = RiemannianAdam([{"params": [p], "manifold": Stiefel()}])
-    with torch.profiler.profile(experimental_config=_ExperimentalConfig(profile_all_threads=True)) as found:
+    try:
+        all_threads = _ExperimentalConfig(profile_all_threads=True)
+    except TypeError:
+        pytest.skip("no profiler of this torch asks other threads")
+    with torch.profiler.profile(experimental_config=all_threads) as found:
         optimizer.step()
         thread = Thread(target=optimizer.step)
         thread.start()
