@@ -69,7 +69,7 @@ class Sharing:
     """
 
     def __init__(self, sharded: Iterable[Any]) -> None:
-        """At least one of them; all processes name them in the same order."""
+        """At least one of them; all processes name those that they share in the same order."""
         tensors = list(sharded)
         self.device = local(tensors[0]).device
         meshes = dict.fromkeys(t.device_mesh for t in tensors)

@@ -120,6 +120,25 @@ def _written(rank: int, mesh: Any) -> dict[Any, Any]:
     return found | {"again": refusal(optimizer.step)}
 
 
+def _of_unequal_number(rank: int, mesh: Any) -> dict[Any, Any]:
+    """A point on all processes, and a stage on each two of them, the second with a point more; then one has no gradient
+    of a point of the second stage."""
+    x = Orthogonal().random(4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    everywhere, here = (mesh, [Replicate(), Shard(0)]), (mesh["model"], [Shard(0)])
+    ps = [nn.Parameter(distribute_tensor(x, *where)) for where in [everywhere, here, here][: 2 + rank // 2]]
+    optimizer = RiemannianAdam([{"params": ps, "manifold": Orthogonal()}])
+    for p in ps:
+        p.grad = torch.zeros_like(p).copy_(p.detach()).sin()
+    found: dict[Any, Any] = {"first": refusal(optimizer.step), "points": [whole(p.detach()).clone() for p in ps]}
+    if rank == PROCESSES - 1:
+        ps[-1].grad = None
+    found["second"] = refusal(optimizer.step)
+    found["kept"] = all(torch.equal(old, whole(p.detach())) for p, old in zip(ps, found["points"], strict=True))
+    return found
+
+
 def _different(rank: int, mesh: Any) -> dict[Any, Any]:
     """Gradients of other parameters on each process; then what the refusal says."""
     ps = _parameters(mesh)
@@ -176,6 +195,7 @@ def _work(rank: int) -> Any:
         found[kind, "NaN"] = _one_meets(rank, kind, "rows", "NaN", mesh)
         found[kind, "long"] = _one_meets(rank, kind, "experts of data", "long", mesh)
     found["written"] = _written(rank, mesh)
+    found["unequal"] = _of_unequal_number(rank, mesh)
     found["different"] = _different(rank, mesh)
     found["clipped"] = _clipped(mesh)
     found["elsewhere"] = _on_another_device(mesh)
@@ -218,6 +238,21 @@ def test_all_refuse_a_value_that_is_none_in_one_slice(ranks: list[Any]) -> None:
         assert said in found["written"]["said"]
         assert found["written"]["points"]
         assert found["written"]["again"] == ""
+
+
+def test_stages_may_be_of_unequal_number(ranks: list[Any]) -> None:
+    """What processes share is compared, and nothing else; a gradient that one has not, all refuse."""
+    x = nn.Parameter(Orthogonal().random(4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=DOUBLE))
+    x.grad = x.detach().sin()
+    RiemannianAdam([{"params": [x], "manifold": Orthogonal()}]).step()
+    for rank, found in enumerate(ranks):
+        mine = found["unequal"]
+        assert mine["first"] == ""
+        assert len(mine["points"]) == 2 + rank // 2
+        for y in mine["points"]:
+            torch.testing.assert_close(y, x.detach(), rtol=0, atol=64 * torch.finfo(DOUBLE).eps)
+        assert "have gradients of different sharded parameters" in mine["second"]
+        assert mine["kept"]
 
 
 def test_gradients_of_other_parameters_on_each_process_are_refused(ranks: list[Any]) -> None:
