@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from constraints.optim import RiemannianAdam, RiemannianSGD, clip_riemannian_grad_norm_
-from constraints.sharding import local, whole
+from constraints.sharding import Sharing, local, whole
 from manifolds import Manifold, Orthogonal, Stiefel
 
 from .test_fully_shard import refusal
@@ -195,6 +195,8 @@ def _work(rank: int) -> Any:
         found[kind, "NaN"] = _one_meets(rank, kind, "rows", "NaN", mesh)
         found[kind, "long"] = _one_meets(rank, kind, "experts of data", "long", mesh)
     found["written"] = _written(rank, mesh)
+    shared = Sharing([_parameters(mesh)["two axes"]])
+    found["lists"] = [shared.agree(some) for some in ([0, 1], [rank], [1] * (rank + 1), [])]
     found["unequal"] = _of_unequal_number(rank, mesh)
     found["different"] = _different(rank, mesh)
     found["clipped"] = _clipped(mesh)
@@ -238,6 +240,11 @@ def test_all_refuse_a_value_that_is_none_in_one_slice(ranks: list[Any]) -> None:
         assert said in found["written"]["said"]
         assert found["written"]["points"]
         assert found["written"]["again"] == ""
+
+
+def test_lists_of_other_lengths_are_not_alike(ranks: list[Any]) -> None:
+    """Which is said, and no process waits for the numbers of another."""
+    assert all(found["lists"] == [True, False, False, True] for found in ranks)
 
 
 def test_stages_may_be_of_unequal_number(ranks: list[Any]) -> None:

@@ -75,7 +75,7 @@ class Shards:
         """ValueError, on all processes, where one has a gradient that another has not, and would send what the other
         does not wait for; a collective. Accelerators, where nothing is looked at, are not asked."""
         have = [p.grad is not None for p in self._all]
-        if not self._looks or self._sharing.agree([hash(tuple(have)) >> 1]) or self._are_alike_on_each_mesh():
+        if not self._looks or self._sharing.agree(have) or self._are_alike_on_each_mesh():
             return
         missing = [p for p, has in zip(self._all, have, strict=True) if not has]
         missing.sort(key=lambda p: not p.requires_grad)  # those that are not meant to have one last
@@ -91,7 +91,7 @@ class Shards:
         there: dict[Any, list[Any]] = {}
         for p in self._all:
             there.setdefault(p.device_mesh, []).append(p)  # type: ignore[attr-defined]
-        alike = [Sharing(ps).agree([hash(tuple(p.grad is not None for p in ps)) >> 1]) for ps in there.values()]
+        alike = [Sharing(ps).agree([p.grad is not None for p in ps]) for ps in there.values()]
         return not self._sharing.somewhere(not all(alike))
 
     def plans(self, members: Sequence[Member], options: Any, kinds: Any, state: Any) -> list[Plan]:
