@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manifolds import Manifold
+
 from ...summing import Parts
 from ...values import near
 from .bucket import Bucket
@@ -37,9 +39,10 @@ class SlicedBucket(Bucket):
         self._written = None  # where somebody else's slice has changed
         return super().off()
 
-    def _is_near(self, x: Tensor) -> bool:
+    @staticmethod
+    def is_near(manifold: Manifold, x: Tensor, dtype: torch.dtype) -> bool:
         """As there, by the sum alone: a slice with a NaN is told of by that, and who sees it must not miss the sum."""
-        return bool((self.factor.residual(x) <= near(self.kind.dtype)).all())
+        return bool((manifold.residual(x) <= near(dtype)).all())
 
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """As there; on an accelerator a point moves if all slices of its gradient are finite."""
