@@ -69,7 +69,7 @@ class Sharing:
     """
 
     def __init__(self, sharded: Iterable[Any]) -> None:
-        """At least one of them; all processes name them in the same order."""
+        """At least one of them; all processes name those that they share in the same order."""
         tensors = list(sharded)
         self.device = local(tensors[0]).device
         meshes = dict.fromkeys(t.device_mesh for t in tensors)
@@ -77,8 +77,9 @@ class Sharing:
         self._groups = list({group.group_name: group for group in groups}.values())
 
     def agree(self, numbers: Sequence[int]) -> bool:
-        """Whether all have the same numbers."""
-        extremes = torch.tensor([numbers, [-n for n in numbers]], dtype=torch.int64, device=self.device)
+        """Whether all have the same numbers, and as many: by a hash, which is one number on all."""
+        number = hash(tuple(numbers)) >> 1
+        extremes = torch.tensor([number, -number], dtype=torch.int64, device=self.device)
         high, minus_low = self._largest(extremes)
         return bool((high == -minus_low).all())
 

@@ -31,6 +31,8 @@ SecondMoment = Literal["mean", "sum"]
 ONE = {dtype: torch.ones((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 ZERO = {dtype: torch.zeros_like(one) for dtype, one in ONE.items()}
 """Of one element: on CPU a number takes as long to be made one as a whole call does."""
+MOST = torch.finfo(torch.float32).max
+"""Larger factors of a tensor, the infinite one but, torch refuses in float32."""
 
 
 class RiemannianAdam(RiemannianOptimizer):
@@ -161,10 +163,12 @@ def adam_move(bucket: Bucket, group: Group, gradient: Callable[[], Tensor]) -> T
     if bucket.looks and v.numel() == 1 and isinstance(scale, float):  # a number in place of five calls of torch
         size: float | Tensor = _quotient(scale * root, v.item(), eps, torch.finfo(v.dtype).tiny)
     else:
-        few = bucket.looks and isinstance(eps, float)  # a number would be made a tensor of another dtype first
+        few = (
+            bucket.looks and isinstance(eps, float) and eps <= MOST
+        )  # it would be made a tensor of another dtype first
         size = v.sqrt().add_(ONE[v.dtype], alpha=eps) if few else v.sqrt().add_(eps)
         none = size < torch.finfo(v.dtype).tiny if group["eps"] < 1e-30 else None
-        if few and isinstance(scale, float):
+        if few and isinstance(scale, float) and abs(scale) <= MOST:
             size = torch.addcdiv(ZERO[v.dtype], ONE[v.dtype], size, value=scale * root)
         elif isinstance(scale, float):
             size = size.reciprocal_().mul_(scale * root)

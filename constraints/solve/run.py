@@ -124,9 +124,10 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
             best_value, best_norm = smaller(state.value, best_value), smaller(state.norm, best_norm)
             kept = _better(state, kept)
             finite = is_finite(state.norm)
-            ends = running & (state.stuck | (idle >= PATIENCE) | no(finite)) & no(state.norm <= stops.tol)
+            stuck = state.stuck & (not problem.out_of_time())  # a search may have ended for that
+            ends = running & (stuck | (idle >= PATIENCE) | no(finite)) & no(state.norm <= stops.tol)
             if any_(ends):
-                stalled = where(state.stuck, zero + Why.STUCK, zero + Why.STALLED)
+                stalled = where(stuck, zero + Why.STUCK, zero + Why.STALLED)
                 why = where(ends, where(finite, stalled, zero + Why.NOT_FINITE), why)
         lost = (why == Why.STALLED) & (kept.norm < state.norm)
         if any_(lost):

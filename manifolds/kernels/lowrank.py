@@ -36,8 +36,10 @@ def svd(a: Points, rank: int | None = None, *, known: bool = False) -> Decomposi
         u, s, v = few = _of_few(a, rank)
         if known:
             return few
-        rest = torch.linalg.vector_norm((a - (u * s.unsqueeze(-2)) @ v.mH).flatten(-2), dim=-1)
-        least = LEFT * torch.finfo(a.dtype).eps * torch.linalg.vector_norm(s, dim=-1)
+        most = torch.where(s[..., :1] == 0, 1, s[..., :1])  # whose square may overflow, or be lost
+        left = (a - (u * s.unsqueeze(-2)) @ v.mH) / most.unsqueeze(-1)
+        rest = torch.linalg.vector_norm(left.flatten(-2), dim=-1)
+        least = LEFT * torch.finfo(a.dtype).eps * torch.linalg.vector_norm(s / most, dim=-1)
         if bool(whole(rest <= least).all()):
             return few
     return _whole(a)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from constraints.optim import RiemannianAdam, RiemannianSGD, clip_riemannian_grad_norm_
-from constraints.sharding import local, whole
+from constraints.sharding import Sharing, local, whole
 from manifolds import Manifold, Orthogonal, Stiefel
 
 from .test_fully_shard import refusal
@@ -106,6 +106,39 @@ def _one_meets(rank: int, kind: str, name: str, what: str, mesh: Any) -> dict[An
     return found
 
 
+def _written(rank: int, mesh: Any) -> dict[Any, Any]:
+    """The last process alone writes NaN into its slice; then it takes that back."""
+    ps = _parameters(mesh)
+    optimizer, old = RiemannianAdam(_groups(ps)), local(ps["rows"].detach()).clone()
+    _give(ps, mesh, 0)
+    if rank == PROCESSES - 1:
+        local(ps["rows"].detach()).fill_(torch.nan)
+    found: dict[Any, Any] = {"said": refusal(optimizer.step)}
+    if rank == PROCESSES - 1:
+        local(ps["rows"].detach()).copy_(old)
+    found["points"] = all(torch.equal(whole(p.detach()), whole(_parameters(mesh)[n].detach())) for n, p in ps.items())
+    return found | {"again": refusal(optimizer.step)}
+
+
+def _of_unequal_number(rank: int, mesh: Any) -> dict[Any, Any]:
+    """A point on all processes, and a stage on each two of them, the second with a point more; then one has no gradient
+    of a point of the second stage."""
+    x = Orthogonal().random(4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    everywhere, here = (mesh, [Replicate(), Shard(0)]), (mesh["model"], [Shard(0)])
+    ps = [nn.Parameter(distribute_tensor(x, *where)) for where in [everywhere, here, here][: 2 + rank // 2]]
+    optimizer = RiemannianAdam([{"params": ps, "manifold": Orthogonal()}])
+    for p in ps:
+        p.grad = torch.zeros_like(p).copy_(p.detach()).sin()
+    found: dict[Any, Any] = {"first": refusal(optimizer.step), "points": [whole(p.detach()).clone() for p in ps]}
+    if rank == PROCESSES - 1:
+        ps[-1].grad = None
+    found["second"] = refusal(optimizer.step)
+    found["kept"] = all(torch.equal(old, whole(p.detach())) for p, old in zip(ps, found["points"], strict=True))
+    return found
+
+
 def _different(rank: int, mesh: Any) -> dict[Any, Any]:
     """Gradients of other parameters on each process; then what the refusal says."""
     ps = _parameters(mesh)
@@ -161,6 +194,10 @@ def _work(rank: int) -> Any:
     for kind in OPTIMIZERS:
         found[kind, "NaN"] = _one_meets(rank, kind, "rows", "NaN", mesh)
         found[kind, "long"] = _one_meets(rank, kind, "experts of data", "long", mesh)
+    found["written"] = _written(rank, mesh)
+    shared = Sharing([_parameters(mesh)["two axes"]])
+    found["lists"] = [shared.agree(some) for some in ([0, 1], [rank], [1] * (rank + 1), [])]
+    found["unequal"] = _of_unequal_number(rank, mesh)
     found["different"] = _different(rank, mesh)
     found["clipped"] = _clipped(mesh)
     found["elsewhere"] = _on_another_device(mesh)
@@ -194,6 +231,35 @@ def test_all_refuse_what_one_process_meets(what: str, kind: str, ranks: list[Any
             if key != "drift" or ("experts" not in name and "more" not in name):  # of points that each has for itself
                 for peer in _peers(name, rank):
                     assert torch.equal(value, ranks[peer][kind, what]["kept"][name, key]), (name, key)
+
+
+def test_all_refuse_a_value_that_is_none_in_one_slice(ranks: list[Any]) -> None:
+    """Who sees it by itself adds up with the others all the same, and none waits for ever."""
+    for rank, found in enumerate(ranks):
+        said = "is not on Stiefel" if rank % 2 else "another process refused this step"
+        assert said in found["written"]["said"]
+        assert found["written"]["points"]
+        assert found["written"]["again"] == ""
+
+
+def test_lists_of_other_lengths_are_not_alike(ranks: list[Any]) -> None:
+    """Which is said, and no process waits for the numbers of another."""
+    assert all(found["lists"] == [True, False, False, True] for found in ranks)
+
+
+def test_stages_may_be_of_unequal_number(ranks: list[Any]) -> None:
+    """What processes share is compared, and nothing else; a gradient that one has not, all refuse."""
+    x = nn.Parameter(Orthogonal().random(4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=DOUBLE))
+    x.grad = x.detach().sin()
+    RiemannianAdam([{"params": [x], "manifold": Orthogonal()}]).step()
+    for rank, found in enumerate(ranks):
+        mine = found["unequal"]
+        assert mine["first"] == ""
+        assert len(mine["points"]) == 2 + rank // 2
+        for y in mine["points"]:
+            torch.testing.assert_close(y, x.detach(), rtol=0, atol=64 * torch.finfo(DOUBLE).eps)
+        assert "have gradients of different sharded parameters" in mine["second"]
+        assert mine["kept"]
 
 
 def test_gradients_of_other_parameters_on_each_process_are_refused(ranks: list[Any]) -> None:

@@ -207,6 +207,19 @@ def test_what_has_no_such_rank_is_decomposed_as_a_whole() -> None:
         m.retract(of_rank(1, 12, 16), torch.zeros(12, 16, dtype=F64))
 
 
+@pytest.mark.parametrize("exponent", [-100, -70, 62, 64, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_points_whose_squares_are_no_numbers(dtype: torch.dtype, exponent: int) -> None:
+    """R_tX(tV) = t R_X(V) and P_tX = P_X, also where V is not tangent, or X off the set."""
+    m, x, a = FixedRank(2), of_rank(2, 12, 16, dtype=dtype), noise(12, 16, dtype=dtype)
+    t = 2.0**exponent
+    for v in (a, m.project(x, a), 0.1 * a):
+        found, expected = m.retract(t * x, t * v), m.retract(x, v)
+        torch.testing.assert_close(found / t, expected, rtol=0, atol=1e-5 * float(expected.norm()))
+    off = x + 1e-3 * a
+    torch.testing.assert_close(m.project(t * off, a), m.project(off, a), rtol=0, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore")  # of forward mode, as it compiles its own rules
 def test_a_point_of_few_columns_has_the_derivatives_of_any() -> None:
     """Of project and retract, along the set, once and twice; those of the whole decomposition."""

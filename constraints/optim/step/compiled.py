@@ -10,9 +10,6 @@ import torch
 
 Step = Callable[..., Any]
 
-EAGER: dict[Step, Step] = {}
-"""The steps themselves, for whoever knows already that nothing is compiled."""
-
 
 def outside_of_graphs(step: Step) -> Step:
     """The step, which within torch.compile runs as it is: what it does depends on values, at each of which a graph
@@ -20,11 +17,10 @@ def outside_of_graphs(step: Step) -> Step:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def outside(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
-        return optimizer.step(closure)
+        return step(optimizer, closure)  # not optimizer.step, whose hooks have been called
 
     @wraps(step)
     def either(self: Any, closure: Callable[[], Any] | None = None) -> Any:
         return outside(self, closure) if torch.compiler.is_compiling() else step(self, closure)
 
-    EAGER[either] = step
     return either

@@ -66,7 +66,7 @@ class Shards:
         self._all: list[Tensor] = []
 
     def include(self, sharded: Sequence[Tensor]) -> None:
-        """Parameters that may have a gradient; the same on all processes."""
+        """Parameters that may have a gradient; of one mesh the same on all its processes."""
         self._all += sharded
         self._sharing = Sharing(self._all)
         self._looks = can_look(self._sharing.device)
@@ -75,7 +75,7 @@ class Shards:
         """ValueError, on all processes, where one has a gradient that another has not, and would send what the other
         does not wait for; a collective. Accelerators, where nothing is looked at, are not asked."""
         have = [p.grad is not None for p in self._all]
-        if not self._looks or self._sharing.agree([hash(tuple(have)) >> 1]):
+        if not self._looks or self._sharing.agree(have) or self._are_alike_on_each_mesh():
             return
         missing = [p for p, has in zip(self._all, have, strict=True) if not has]
         missing.sort(key=lambda p: not p.requires_grad)  # those that are not meant to have one last
@@ -84,6 +84,15 @@ class Shards:
             f"the processes have gradients of different sharded parameters; this one has {here}. Nothing was changed. "
             f"Before the step, on all processes, give each that is trained and has none p.grad = torch.zeros_like(p)."
         )
+
+    def _are_alike_on_each_mesh(self) -> bool:
+        """Whether those that share a mesh have gradients of the same parameters on it, as stages and experts may that
+        are not of one number."""
+        there: dict[Any, list[Any]] = {}
+        for p in self._all:
+            there.setdefault(p.device_mesh, []).append(p)  # type: ignore[attr-defined]
+        alike = [Sharing(ps).agree([p.grad is not None for p in ps]) for ps in there.values()]
+        return not self._sharing.somewhere(not all(alike))
 
     def plans(self, members: Sequence[Member], options: Any, kinds: Any, state: Any) -> list[Plan]:
         """The plans for these sharded parameters, with their gradients read; a collective where these are sent.

@@ -620,3 +620,21 @@ def test_state_that_is_reset_in_place_is_that_of_a_new_optimizer(kind: Any) -> N
         p.grad = g.clone()
         optimizer.step()
     torch.testing.assert_close(params[0].detach(), params[1].detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("options", [{"lr": 1e39}, {"lr": 1e300}, {"eps": 1e39}, {"eps": 1e300}], ids=str)
+def test_numbers_beyond_float32_are_taken_or_refused(count: int, options: dict[str, float]) -> None:
+    """As steps too long, or so short that nobody moves; for one point, where sizes are floats, as for several."""
+    params = [nn.Parameter(Stiefel().random(4, 2)) for _ in range(count)]
+    before = [p.detach().clone() for p in params]
+    optimizer = RiemannianAdam([{"params": params, "manifold": Stiefel()}], **options)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    if "lr" in options:
+        with pytest.raises(ValueError, match="so long"):
+            optimizer.step()
+    else:
+        optimizer.step()
+    for p, old in zip(params, before, strict=True):
+        torch.testing.assert_close(p.detach(), old, rtol=0, atol=8 * torch.finfo(torch.float32).eps)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._C._profiler import _ExperimentalConfig
+from torch._dynamo.testing import CompileCounter
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from constraints.optim import RiemannianAdam, RiemannianSGD
@@ -76,3 +79,43 @@ def test_without_a_profiler_a_step_leaves_no_record(monkeypatch: pytest.MonkeyPa
     assert not made
     torch.optim.Adam([point()]).step()
     assert made
+
+
+@pytest.mark.filterwarnings("ignore")  # of what the compiler does not know
+@pytest.mark.parametrize("inherits", [True, False])
+def test_within_torch_compile_a_step_and_its_hooks_run_once(inherits: bool) -> None:
+    """And make no graph; also of a subclass that steps by its parent's step."""
+
+    class Mine(RiemannianAdam):
+        steps = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.steps += 1
+            return super().step(closure)
+
+    RiemannianAdam([point()])
+    p, seen, graphs = point(), [], CompileCounter()
+    optimizer = (Mine if inherits else RiemannianAdam)([{"params": [p], "manifold": Stiefel()}])
+    optimizer.register_step_pre_hook(lambda *a: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *a: seen.append("after"))
+    torch.compile(lambda: optimizer.step(), backend=graphs)()
+    # a step by the parent's step calls hooks again, as in torch
+    assert seen == (["before"] * 2 + ["after"] * 2 if inherits else ["before", "after"])
+    assert getattr(optimizer, "steps", 1) == 1
+    assert optimizer.state[p]["step"] == 1
+    assert graphs.frame_count == 0
+
+
+def test_a_profiler_of_all_threads_sees_steps_of_all() -> None:
+    p = point()
+    optimizer = RiemannianAdam([{"params": [p], "manifold": Stiefel()}])
+    try:
+        all_threads = _ExperimentalConfig(profile_all_threads=True)
+    except TypeError:
+        pytest.skip("no profiler of this torch asks other threads")
+    with torch.profiler.profile(experimental_config=all_threads) as found:
+        optimizer.step()
+        thread = Thread(target=optimizer.step)
+        thread.start()
+        thread.join()
+    assert [event.name for event in found.events()].count("Optimizer.step#RiemannianAdam.step") == 2

@@ -44,6 +44,20 @@ def test_the_budget_is_kept_and_said(solver: Solver) -> None:
     assert brief.reason.startswith("Not converged: max_seconds=0.05 reached")
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_time_that_runs_out_within_a_search_is_said(solver: Solver, batched: bool) -> None:
+    """Of a function that is lower nowhere: it is not said of it that no step makes it smaller."""
+
+    def slow(x: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return x.square().sum(-1) + torch.where(x.detach().sum(-1) == 2, 0.0, 1e3)
+
+    x0 = torch.ones(3, 2, dtype=F64) if batched else torch.ones(2, dtype=F64)
+    found = minimize(slow, x0, Euclidean(ndim=1), solver=solver, max_seconds=0.03, batched=batched)
+    assert "ot converged: max_seconds=0.03 reached" in found.reason
+
+
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_nan_at_the_start(solver: Solver) -> None:
     found = minimize(lambda x: (x.sum() - 10).sqrt(), start, Sphere, solver=solver)
