@@ -120,3 +120,27 @@ def require(truth: bool, what: str) -> None:
     """AssertionError, also where Python runs without assertions."""
     if not truth:
         raise AssertionError(what)
+
+
+def graph_of(call: Callable[[], object], place: Place) -> Callable[[], object]:
+    """The call as a CUDA graph, whose kernels follow one another without Python, after three that are not; as it is
+    where graphs are pretended. What cannot be captured leaves torch's generator as it was, which would fail ever
+    after."""
+    if place.pretended:
+        return call
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.clone_state()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except BaseException:
+        generator.graphsafe_set_state(before)
+        raise
+    return graph.replay

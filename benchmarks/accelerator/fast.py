@@ -16,7 +16,7 @@ from ..engines import Engine, MakeEngine
 from ..jobs import RATE, Setting, gru_contestants
 from ..rows import TALL_MAKERS
 from ..timing import Budget, Builder, Contestant, interleave
-from .checks import Check, Numbers, Place
+from .checks import Check, Numbers, Place, graph_of
 
 SECTION = "fast"
 OURS, FUSED, PRODUCTS, COPY = "ours", "torch Adam, fused", "our products alone", "one copy of the matrices"
@@ -106,20 +106,8 @@ def step(shape: tuple[int, ...], count: int, place: Place) -> Numbers:
 
 
 def _captured(build: Builder, place: Place) -> Contestant:
-    """The step as a graph, whose kernels follow one another without Python; as it is where graphs are pretended."""
     contestant = build()
-    if place.pretended:
-        return contestant
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            contestant.step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        contestant.step()
-    return Contestant(graph.replay, contestant.points)
+    return Contestant(graph_of(contestant.step, place), contestant.points)
 
 
 def _is_many(shape: tuple[int, ...]) -> bool:

@@ -30,6 +30,8 @@ ANSWERS = {
 WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
 FACTORIZES = ("_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_pinv", "linalg_matrix_exp")
 """What torch asks a device about before it returns, of values of its own."""
+CANNOT_BE_CAPTURED = ("cholesky_solve", "_cholesky_solve_helper")
+"""What no CUDA graph holds, of a batch."""
 
 
 @contextmanager
@@ -60,6 +62,8 @@ class Waits(TorchDispatchMode):
         name = str(func).removeprefix("aten.").partition(".")[0]
         if name in FACTORIZES or (name in WAITS and not all(_is_host(a) for a in args if isinstance(a, torch.Tensor))):
             raise RuntimeError(f"{func} waits for the device")
+        if name in CANNOT_BE_CAPTURED:
+            raise RuntimeError(f"{func} cannot be captured in a CUDA graph")
         return func(*args, **(kwargs or {}))
 
 

@@ -46,7 +46,7 @@ from manifolds import (
     retractions,
 )
 
-from .checks import Check, Numbers, Place, require
+from .checks import Check, Numbers, Place, graph_of, require
 
 SECTION = "waiting"
 
@@ -57,6 +57,8 @@ POINTS: dict[str, tuple[Manifold, tuple[int, ...]]] = {
     "packed": (Stiefel() ** 3, (48, 16)),
     "mixed": (Stiefel() * Euclidean() ** 2, (48, 16)),
     "many of 3 x 3": (SpecialOrthogonal(), (1000, 3, 3)),
+    "many of 8 x 8": (Stiefel(), (1000, 8, 8)),
+    "some of 20 x 20": (SpecialOrthogonal(), (12, 20, 20)),
     "sphere": (Sphere(), (50, 8)),
     "tall, qr": (Stiefel(retraction=retractions.qr), (40, 6)),
     "tall, cayley": (Stiefel(retraction=retractions.cayley), (40, 6)),
@@ -99,6 +101,11 @@ OPTIMIZERS: dict[str, Make] = {
     "Muon": lambda groups: RiemannianMuon(groups, 1e-3),
     "Retracted": lambda groups: Retracted(torch.optim.AdamW(groups, 1e-3)),
 }
+CAPTURABLE: dict[str, Make] = {
+    "Adam": lambda groups: RiemannianAdam(groups, 1e-3, capturable=True),
+    "SGD": lambda groups: RiemannianSGD(groups, 1e-3, momentum=0.9),
+    "Muon": lambda groups: RiemannianMuon(groups, 1e-3, capturable=True),
+}
 
 
 def checks() -> Iterator[Check]:
@@ -115,6 +122,12 @@ def checks() -> Iterator[Check]:
         yield Check(
             SECTION, f"training step: {name}, trivialized", partial(composed_waits, composition, Trivialization())
         )
+    for name in POINTS:
+        if name not in WAITING:
+            for which, make in CAPTURABLE.items():
+                yield Check(SECTION, f"step of {which} in a CUDA graph: {name}", partial(step_captured, make, name))
+            if name not in ("mixed", "packed", "FixedRank"):
+                yield Check(SECTION, f"weight and gradient in a CUDA graph: {name}", partial(weight_captured, name))
     yield Check(SECTION, "a training step in a CUDA graph, Riemannian", captured)
     yield Check(SECTION, "a training step in a CUDA graph, trivialized", captured_trivialized)
     yield Check(SECTION, "torch.compile of a trivialized model", compiled)
@@ -209,60 +222,87 @@ class Model(nn.Module):
         return (y - 0.1).square().mean()
 
 
-def _captures(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, place: Place) -> Callable[[], None]:
-    """One training step as a graph; as it is where graphs are pretended."""
+Run = Callable[[], object]
+Points = Callable[[], list[Tensor]]
+
+
+def _replays(make: Callable[[], tuple[Run, Points]], place: Place) -> Numbers:
+    """Three calls and ten replays end where thirteen calls of a twin end."""
+    ends = []
+    for is_graph in (False, True):
+        torch.manual_seed(0)
+        run, points = make()
+        is_graph = is_graph and not place.pretended
+        run = graph_of(run, place) if is_graph else run
+        for _ in range(10 if is_graph else 13):
+            run()
+        ends.append([x.detach().clone() for x in points()])
+    worst = max(float((a - b).abs().max() / a.abs().max().clamp_min(1)) for a, b in zip(*ends, strict=True))
+    require(worst < 1e-4, f"replays and eager steps end {worst:.1e} apart")
+    return {"largest difference after 13 steps": worst}
+
+
+def captured(place: Place) -> Numbers:
+    model = constrain(Model(), ["square.weight", "tall.weight"], Stiefel, Riemannian())
+    return _replays(lambda: _training(model, lambda m: RiemannianAdam(m, 1e-3, capturable=True), place), place)
+
+
+def captured_trivialized(place: Place) -> Numbers:
+    # a graph that is replayed moves no base
+    model = constrain(Model(), ["square.weight", "tall.weight"], Stiefel, Trivialization(rebase_every=math.inf))
+    on_device = not place.pretended
+    return _replays(
+        lambda: _training(model, lambda m: torch.optim.Adam(m.parameters(), 1e-3, capturable=on_device), place), place
+    )
+
+
+def _training(model: nn.Module, make: Callable[[nn.Module], torch.optim.Optimizer], place: Place) -> tuple[Run, Points]:
+    model = copy.deepcopy(model).to(place.device)
+    optimizer, x = make(model), torch.randn(16, 8).to(place.device)
 
     def train() -> None:
         optimizer.zero_grad(set_to_none=False)
         model(x).backward()
         optimizer.step()
 
-    if place.pretended:
-        return train
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            train()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        train()
-    return graph.replay
+    return train, lambda: [value for value in model.state_dict().values() if isinstance(value, Tensor)]
 
 
-def _replays(model: nn.Module, make: Callable[[nn.Module], torch.optim.Optimizer], place: Place) -> Numbers:
-    """Replays end where the same number of eager steps ends."""
-    torch.manual_seed(0)
-    model, x = model.to(place.device), torch.randn(16, 8).to(place.device)
-    start = copy.deepcopy(model.state_dict())
-    replay = _captures(model, optimizer := make(model), x, place)
-    warm = 0 if place.pretended else 3
-    for _ in range(10):
-        replay()
-    after = {key: value.clone() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    eager = copy.deepcopy(model)
-    eager.load_state_dict(start)
-    again = make(eager)
-    for _ in range(warm + 10):
-        again.zero_grad()
-        eager(x).backward()
-        again.step()
-    worst = max(float((value - after[key]).abs().max()) for key, value in eager.state_dict().items() if key in after)
-    require(worst < 1e-4, f"replays and eager steps end {worst:.1e} apart")
-    del optimizer
-    return {"largest difference after 13 steps": worst}
+def step_captured(make: Make, name: str, place: Place) -> Numbers:
+    """A step alone, for every set."""
+    manifold, shape = POINTS[name]
+    start, g = manifold.random(*shape), torch.randn(shape).to(place.device)
+
+    def stepping() -> tuple[Run, Points]:
+        p = nn.Parameter(start.to(place.device, copy=True))
+        p.grad = g.clone()
+        return make([{"params": [p], "manifold": manifold}]).step, lambda: [p]
+
+    return _replays(stepping, place)
 
 
-def captured(place: Place) -> Numbers:
-    model = constrain(Model(), ["square.weight", "tall.weight"], Stiefel, Riemannian())
-    return _replays(model, lambda m: RiemannianAdam(m, lr=1e-3, capturable=not place.pretended), place)
+def weight_captured(name: str, place: Place) -> Numbers:
+    """A trivialized weight and its gradient alone, for every set."""
+    manifold, shape = POINTS[name]
+    start, g = manifold.random(*shape), torch.randn(shape).to(place.device)
 
+    def passing() -> tuple[Run, Points]:
+        holder = Holder(start.to(place.device, copy=True))
+        constrain(holder, "weight", manifold, Trivialization(rebase_every=math.inf))
+        (p, *_) = [p for p in holder.parameters() if p.requires_grad]
+        with torch.no_grad():
+            p.add_(0.1 * torch.randn(p.shape).to(place.device))
+        p.grad, y = torch.zeros_like(p), torch.zeros(shape, device=place.device)
 
-def captured_trivialized(place: Place) -> Numbers:
-    # a graph that is replayed moves no base
-    model = constrain(Model(), ["square.weight", "tall.weight"], Stiefel, Trivialization(rebase_every=math.inf))
-    return _replays(model, lambda m: torch.optim.Adam(m.parameters(), lr=1e-3, capturable=not place.pretended), place)
+        def both() -> None:
+            x = holder()
+            y.copy_(x.detach())
+            holder.zero_grad(set_to_none=False)
+            x.backward(g)
+
+        return both, lambda: [y, p.grad if p.grad is not None else y]
+
+    return _replays(passing, place)
 
 
 def compiled(place: Place) -> Numbers:

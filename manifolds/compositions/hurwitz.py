@@ -11,7 +11,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from ..base import check_ndim
-from ..kernels.linalg import cholesky, skew, sym
+from ..kernels.linalg import cholesky, skew, solve_definite, sym
 from ..positive_definite import PositiveDefinite
 from ..symmetric import Skew
 from ._svd import checked, each
@@ -51,7 +51,7 @@ class Hurwitz(Composition):
 
     def compose(self, *, p: Square, q: Square, s: Square) -> Square:  # type: ignore[override]
         """P^-1 (S - Q / 2) - margin I."""
-        stable = torch.cholesky_solve(s - q / 2, cholesky(sym(p)))
+        stable = solve_definite(s - q / 2, cholesky(sym(p)))
         return stable - self.margin * torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
 
     def decompose(self, x: Square) -> dict[str, Tensor]:

@@ -67,15 +67,22 @@ def resolvent(a: Square) -> Square:
 
 def resolvent_of_any(a: Square) -> Square:
     """`resolvent` without derivatives, where values are not looked at: of any length for which there are digits, else
-    NaN."""
-    return resolvent_by_products(a) if is_for_products(a) else _inverse_by_cholesky(a)
+    NaN. Of many tiny matrices by LU, which takes a seventh of the time of Cholesky: 0.6 ms for 200,000 of 8 x 8."""
+    if is_for_products(a):
+        return resolvent_by_products(a)
+    n = a.shape[-1]
+    if n <= 16 and a.numel() > n * n:
+        return torch.linalg.inv_ex(eye_like(a) - a / 2).inverse  # type: ignore[no-any-return]
+    return _inverse_by_cholesky(a)
 
 
 def is_for_products(a: Square) -> bool:
     """Whether some 25 products invert I - A/2 faster, on an accelerator, than a Cholesky factorization: of three of
-    512 x 512 2.6 times; of one, of tiny ones and of larger ones they do not."""
+    512 x 512 2.6 times; of one, of tiny ones and of a few larger ones they do not. Many larger ones no graph captures
+    otherwise."""
     n = a.shape[-1]
-    return 32 <= n <= 1024 and a.numel() > n * n
+    count = a.numel() // (n * n) if n else 0
+    return n >= 32 and count > (1 if n <= 1024 else 8)
 
 
 def inverse_sqrt(s: Square) -> Square:
@@ -134,6 +141,12 @@ def cholesky(s: Square) -> Square:
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
 
+def solve_definite(b: Inexact[Tensor, "*batch p q"], factor: Square) -> Inexact[Tensor, "*batch p q"]:
+    """S^-1 B for S = L L^H and its factor L. What `torch.cholesky_solve` does to a batch no CUDA graph captures."""
+    half = torch.linalg.solve_triangular(factor, b, upper=False)
+    return torch.linalg.solve_triangular(factor.mH, half, upper=True)  # type: ignore[no-any-return]
+
+
 def on_accelerator(x: Tensor) -> bool:
     """Whether to look at a value is to wait for it, and to factorize is slow."""
     return not x.is_cpu
@@ -175,7 +188,7 @@ def _inverse_by_cholesky(a: Tensor) -> Tensor:
     """(I - A/2)^-1 = (I + A^H A/4)^-1 (I + A/2), then a step of third order: no LU. NaN where that is not enough."""
     eye = eye_like(a)
     factor = torch.linalg.cholesky_ex(eye + a.mH @ a / 4).L
-    p = torch.cholesky_solve(eye + a / 2, factor)
+    p = solve_definite(eye + a / 2, factor)
     error = eye - p + a @ p / 2
     square = error @ error  # what is left is of its size to the power 3/2, relative to P
     near = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True) < torch.finfo(a.dtype).eps ** (2 / 3)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .iterations import ORDER
-from .linalg import eye_like, may_look
+from .linalg import eye_like, may_look, solve_definite
 from .transforms import is_recorded, whole
 
 Square = Float[Tensor, "*batch n n"]
@@ -57,7 +57,7 @@ def factored(y: Square) -> Square:
 def solved(y: Square, factor: Square, rows: Column, columns: Column) -> tuple[Column, Column]:
     """(p, q) with p + Y q = rows and Y^T p + q = columns, whose sums are equal; of the many one with q_n = 0."""
     right = columns - y.mT @ rows
-    q = torch.cat([torch.cholesky_solve(right[..., :-1, :], factor), torch.zeros_like(right[..., -1:, :])], -2)
+    q = torch.cat([solve_definite(right[..., :-1, :], factor), torch.zeros_like(right[..., -1:, :])], -2)
     return rows - y @ q, q
 
 
