@@ -16,7 +16,8 @@ from .finite import check_finite
 from .held import Held, held_once
 from .precision import exact_products
 from .sharding import is_sharded, like, put, whole
-from .values import NEAR, at_least_float32, code, nearest
+from .values import at_least_float32, nearest
+from .ways import NEAR, code
 
 
 class AveragedModel(swa_utils.AveragedModel):

@@ -19,6 +19,7 @@ from .names import kind_of, parameters_of
 from .sharding import Sharing, is_sharded, like, whole
 from .trivialization import Trivialization, trivialized
 from .values import admit, master_dtype
+from .ways import Way
 
 
 def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -242,9 +243,12 @@ def _entries(each: Held, where: str, state: dict[str, Any], now: Tensor) -> tupl
 def _point(each: Held, key: str, value: Any, now: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{key} of the checkpoint is a {type(value).__name__}; a weight is a tensor.")
-    way = f"Load it before constrain, or project it: state[{key!r}] = {{nearest}}(state[{key!r}])."
+    entry, means = f"state[{key!r}]", "For a mean of models take constraints.AveragedModel."
+    way = Way(
+        f"Load it before constrain, or project it: {entry} = {{nearest}}({entry}). {means}",
+        f"Put a point in its place, as {entry} = {{random}}. {means}",
+    )
     if key.endswith(".base_point"):  # the coordinates beside it would be those of another point
-        way = "Save the model again; a mean of state dicts is no model, take constraints.AveragedModel."
-    else:
-        way += " For a mean of models take constraints.AveragedModel."
+        again = "Save the model again; a mean of state dicts is no model, take constraints.AveragedModel."
+        way = Way(again, again)
     return admit(each.manifold, whole(value), now, f"{key} of the checkpoint", way)

@@ -17,7 +17,8 @@ from .held import Held, held_once
 from .method import Method
 from .names import owners
 from .sharding import whole
-from .values import at_least_float32, determinant_signs, near
+from .values import at_least_float32, near
+from .ways import determinant_signs
 
 HEAD = ("", "name", "shape", "manifold", "layout", "method", "worst residual per factor", "det")
 SHOWN = 4  # factors of a row, each with its own numbers; of more, the worst

@@ -31,7 +31,8 @@ from .schedule import schedule
 from .seen import Seen, settled
 from .sharding import is_sharded, put, whole
 from .tables import Dense
-from .values import admit, code, is_finite, master_dtype, may_look, point_code
+from .values import admit, is_finite, master_dtype, may_look
+from .ways import ASSIGNED, point_code, random_code
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Trivialized(nn.Module):
         settled_at = settled(self.manifold, base, self.seen if own else None)
         if settled_at is None:
             shape = tuple(base.shape)
-            random, point = f"{code(self.manifold)}.random{shape}", point_code(self.manifold, shape)
+            random, point = random_code(self.manifold, shape), point_code(self.manifold, base)
             raise ValueError(
                 f"{self.name} has no value: its base, shape {shape}, was changed to a tensor that is not on "
                 f"{self.manifold}, as by an initializer, an average over parameters(), or by fully_shard of a model "
@@ -230,7 +231,7 @@ class Trivialized(nn.Module):
                 f"'...parametrizations.<name>.original'."
             )
         like = torch.empty(self.base_point.shape, dtype=self.dtype, device=self.base_point.device)
-        return admit(self.manifold, value, like, self.name, "Assign {nearest}(value) to take the nearest point.")
+        return admit(self.manifold, value, like, self.name, ASSIGNED)
 
     def extra_repr(self) -> str:
         return repr(self.manifold)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import cmath
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, get_args
 
 import torch
@@ -14,9 +13,7 @@ from manifolds import (
     Euclidean,
     Manifold,
     NearestPointManifold,
-    Orthogonal,
     ProductManifold,
-    SpecialOrthogonal,
 )
 from manifolds._points import check_map
 from manifolds.engine import engine, settled
@@ -26,10 +23,9 @@ from .finite import check_finite
 from .inside import is_traced
 from .precision import exact_products
 from .starts import Start, named_start
+from .ways import FUNCTION, INIT, NEAR, Way, off_text, reflections
 
 Init = Tensor | Start | Callable[[Tensor], Tensor] | None
-
-NEAR = 1e-3  # a given value with a residual up to this is taken for a rounded point, and rounded back
 
 
 def initial(manifold: Manifold, tensor: Tensor, init: Init, who: str) -> Tensor:
@@ -55,7 +51,7 @@ def initial(manifold: Manifold, tensor: Tensor, init: Init, who: str) -> Tensor:
             raise ValueError(f"init of {who} is one of {get_args(Start)}, a tensor or a function; got {init!r}.")
         return named_start(manifold, at_least_float32(tensor.detach()), init, who)
     if isinstance(init, Tensor):
-        return admit(manifold, init, tensor, f"init of {who}", "Pass init={nearest}(value) to take the nearest point.")
+        return admit(manifold, init, tensor, f"init of {who}", INIT)
     if not callable(init):
         raise TypeError(f"init of {who} is one of {get_args(Start)}, a tensor or a function; got {init!r:.40}.")
     result = init(tensor.detach().clone())
@@ -64,15 +60,15 @@ def initial(manifold: Manifold, tensor: Tensor, init: Init, who: str) -> Tensor:
             f"the init function of {who} must return a tensor of shape {tuple(tensor.shape)}; it returned a "
             f"{type(result).__name__}."
         )
-    return admit(manifold, result, tensor, f"init of {who}", "Let the function return {nearest}(value).")
+    return admit(manifold, result, tensor, f"init of {who}", FUNCTION)
 
 
-def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str, way: str) -> Tensor:
+def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str, way: Way) -> Tensor:
     """A given value as a point of the manifold, in float32 or better, on the device of like.
 
     A point is kept as it is; within 1e-3 of the manifold, or within rounding of its own half precision, the nearest
     point is taken. Raises ValueError for anything else: another shape or kind of number, NaN, off the manifold, with
-    the way out from there, in which {nearest} is the function that takes the nearest point, as code.
+    the way out from there.
     """
     if value.shape != like.shape:
         raise ValueError(f"{who} needs shape {tuple(like.shape)}; got {tuple(value.shape)}.")
@@ -85,15 +81,15 @@ def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str, way: str) -
         if bool(manifold.contains(x).all()):
             return x.clone()
         if not bool((manifold.residual(x) <= max(near(value.dtype), near(like.dtype))).all()):
-            raise ValueError(_off(manifold, x, who, way))
-    return nearest(manifold, x, who)
+            raise ValueError(off_text(manifold, x, who, way))
+    return nearest(manifold, x, who, way)
 
 
-def nearest(manifold: Manifold, x: Tensor, who: str) -> Tensor:
+def nearest(manifold: Manifold, x: Tensor, who: str, way: Way = INIT) -> Tensor:
     """manifold.nearest(x), or a ValueError that names the block that has no nearest point. Of sets without nearest
     points, x itself, within rounding of a point or refused with the ways in."""
     if not isinstance(manifold, NearestPointManifold):
-        return _within_rounding(manifold, x, who)
+        return _within_rounding(manifold, x, who, way)
     # every tenth random matrix of 512 x 512 is of deficient rank to float32
     exact = (x.cpu() if x.device.type == "mps" else x).to(torch.promote_types(x.dtype, torch.float64))
     try:
@@ -112,7 +108,7 @@ def nearest(manifold: Manifold, x: Tensor, who: str) -> Tensor:
     return y
 
 
-def _within_rounding(manifold: Manifold, x: Tensor, who: str) -> Tensor:
+def _within_rounding(manifold: Manifold, x: Tensor, who: str, way: Way) -> Tensor:
     """x, polished factor by factor; ValueError where that is no point."""
     with exact_products(x.device.type):
         y = engine(manifold).join(
@@ -124,22 +120,7 @@ def _within_rounding(manifold: Manifold, x: Tensor, who: str) -> Tensor:
         )
         if bool(manifold.contains(y).all()):
             return y.clone()
-    raise ValueError(_off(manifold, x, who, ""))
-
-
-def code(manifold: Manifold) -> str:
-    """The manifold as it is written before a method call."""
-    text = repr(manifold)
-    if isinstance(manifold, ProductManifold):
-        return text if len(manifold) == 1 or not manifold.stacked else f"({text})"
-    return text if text.endswith(")") else f"{text}()"
-
-
-def point_code(manifold: Manifold, shape: Sequence[int]) -> str:
-    """Code that gives a point of this shape: the nearest one to a value, or a random one where there is no nearest."""
-    if isinstance(manifold, NearestPointManifold):
-        return f"{code(manifold)}.nearest(value)"
-    return f"{code(manifold)}.random{tuple(shape)}"
+    raise ValueError(off_text(manifold, x, who, way))
 
 
 def near(dtype: torch.dtype) -> float:
@@ -200,49 +181,9 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(master_dtype(x.dtype))
 
 
-def determinant_signs(x: Tensor) -> list[float]:
-    """The sign of the determinant of each real square matrix of a batch."""
-    # matrix by matrix: torch's batched LU on CPU is not to be trusted for large ones
-    return [float(torch.linalg.slogdet(matrix.double())[0]) for matrix in x.reshape(-1, *x.shape[-2:])]
-
-
-def _off(manifold: Manifold, x: Tensor, who: str, way: str) -> str:
-    worst = float(manifold.residual(x).max())
-    way = way.replace("{nearest}", f"{code(manifold)}.nearest")
-    text = (
-        f"{who} is not on {manifold}: the value of shape {tuple(x.shape)} has residual {worst:.1e}, and at most "
-        f"{NEAR:.0e} is taken for rounding. {way}"
-    )
-    if not isinstance(manifold, NearestPointManifold):
-        without = next(f for f, _ in engine(manifold).split(x) if not isinstance(f, NearestPointManifold))
-        return (
-            f"{who} is not on {manifold}: the value of shape {tuple(x.shape)} has residual {worst:.1e}, and {without} "
-            f"has no nearest point to take instead. Pass init='haar' for a random point, init='identity' where that is "
-            f"one, or a tensor, or a function that returns one, on {manifold}."
-        )
-    negative, count = _reflections(manifold, x)
-    if _reflections(manifold, x, NEAR)[0]:  # whose nearest rotation is not unique
-        text = text.removesuffix(way) + "Pass init='haar' for a random rotation, or change the sign of a column."
-    if negative:
-        text += f" {negative} of {count} matrices have determinant -1: Orthogonal admits them."
-    return text
-
-
-def _reflections(manifold: Manifold, x: Tensor, within: float = math.inf) -> tuple[int, int]:
-    """How many matrices are to be real rotations but have determinant -1, orthogonal within this; and of how many."""
-    negative = count = 0
-    for factor, points in engine(manifold).split(x):
-        if isinstance(factor, SpecialOrthogonal) and not points.is_complex():
-            on = (Orthogonal().residual(points) <= within).flatten().tolist()
-            signs = determinant_signs(points)
-            negative += sum(sign == -1.0 and orthogonal for sign, orthogonal in zip(signs, on, strict=True))
-            count += len(signs)
-    return negative, count
-
-
 def _check_signs(manifold: Manifold, x: Tensor, who: str) -> None:
     """ValueError where x has reflections, whose nearest rotation is at a distance of 2: not what rounding means."""
-    negative, count = _reflections(manifold, x, NEAR)
+    negative, count = reflections(manifold, x, NEAR)
     if negative:
         raise ValueError(
             f"{who}, shape {tuple(x.shape)}, has {negative} of {count} orthogonal matrices with determinant -1: many "

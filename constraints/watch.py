@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from manifolds import Manifold, NearestPointManifold
+from manifolds import Manifold
 
 from .precision import exact_products
 from .records import Records, constrained, generation, hidden, lost, when_first
 from .sharding import whole
-from .values import at_least_float32, is_near, point_code
+from .values import at_least_float32, is_near
+from .ways import has_nearest, point_code
 
 LOOK_EVERY = 100  # steps: what a Gram matrix costs then is nothing
 OURS = {
@@ -175,10 +176,10 @@ def _check_point(records: Records, attribute: str, p: nn.Parameter) -> None:
 
 def off(name: str, p: Tensor, manifold: Manifold) -> ValueError:
     """The error for a parameter whose value was changed to one that is not on its manifold."""
-    again = "takes the nearest point" if isinstance(manifold, NearestPointManifold) else "does so with an init"
+    again = "takes the nearest point" if has_nearest(manifold, p) else "does so with init='haar'"
     return ValueError(
         f"{name} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, where it is held. Write "
-        f"a point into it, by .copy_({point_code(manifold, p.shape)}) under torch.no_grad(); in a module, the same "
+        f"a point into it, by .copy_({point_code(manifold, p)}) under torch.no_grad(); in a module, the same "
         f"constrain once more {again}."
     )
 

@@ -15,7 +15,7 @@ from ..held import held_once
 from ..names import owners
 from ..riemannian import Riemannian, param_groups
 from ..sharding import check_not_sharded
-from ..values import code
+from ..ways import code
 from .outside import Outside
 from .piece import Piece
 from .points import DTYPES, check_alike

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifolds import Manifold, NearestPointManifold, tolerance
+from manifolds import Manifold, tolerance
 from manifolds.engine import engine, settled
 
 from ..precision import exact_products
-from ..values import code
+from ..ways import has_nearest, point_code, random_code
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -110,11 +110,10 @@ def _checked(name: Name, x: Tensor, manifold: Manifold) -> Tensor:
         if not bool((residual <= tolerance(x.dtype)).all()):
             # a float64 start may come from a float32 computation
             if not bool((residual <= max(tolerance(x.dtype), tolerance(torch.float32))).all()):
-                nearest = isinstance(manifold, NearestPointManifold)
                 way = (
-                    f"{code(manifold)}.nearest(x0), or the shape alone for a random start"
-                    if nearest
-                    else (f"its shape alone for a random start, or a point made by {code(manifold)}.random")
+                    f"{point_code(manifold, x, 'x0')}, or the shape alone for a random start"
+                    if has_nearest(manifold, x)
+                    else f"its shape alone for a random start, or a point, such as {random_code(manifold, x.shape)}"
                 )
                 raise ValueError(f"{_who(name)} of shape {tuple(x.shape)} is not on {manifold}. Give {way}.")
             held = engine(manifold)

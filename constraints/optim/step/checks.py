@@ -15,7 +15,8 @@ from manifolds.engine import engine
 from ...precision import exact_products
 from ...records import constrained, name_of
 from ...sharding import is_sharded, whole
-from ...values import master_dtype, point_code
+from ...values import master_dtype
+from ...ways import point_code
 
 Group = dict[str, Any]
 
@@ -137,5 +138,5 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
         raise ValueError(
             f"{name_in(groups, p)} of shape {tuple(p.shape)} is not on {manifold}. Use constrain(module, name, "
             f"{manifold}, Riemannian()), which takes the nearest point or says how to start, or copy "
-            f"{point_code(manifold, p.shape).replace('(value)', '(weight)')} into it."
+            f"{point_code(manifold, p, 'weight')} into it."
         )

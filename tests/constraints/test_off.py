@@ -1,0 +1,179 @@
+"""A refusal as off the manifold names a way out that leads back to it, from every place where a value comes in."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import constraints.solve
+import manifolds
+from constraints import Riemannian, constrain, param_groups, report
+from constraints.optim import Retracted, RiemannianSGD
+from manifolds import Manifold, Orthogonal, PositiveDefinite, SpecialOrthogonal, Stiefel
+
+REFLECTION = torch.diag(torch.tensor([1.0, 1, 1, -1]))
+VALUES: dict[str, tuple[Manifold, Tensor]] = {
+    "a nearest point": (SpecialOrthogonal(), 2 * torch.eye(4)),
+    "a reflection": (SpecialOrthogonal(), REFLECTION),
+    "half a reflection": (SpecialOrthogonal(), REFLECTION / 2),
+    "a reflection of many": (SpecialOrthogonal() ** 2, torch.cat([torch.eye(4), REFLECTION])),
+    "no rank": (Stiefel(), torch.zeros(6, 4)),
+    "an open set": (PositiveDefinite(), -torch.eye(4)),
+    "an open factor": (PositiveDefinite() * Orthogonal(), torch.cat([-torch.eye(4), torch.eye(4)])),
+}
+CODE = r"(\S[^;]*?\))"
+
+
+class Off:
+    """A layer that is held on the manifold, the value that is off it, and what is refused."""
+
+    def __init__(self, manifold: Manifold, value: Tensor) -> None:
+        self.manifold, self.value = manifold, value
+
+    def layer(self, method: Any = None) -> Any:
+        layer = nn.Linear(self.value.shape[1], self.value.shape[0], bias=False)
+        return constrain(layer, "weight", self.manifold, *filter(None, [method]), init="haar")
+
+    def evaluated(self, code: str, **names: Any) -> Any:
+        return eval(code, {**vars(manifolds), "value": self.value, "weight": self.value, **names})
+
+
+def refused(act: Any) -> str:
+    with pytest.raises(ValueError, match=r"is not on|determinant -1|no nearest|deficient rank") as caught:
+        act()
+    return str(caught.value)
+
+
+def only(pattern: str, text: str) -> str:
+    (found,) = re.findall(pattern, text)
+    return str(found)
+
+
+def by_none(off: Off) -> Any:
+    layer = nn.Linear(off.value.shape[1], off.value.shape[0], bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(off.value)
+    if off.value.trace() == 8:  # whose nearest rotation is taken
+        return constrain(layer, "weight", off.manifold)
+    text = refused(lambda: constrain(layer, "weight", off.manifold))
+    return constrain(layer, "weight", off.manifold, init=re.findall(r"init='(\w+)'", text)[0])
+
+
+def by_init(off: Off) -> Any:
+    layer = nn.Linear(off.value.shape[1], off.value.shape[0], bias=False)
+    text = refused(lambda: constrain(layer, "weight", off.manifold, init=off.value))
+    return constrain(layer, "weight", off.manifold, init=off.evaluated(only(r"Pass init=(.*?) (?:to take|for)", text)))
+
+
+def by_function(off: Off) -> Any:
+    layer = nn.Linear(off.value.shape[1], off.value.shape[0], bias=False)
+    text = refused(lambda: constrain(layer, "weight", off.manifold, init=lambda w: off.value))
+    code = only(r"Let the function return (?:a point, as )?" + CODE + r"(?:, or|\. |\.$)", text)
+    return constrain(layer, "weight", off.manifold, init=lambda w: off.evaluated(code))
+
+
+def by_assignment(off: Off) -> Any:
+    layer = off.layer()
+    text = refused(lambda: setattr(layer, "weight", off.value))
+    layer.weight = off.evaluated(
+        only(r"Assign (?:a point, as module.weight = )?" + CODE + r"(?: to take|\. |\.$)", text)
+    )
+    return layer
+
+
+def by_loading(off: Off, method: Any = None) -> Any:
+    layer, state = off.layer(method), {"weight": off.value}
+    code = only(r"(state\['weight'\] = .*?\))\. ", refused(lambda: layer.load_state_dict(state)))
+    exec(code, {**vars(manifolds), "state": state})
+    layer.load_state_dict(state)
+    return layer
+
+
+def by_base(off: Off) -> Any:
+    layer = off.layer()
+    with torch.no_grad():
+        layer.parametrizations.weight[0].base_point.copy_(off.value)
+    code = only(r"module\.weight = " + CODE + r"(?: or |;)", refused(lambda: layer.weight))
+    layer.weight = off.evaluated(code)
+    return layer
+
+
+def by_group(off: Off) -> Any:
+    p = nn.Parameter(off.value.clone())
+    code = only(r"copy " + CODE + " into it", refused(lambda: RiemannianSGD([group(p, off)], lr=0.1)))
+    with torch.no_grad():
+        p.copy_(off.evaluated(code))
+    return RiemannianSGD([group(p, off)], lr=0.1)
+
+
+def group(p: Tensor, off: Off) -> dict[str, Any]:
+    return {"params": [p], "manifold": off.manifold}
+
+
+def by_writing(off: Off) -> Any:
+    layer = off.layer(Riemannian())
+    optimizer = RiemannianSGD(layer, lr=0.1)
+    with torch.no_grad():
+        layer.weight.copy_(off.value)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    text = refused(optimizer.step)
+    code = only(r"\.copy_\((.*?)\) under", text)
+    init = re.findall(r"init='(\w+)'", text)
+    constrain(layer, "weight", off.manifold, Riemannian(), init=init[0] if init else None)
+    assert report(layer)[0].ok
+    with torch.no_grad():
+        layer.weight.copy_(off.evaluated(code))
+    optimizer.step()
+    return layer
+
+
+def by_start(off: Off) -> Any:
+    def f(x: Tensor) -> Tensor:
+        return x.square().sum()
+
+    text = refused(lambda: constraints.solve.minimize(f, off.value, off.manifold, max_steps=1))
+    code = only(r"(?:Give (?!its)|such as )" + CODE + r"(?:, or|\.$)", text)
+    constraints.solve.minimize(f, tuple(off.value.shape), off.manifold, max_steps=1)
+    return constraints.solve.minimize(f, off.evaluated(code, x0=off.value), off.manifold, max_steps=1)
+
+
+PLACES: dict[str, Any] = {
+    "constrain": by_none,
+    "init": by_init,
+    "function": by_function,
+    "assignment": by_assignment,
+    "checkpoint": by_loading,
+    "checkpoint, Riemannian": lambda off: by_loading(off, Riemannian()),
+    "base": by_base,
+    "group": by_group,
+    "in place": by_writing,
+    "x0": by_start,
+}
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("place", PLACES)
+def test_the_way_out_leads_back(place: str, value: str) -> None:
+    """Followed to the letter it ends on the manifold: with the nearest point, or another where none is nearest."""
+    done = PLACES[place](Off(*VALUES[value]))
+    if isinstance(done, nn.Module):
+        assert report(done)[0].ok
+
+
+def test_a_retracted_that_came_too_early_is_made_again_as_it_says() -> None:
+    model = nn.Linear(4, 4)
+    optimizer: Any = Retracted(torch.optim.SGD(param_groups(model), lr=0.1))
+    constrain(model, "weight", Stiefel, Riemannian())
+    model(torch.randn(3, 4)).square().sum().backward()
+    with pytest.raises(ValueError, match="was made before it was") as caught:
+        optimizer.step()
+    before = model.weight.detach().clone()
+    code = only(r"after constrain: (.*\))\.$", str(caught.value)).replace("...", "lr=0.1")
+    names = {"model": model, "param_groups": param_groups, "Retracted": Retracted, "SGD": torch.optim.SGD}
+    eval(code, names).step()
+    assert report(model)[0].ok
+    assert not torch.equal(model.weight, before)
