@@ -10,8 +10,21 @@ from torch import nn
 
 from constraints import Riemannian, Trivialization, constrain
 from constraints.method import Method
-from constraints.values import checksum
-from manifolds import Orthogonal, SpecialOrthogonal, Stiefel
+from constraints.values import checksum, is_near
+from manifolds import (
+    Correlation,
+    Euclidean,
+    FixedRank,
+    Manifold,
+    Orthogonal,
+    PoincareBall,
+    Positive,
+    PositiveDefinite,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+    Symmetric,
+)
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
 
@@ -53,6 +66,34 @@ def test_a_trivialized_weight_is_read_under_any_number_of_threads(threads: Calla
     layer.weight.data.neg_()
     with pytest.raises(ValueError, match="changed in place"):
         layer(torch.ones(700))
+
+
+FINITE: list[Manifold] = [
+    Euclidean(),
+    Symmetric(),
+    Sphere(),
+    Stiefel(),
+    SpecialOrthogonal(),
+    FixedRank(2),
+    Positive(),
+    PositiveDefinite(),
+    PoincareBall(),
+    Correlation(),
+    Stiefel() * Euclidean(),
+]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("manifold", FINITE, ids=str)
+def test_what_is_not_finite_is_near_no_manifold(manifold: Manifold, bad: float) -> None:
+    """By the residual alone, at any entry, as a point of several."""
+    shape = (4, 2) if len(getattr(manifold, "factors", ())) == 2 else (2, 2)
+    x = manifold.random(3, *shape) if manifold.ndim == 2 and shape == (2, 2) else manifold.random(*shape)
+    assert is_near(manifold, x, x.dtype)
+    for i in range(x.numel()):
+        y = x.clone()
+        y.view(-1)[i] = bad
+        assert not is_near(manifold, y, x.dtype)
 
 
 @pytest.mark.parametrize("method", [Trivialization(), Riemannian()], ids=repr)

@@ -47,7 +47,6 @@ class Bucket:
 
     x: Points
     g: Points
-    is_near = staticmethod(is_near)
     share = 1.0  # of the largest norm that a gradient may have, where g is a part of one
 
     def __init__(self, kind: Kind, leaves: list[Leaf], home: Tensor | None, numbers: frozenset[str]) -> None:
@@ -146,7 +145,7 @@ class Bucket:
             self._foreign = self._threads == torch.get_num_threads()
         rows = self.x.reshape(self.shape)
         leaves = ((leaf, rows[leaf.start : leaf.stop]) for leaf in self.leaves)
-        return next((leaf for leaf, x in leaves if not self.is_near(self.factor, x, self.kind.dtype)), None)
+        return next((leaf for leaf, x in leaves if not is_near(self.factor, x, self.kind.dtype)), None)
 
     # What an optimizer calls -----------------------------------------------------------------------------
 

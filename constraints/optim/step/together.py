@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifolds import Manifold
-
 from ...summing import Parts
-from ...values import near
 from .bucket import Bucket
 from .limits import flat, is_fit
 from .rows import Leaf
@@ -38,11 +35,6 @@ class SlicedBucket(Bucket):
             return None
         self._written = None  # where somebody else's slice has changed
         return super().off()
-
-    @staticmethod
-    def is_near(manifold: Manifold, x: Tensor, dtype: torch.dtype) -> bool:
-        """As there, by the sum alone: a slice with a NaN is told of by that, and who sees it must not miss the sum."""
-        return bool((manifold.residual(x) <= near(dtype)).all())
 
     def read_gradients(self, cut: Sequence[Tensor]) -> None:
         """As there; on an accelerator a point moves if all slices of its gradient are finite."""
