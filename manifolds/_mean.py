@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Inexact
@@ -17,11 +18,14 @@ from .kernels.transforms import is_recorded, whole
 STEPS = 512
 
 
+Log = Callable[[Tensor, Tensor], Tensor]
+
+
 def karcher(
-    manifold: GeodesicManifold, x: Inexact[Tensor, "..."], shares: Float[Tensor, "..."]
+    manifold: GeodesicManifold, x: Inexact[Tensor, "..."], shares: Float[Tensor, "..."], log: Log | None = None
 ) -> Inexact[Tensor, "..."]:
     """argmin over y of f(y) = sum_i w_i distance(x_i, y)^2 / 2 by y <- exp(y, t v), v = sum_i w_i log(y, x_i), from the
-    first point of positive weight; see `GeodesicManifold.mean`.
+    first point of positive weight; see `GeodesicManifold.mean`. log: that of the manifold, if it asks less of points.
 
     Where curvature is not negative f comes down with t = 1, the first one. After a step t is what the change of v, as
     seen from the new point, says of the second derivative of f along it; where f does not come down, half of it.
@@ -29,12 +33,16 @@ def karcher(
     geometric mean computation (2018).
     """
     with torch.no_grad():
-        y = _found(manifold, x.detach(), shares.detach())
-    return attached(manifold, y, x, shares).squeeze(x.dim() - manifold.ndim - 1)
+        y = _found(manifold, x.detach(), shares.detach(), log or manifold.log)
+    return attached(manifold, y, x, shares, log or manifold.log).squeeze(x.dim() - manifold.ndim - 1)
 
 
 def attached(
-    manifold: GeodesicManifold, y: Inexact[Tensor, "..."], x: Inexact[Tensor, "..."], shares: Float[Tensor, "..."]
+    manifold: GeodesicManifold,
+    y: Inexact[Tensor, "..."],
+    x: Inexact[Tensor, "..."],
+    shares: Float[Tensor, "..."],
+    log: Log,
 ) -> Inexact[Tensor, "..."]:
     """The mean y, with an axis of one for that of x, as a function of points and weights: differentiable up to ORDER.
 
@@ -48,7 +56,7 @@ def attached(
     def end(c: Tensor, x: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         c = c.reshape(*y.shape, *(2,) * y.is_complex())
         z = manifold.exp(y, manifold.project(y, torch.view_as_complex(c) if y.is_complex() else c))
-        return z, _entries((shares * manifold.log(z, x)).sum(axis, keepdim=True), axis)
+        return z, _entries((shares * log(z, x)).sum(axis, keepdim=True), axis)
 
     with torch.enable_grad():
         c = torch.zeros_like(_entries(y, axis), requires_grad=True)
@@ -69,14 +77,14 @@ def _entries(a: Inexact[Tensor, "..."], axis: int) -> Float[Tensor, "*batch d"]:
 
 
 def _found(
-    manifold: GeodesicManifold, x: Inexact[Tensor, "..."], shares: Float[Tensor, "..."]
+    manifold: GeodesicManifold, x: Inexact[Tensor, "..."], shares: Float[Tensor, "..."], log: Log
 ) -> Inexact[Tensor, "..."]:
     axis, eps = x.dim() - manifold.ndim - 1, torch.finfo(x.dtype).eps
     first = (shares > 0).to(torch.uint8).argmax(axis, keepdim=True)
     y = x.take_along_dim(first.expand(*x.shape[:axis], 1, *x.shape[axis + 1 :]), axis)
 
     def look(y: Tensor) -> tuple[Tensor, Tensor]:
-        logs = manifold.log(y, x)
+        logs = log(y, x)
         squares = per_point(manifold.inner(y, logs, logs), manifold.ndim)
         return (shares * logs).sum(axis, keepdim=True), (shares * squares).detach().sum(axis, keepdim=True)
 

@@ -131,6 +131,9 @@ class PositiveDefinite(GeodesicManifold):
         x, y = broadcast(self, x, y)
         return self._checked("log", lambda: self._metric.log(x, y), x, y)
 
+    def _log(self, x: Square, y: Square) -> Square:
+        return self._metric.log(*broadcast(self, x, y))
+
     def distance(self, x: Square, y: Square) -> Float[Tensor, "*batch"]:
         """|log(X^-1/2 Y X^-1/2)|; |log X - log Y|; its like for L; Bures-Wasserstein. Derivative 0 at Y = X."""
         x, y = broadcast(self, x, y)
@@ -150,8 +153,10 @@ class PositiveDefinite(GeodesicManifold):
     def _mean(self, x: Square, shares: Tensor) -> Square:
         mean = self._metric.mean(x, shares)
         if mean is None:
-            return karcher(self, x, shares)
-        return mean if self._metric.is_flat else attached(self, mean.unsqueeze(-3), x, shares).squeeze(-3)
+            return karcher(self, x, shares, self._log)
+        if self._metric.is_flat:
+            return mean
+        return attached(self, mean.unsqueeze(-3), x, shares, self._log).squeeze(-3)
 
     def _checked(self, what: str, compute: Callable[[], Tensor], *points: Square) -> Tensor:
         """ValueError where what is computed of points is wrong in silence, NaN, or fails: none of the formulas looks at
@@ -171,9 +176,15 @@ class PositiveDefinite(GeodesicManifold):
             found = compute()
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             failed = error
-        sound = all(bool(whole(x.detach()).isfinite().all()) for x in points)
-        if found is not None and not (sound and bool(whole(found.detach()).isnan().any())):
+        if found is not None and not bool(whole(found.detach()).isnan().any()):
             return found
+        if not all(bool(whole(x.detach()).isfinite().all()) for x in points):
+            if found is not None:
+                return found  # NaN of what is NaN
+            raise ValueError(
+                f"{what} on {self} is of positive definite matrices; got shape {shape} with NaN or infinite entries. "
+                "Look for where they come from, or leave those matrices out."
+            ) from failed
         raise ValueError(
             f"{what} on {self} is of positive definite matrices; got shape {shape} with one that has an eigenvalue of "
             "0 or less, to rounding. Add a multiple of the identity, as to covariances of fewer samples than variables."

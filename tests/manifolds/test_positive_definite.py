@@ -11,8 +11,10 @@ import scipy.linalg
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from manifolds import PositiveDefinite, Stiefel
+from manifolds import PositiveDefinite, Stiefel, positive_definite
+from manifolds._points import length
 from manifolds.kernels import hermitian
 from manifolds.positive_definite import Name
 from manifolds.testing import check_manifold
@@ -276,6 +278,53 @@ def test_what_is_not_symmetric_or_not_definite_is_refused(metric: Any, what: str
         return  # which singular matrices are at a finite distance under
     with pytest.raises(ValueError, match="positive definite matrices"):
         of(eye * torch.tensor([1.0, 1.0, -1.0]))
+
+
+class Looks(TorchFunctionMode):
+    """How often values are asked for NaN, and whether they are finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("isfinite", "isnan"):
+            self.calls.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@every_metric
+def test_points_are_asked_whether_they_are_finite_after_a_nan_only(metric: Any) -> None:
+    m, (x, y) = PositiveDefinite(metric), points(2)
+    for what in (m.log, m.distance):
+        with Looks() as looks:
+            what(x, y)
+        assert looks.calls == ["isnan"]
+
+
+@every_metric
+def test_what_is_given_is_looked_at_once(metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in each step of a mean, with its derivatives."""
+    looked: list[Tensor] = []
+
+    def noted(a: Tensor, ndim: int) -> Tensor:
+        looked.append(a)
+        return length(a, ndim)
+
+    monkeypatch.setattr(positive_definite, "length", noted)
+    PositiveDefinite(metric).mean(points(3).requires_grad_()).sum().backward()
+    assert len(looked) == 2  # X and X - X^H
+
+
+@every_metric
+@pytest.mark.parametrize("what", ["distance", "log"])
+def test_nan_is_told_as_such(metric: Any, what: str) -> None:
+    """A multiple of the identity would not mend it."""
+    x = points(3)
+    bad = x.clone()
+    bad[1] = math.nan
+    with pytest.raises(ValueError, match="NaN or infinite entries"):
+        getattr(PositiveDefinite(metric), what)(x, bad)
 
 
 def test_residual_tells_the_boundary() -> None:
