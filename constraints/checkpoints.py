@@ -14,6 +14,7 @@ from manifolds.engine import engine
 from .composing import Parts, admitted, composed
 from .coordinates import COUNT, coordinates_of
 from .finite import check_finite
+from .given import no_tensor
 from .held import Held, held
 from .names import kind_of, parameters_of
 from .sharding import Sharing, is_sharded, like, whole
@@ -168,13 +169,9 @@ def _decompose(module: nn.Module, state: dict[str, Any], prefix: str, assign: bo
         where = prefix + path + "." * bool(path)
         for attribute, each in composed(owner):
             if (plain := where + attribute) in state:
+                _check_tensor(plain, state[plain])
                 value, now = whole(state[plain]), each.parts.like()
-                if (
-                    assign
-                    and isinstance(value, Tensor)
-                    and value.is_complex() == now.is_complex()
-                    and _is_number(value)
-                ):
+                if assign and value.is_complex() == now.is_complex() and _is_number(value):
                     now = torch.empty(now.shape, dtype=value.dtype, device=value.device)
                     dtypes.append((each.parts, value.dtype))
                 points = admitted(each.parts.composition, value, now, f"{plain} of the checkpoint")
@@ -240,9 +237,13 @@ def _entries(each: Held, where: str, state: dict[str, Any], now: Tensor) -> tupl
     return [], {}
 
 
-def _point(each: Held, key: str, value: Any, now: Tensor) -> Tensor:
+def _check_tensor(key: str, value: Any) -> None:
     if not isinstance(value, Tensor):
-        raise ValueError(f"{key} of the checkpoint is a {type(value).__name__}; a weight is a tensor.")
+        raise ValueError(str(no_tensor(f"{key} of the checkpoint", value)))
+
+
+def _point(each: Held, key: str, value: Any, now: Tensor) -> Tensor:
+    _check_tensor(key, value)
     entry, means = f"state[{key!r}]", "For a mean of models take constraints.AveragedModel."
     way = Way(
         f"Load it before constrain, or project it: {entry} = {{nearest}}({entry}). {means}",

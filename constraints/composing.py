@@ -15,6 +15,7 @@ from manifolds.compositions import Composition
 
 from .copying import forget_computed_weights, make_copyable
 from .finite import check_finite
+from .given import AS_TENSOR, kind_of_value, no_tensor
 from .memo import Memo
 from .method import Site
 from .moving import check_moves, of_blocks
@@ -169,7 +170,9 @@ def initial_points(composition: Composition, tensor: Tensor, init: Init, who: st
     if isinstance(init, Tensor):
         return admitted(composition, init, tensor, f"init of {who}")
     if not callable(init):
-        raise TypeError(f"init of {who} is 'haar', 'identity', a tensor or a function; got {init!r:.40}.")
+        raise TypeError(
+            f"init of {who} is 'haar', 'identity', a tensor or a function; got {kind_of_value(init)}. {AS_TENSOR}"
+        )
     return admitted(composition, init(tensor.detach().clone()), tensor, f"init of {who}")
 
 
@@ -230,9 +233,12 @@ def composed(owner: nn.Module) -> Iterator[tuple[str, Composed]]:
 
 
 def admitted(composition: Composition, value: Any, like: Tensor, who: str) -> dict[str, Tensor]:
-    """The parts of a given value. ValueError for another shape or kind, NaN, or a value that has none."""
-    if not isinstance(value, Tensor) or value.shape != like.shape or (value.is_complex() and not like.is_complex()):
-        got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    """The parts of a given value. TypeError for what is no tensor; ValueError for another shape or kind, NaN, or
+    a value that has none."""
+    if not isinstance(value, Tensor):
+        raise no_tensor(who, value)
+    if value.shape != like.shape or (value.is_complex() and not like.is_complex()):
+        got = f"{tuple(value.shape)} of {value.dtype}"
         raise ValueError(f"{who} needs shape {tuple(like.shape)} of {like.dtype}; got {got}.")
     x = value.detach().to(device=like.device, dtype=master_dtype(like.dtype))
     points = _decomposed(composition, x, who)

@@ -20,6 +20,7 @@ from manifolds.engine import engine, settled
 from manifolds.kernels.transforms import is_transformed
 
 from .finite import check_finite
+from .given import AS_TENSOR, kind_of_value
 from .inside import is_traced
 from .precision import exact_products
 from .starts import Start, named_start
@@ -53,12 +54,14 @@ def initial(manifold: Manifold, tensor: Tensor, init: Init, who: str) -> Tensor:
     if isinstance(init, Tensor):
         return admit(manifold, init, tensor, f"init of {who}", INIT)
     if not callable(init):
-        raise TypeError(f"init of {who} is one of {get_args(Start)}, a tensor or a function; got {init!r:.40}.")
+        raise TypeError(
+            f"init of {who} is one of {get_args(Start)}, a tensor or a function; got {kind_of_value(init)}. {AS_TENSOR}"
+        )
     result = init(tensor.detach().clone())
     if not isinstance(result, Tensor):
         raise ValueError(
-            f"the init function of {who} must return a tensor of shape {tuple(tensor.shape)}; it returned a "
-            f"{type(result).__name__}."
+            f"the init function of {who} must return a tensor of shape {tuple(tensor.shape)}; it returned "
+            f"{kind_of_value(result)}. {AS_TENSOR}"
         )
     return admit(manifold, result, tensor, f"init of {who}", FUNCTION)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from manifolds import Manifold, tolerance
 from manifolds.engine import engine, settled
 
+from ..given import kind_of_value
 from ..precision import exact_products
 from ..ways import has_nearest, point_code, random_code
 
@@ -58,7 +59,7 @@ def points_of(
             drawn = True
         else:
             raise TypeError(
-                f"{_who(name)} is a tensor, or a shape such as (64, 5); got {_kind(value)}. torch.from_numpy "
+                f"{_who(name)} is a tensor, or a shape such as (64, 5); got {kind_of_value(value)}. torch.as_tensor "
                 f"makes a tensor of an array."
             )
     _check_drawn(points, drawn, dtype, device)
@@ -95,7 +96,9 @@ def check_alike(points: Mapping[Any, Tensor]) -> None:
 def _manifold(manifold: Any) -> Manifold:
     manifold = manifold() if isinstance(manifold, type) and issubclass(manifold, Manifold) else manifold
     if not isinstance(manifold, Manifold):
-        raise TypeError(f"manifold is a Manifold, such as Stiefel() or Sphere() * Stiefel(); got {_kind(manifold)}.")
+        raise TypeError(
+            f"manifold is a Manifold, such as Stiefel() or Sphere() * Stiefel(); got {kind_of_value(manifold)}."
+        )
     return manifold
 
 
@@ -123,14 +126,6 @@ def _checked(name: Name, x: Tensor, manifold: Manifold) -> Tensor:
 
 def _who(name: Name) -> str:
     return "x0" if name is None else f"x0[{name!r}]"
-
-
-def _kind(value: Any) -> str:
-    """A value of a few letters as it is written, else what it is."""
-    if isinstance(value, (str, int, float, tuple, list, type)) or value is None:
-        return f"{value!r:.40}"
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-    return f"a {type(value).__name__}{shape}"
 
 
 def _said(value: Any) -> str:

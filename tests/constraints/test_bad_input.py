@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 from constraints import BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.method import Method
+from constraints.solve import minimize
 from manifolds import (
     Euclidean,
     Grassmann,
@@ -19,6 +21,7 @@ from manifolds import (
     Manifold,
     Orthogonal,
     ProductManifold,
+    Scaled,
     SpecialOrthogonal,
     Sphere,
     Stiefel,
@@ -245,7 +248,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, Any, dict[str, Any], list[s
         "weight",
         Stiefel,
         {"init": lambda x: None},
-        ["init function of weight of Linear", "(4, 6)", "NoneType"],
+        ["init function of weight of Linear", "(4, 6)", "returned None"],
     ),
     "an init that is no word": (linear, "weight", Stiefel, {"init": "harr"}, ["'haar'", "'harr'"]),
     "identity for vectors": (linear, "weight", Sphere, {"init": "identity"}, ["matrices", "haar"]),
@@ -450,3 +453,37 @@ def test_a_set_of_single_points_is_refused(manifold: Any, shape: tuple[int, ...]
     with pytest.raises(ValueError, match="0 degrees of freedom"):
         constrain(layer, "weight", manifold, method)
     assert type(layer.weight) is nn.Parameter
+
+
+def arrays() -> dict[str, Any]:
+    """What takes a tensor, given a numpy array."""
+    array: Any = np.eye(4, dtype=np.float32)
+
+    def constrained(manifold: Any = Stiefel) -> Any:
+        return constrain(nn.Linear(4, 4), "weight", manifold, init="haar")
+
+    return {
+        "init": lambda: constrain(nn.Linear(4, 4), "weight", Stiefel, init=array),
+        "init of parts": lambda: constrain(nn.Linear(4, 4), "weight", Scaled(Stiefel), init=array),
+        "assignment": lambda: setattr(constrained(), "weight", array),
+        "assignment to parts": lambda: setattr(constrained(Scaled(Stiefel)), "weight", array),
+        "checkpoint": lambda: constrained().load_state_dict({"weight": array}, strict=False),
+        "checkpoint of parts": lambda: constrained(Scaled(Stiefel)).load_state_dict({"weight": array}, strict=False),
+        "start": lambda: minimize(lambda x: x.sum(), array, Stiefel),
+    }
+
+
+@pytest.mark.parametrize("place", arrays())
+def test_an_array_is_no_tensor(place: str) -> None:
+    kind = ValueError if "checkpoint" in place else TypeError
+    with pytest.raises(kind, match=r"tensor.*; got a numpy array of shape \(4.*torch.as_tensor makes"):
+        arrays()[place]()
+
+
+@pytest.mark.parametrize("manifold", [Stiefel, Scaled(Stiefel)], ids=str)
+def test_a_function_that_returns_an_array_is_told(manifold: Any) -> None:
+    def init(w: Any) -> Any:
+        return w.detach().numpy()
+
+    with pytest.raises((TypeError, ValueError), match=r"tensor.* a numpy array of shape \(4, 4\).*torch.as_tensor"):
+        constrain(nn.Linear(4, 4), "weight", manifold, init=init)

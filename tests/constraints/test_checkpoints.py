@@ -181,7 +181,7 @@ BAD = {
     "NaN": (lambda w: w * float("nan"), r"out\.0\.weight of the checkpoint has NaN"),
     "another shape": (lambda w: w[:3], r"out\.0\.weight of the checkpoint needs shape \(4, 4\); got \(3, 4\)"),
     "integers": (lambda w: w.round().long(), r"out\.0\.weight of the checkpoint has dtype.*int64"),
-    "no tensor": (lambda w: w.tolist(), r"out\.0\.weight of the checkpoint is a list"),
+    "no tensor": (lambda w: w.tolist(), r"out\.0\.weight of the checkpoint is a tensor; got a list of 4"),
 }
 
 

@@ -344,7 +344,7 @@ def test_what_does_not_compose_is_refused_and_changes_nothing(other: str) -> Non
 
 def test_nothing_is_no_value_of_a_trivialized_weight() -> None:
     layer: Any = constrain(nn.Linear(4, 4), "weight", Stiefel)
-    with pytest.raises(TypeError, match=r"takes a tensor; got a NoneType\. To free it, call unconstrain"):
+    with pytest.raises(TypeError, match=r"is a tensor; got None\. To free it, call unconstrain"):
         layer.weight = None
 
 
