@@ -14,6 +14,7 @@ from manifolds.engine import engine
 from .composing import Parts, admitted, composed
 from .coordinates import COUNT, coordinates_of
 from .finite import check_finite
+from .foreign import check_parts, check_whole_weight
 from .given import no_tensor
 from .held import Held, held
 from .names import kind_of, parameters_of
@@ -168,6 +169,8 @@ def _decompose(module: nn.Module, state: dict[str, Any], prefix: str, assign: bo
     for path, owner in module.named_modules(remove_duplicate=False):
         where = prefix + path + "." * bool(path)
         for attribute, each in composed(owner):
+            names = each.parts.composition.parts(each.parts.shape)
+            check_parts(state, f"{where}parametrizations.{attribute}.", names, where + attribute)
             if (plain := where + attribute) in state:
                 _check_tensor(plain, state[plain])
                 value, now = whole(state[plain]), each.parts.like()
@@ -227,6 +230,7 @@ def _entries(each: Held, where: str, state: dict[str, Any], now: Tensor) -> tupl
         return [original, base, *count], {plain: like(of.move(at, of.coordinates(at, c.to(at))), target)}
     found = [key for key in state if key.startswith(inside)]
     if found:
+        check_whole_weight(state, inside, plain, each.manifold)
         lack = [key for key in (original, base) if key not in state]
         raise ValueError(
             f"the checkpoint has {', '.join(found)} without {' and '.join(lack)}: Trivialization() keeps both. Where "
