@@ -109,44 +109,41 @@ class StiefelEngine(Engine):
     def of_shape(self, point: Sequence[int]) -> Engine:
         return self._square if point[-2] == point[-1] else self._tall
 
-    def _of(self, x: Points) -> Engine:
-        return self._square if is_square(x) else self._tall
-
     def coordinates(self, x: Points, a: Points) -> Points:
-        return self._of(x).coordinates(x, a)
+        return self.of_shape(x.shape).coordinates(x, a)
 
     def lift(self, x: Points, g: Points) -> Points:
-        return self._of(x).lift(x, g)
+        return self.of_shape(x.shape).lift(x, g)
 
     def move(self, x: Points, c: Points) -> Points:
-        return self._of(x).move(x, c)
+        return self.of_shape(x.shape).move(x, c)
 
     def carry(self, x: Points, y: Points, c: Points) -> Points:
-        return self._of(x).carry(x, y, c)
+        return self.of_shape(x.shape).carry(x, y, c)
 
     def coordinate_inner(self, x: Points, c: Points, d: Points) -> Float[Tensor, "*batch"]:
-        return self._of(x).coordinate_inner(x, c, d)
+        return self.of_shape(x.shape).coordinate_inner(x, c, d)
 
     def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
-        return self._of(x).recenter(x, y, c, m)
+        return self.of_shape(x.shape).recenter(x, y, c, m)
 
     def polish(self, x: Points) -> Points:
-        return self._of(x).polish(x)
+        return self.of_shape(x.shape).polish(x)
 
     def store(self, x: Points, y: Points, c: Points) -> Points:
-        return self._of(x).store(x, y, c)
+        return self.of_shape(x.shape).store(x, y, c)
 
     def recall(self, x: Points, stored: Points) -> Points:
-        return self._of(x).recall(x, stored)
+        return self.of_shape(x.shape).recall(x, stored)
 
     def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
-        return self._of(x).mix(x, stored, g, keep, add)
+        return self.of_shape(x.shape).mix(x, stored, g, keep, add)
 
     def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
-        return self._of(x).advance(x, c, size)
+        return self.of_shape(x.shape).advance(x, c, size)
 
     def renormalizes(self, x: Points) -> bool:
-        return self._of(x).renormalizes(x)
+        return self.of_shape(x.shape).renormalizes(x)
 
 
 def log(name: object, x: Points, y: Points, metric: Metric) -> Points:

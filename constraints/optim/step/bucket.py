@@ -164,22 +164,23 @@ class Bucket:
         polish. So does a step that may be captured there, since its replays decide nothing.
         Raises torch.linalg.LinAlgError, on CPU, where y is not finite or further off than polishing mends.
         """
-        if isinstance(size, Tensor):
-            if self.looks and size.numel() == 1:
-                size = size.item()
-            elif size.dim():
-                size = self.per_point(size)
-        if not isinstance(size, Tensor) and not abs(size) <= torch.finfo(self.dtype).max:
-            raise too_long()
-        if self.moves is False or (not isinstance(size, Tensor) and size == 0):
+        if (by := self.sized(size)) is None:
             return self._stay()
         drift = None
-        y, fit = self._advanced(c, size)
+        y, fit = self._advanced(c, by)
         if fit is not None:  # and polished
             self.ok, drift = fit if self.ok is None else self.ok & fit, 0.0
         elif self._polishes:
-            y, drift = self._polished(y, c, size, longest)
+            y, drift = self._polished(y, c, by, longest)
         return self._reached(y, drift)
+
+    def sized(self, size: float | Tensor) -> float | Tensor | None:
+        """A number where it may be looked at, else what multiplies points; None where no point moves."""
+        if isinstance(size, Tensor) and not (self.looks and size.numel() == 1):
+            return None if self.moves is False else self.per_point(size) if size.dim() else size
+        if not abs(number := float(size)) <= torch.finfo(self.dtype).max:
+            raise too_long()
+        return None if self.moves is False or number == 0 else number
 
     def settle(self, y: Points) -> Points:
         """y, the points reached, where a rule has computed them itself, on the manifold to rounding."""
