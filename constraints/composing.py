@@ -156,7 +156,7 @@ def initial_points(composition: Composition, tensor: Tensor, init: Init, who: st
     composition.parts(x.shape)
     if init is None:
         check_finite(x, who, ", or a fresh start: init='haar'")
-        return _decomposed(composition, x, who)
+        return _decomposed(composition, x, who, has_init=True)
     if isinstance(init, str):
         if init == "haar":
             return composition.random_points(x.shape, dtype=x.dtype, device=x.device)
@@ -166,14 +166,14 @@ def initial_points(composition: Composition, tensor: Tensor, init: Init, who: st
                 f"{init!r}."
             )
         eye = of_blocks(composition, x, lambda _, zero: zero + torch.eye(*zero.shape[-2:]).to(zero))
-        return admitted(composition, eye, x, f"init='identity' of {who}")
+        return admitted(composition, eye, x, f"init='identity' of {who}", has_init=True)
     if isinstance(init, Tensor):
-        return admitted(composition, init, tensor, f"init of {who}")
+        return admitted(composition, init, tensor, f"init of {who}", has_init=True)
     if not callable(init):
         raise TypeError(
             f"init of {who} is 'haar', 'identity', a tensor or a function; got {kind_of_value(init)}. {AS_TENSOR}"
         )
-    return admitted(composition, init(tensor.detach().clone()), tensor, f"init of {who}")
+    return admitted(composition, init(tensor.detach().clone()), tensor, f"init of {who}", has_init=True)
 
 
 def hold_parts(sites: Sequence[Site], composition: Composition, points: dict[str, Tensor], hold: Hold) -> None:
@@ -232,33 +232,53 @@ def composed(owner: nn.Module) -> Iterator[tuple[str, Composed]]:
             yield attribute, each
 
 
-def admitted(composition: Composition, value: Any, like: Tensor, who: str) -> dict[str, Tensor]:
+def admitted(composition: Composition, value: Any, like: Tensor, who: str, has_init: bool = False) -> dict[str, Tensor]:
     """The parts of a given value. TypeError for what is no tensor; ValueError for another shape or kind, NaN, or
-    a value that has none."""
+    a value that has none. has_init: whether it came as init, where a word would do."""
     if not isinstance(value, Tensor):
         raise no_tensor(who, value)
     if value.shape != like.shape or (value.is_complex() and not like.is_complex()):
         got = f"{tuple(value.shape)} of {value.dtype}"
         raise ValueError(f"{who} needs shape {tuple(like.shape)} of {like.dtype}; got {got}.")
     x = value.detach().to(device=like.device, dtype=master_dtype(like.dtype))
-    points = _decomposed(composition, x, who)
-    off = x - composition.made(points, x.shape)
+    points = _decomposed(composition, x, who, has_init)
+    made = composition.made(points, x.shape)
+    off = x - made
     if off.numel() and float(off.abs().max()) > near(like.dtype) * max(1.0, float(x.abs().max())):
-        raise ValueError(
+        said = (
             f"{who} is not of the form {composition}: the nearest of that form is off by {float(off.abs().max()):.1e} "
-            f"in an entry. Take that one, M.compose(**M.decompose(value)) with M = {composition}."
+            f"in an entry."
         )
+        try:
+            _decomposed(composition, made, who, has_init=True)
+        except ValueError:  # as zero, which nothing moves
+            raise ValueError(said + _random(composition, x)) from None
+        raise ValueError(f"{said} Take that one, M.compose(**M.decompose(value)) with M = {_code(composition)}.")
     return points
 
 
 @torch.no_grad()
-def _decomposed(composition: Composition, x: Tensor, who: str) -> dict[str, Tensor]:
+def _decomposed(composition: Composition, x: Tensor, who: str, has_init: bool) -> dict[str, Tensor]:
     x = at_least_float32(x.detach())
     check_finite(x, who)
     try:
         with exact_products(x.device.type):
             points = composition.decompose(x)
     except ValueError as error:
-        raise ValueError(f"{who}, shape {tuple(x.shape)}: {error}") from error
-    check_moves(composition, points, x, who)
+        more = "" if has_init else _random(composition, x)
+        raise ValueError(f"{who}, shape {tuple(x.shape)}: {error}{more}") from error
+    check_moves(composition, points, x, who, "" if has_init else _random(composition, x))
     return points
+
+
+def _random(composition: Composition, x: Tensor) -> str:
+    """What to write where there is no init."""
+    return (
+        f" A random one, as of init='haar', is M.compose(**M.random_points({tuple(x.shape)})) with "
+        f"M = {_code(composition)}."
+    )
+
+
+def _code(composition: Composition) -> str:
+    text = repr(composition)
+    return f"{text}()" if text.isidentifier() else text

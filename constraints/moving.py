@@ -22,15 +22,15 @@ def of_blocks(composition: Composition, like: Tensor, block: Callable[[int, Tens
     return where.pack(blocks, tuple(x.shape)[x.dim() - ndim :])
 
 
-def check_moves(composition: Composition, points: Points, like: Tensor, who: str) -> None:
-    """ValueError where no first-order change of the parts changes the tensor, or a block of it."""
+def check_moves(composition: Composition, points: Points, like: Tensor, who: str, way: str = "") -> None:
+    """ValueError where no first-order change of the parts changes the tensor, or a block of it. way: another one."""
     count = len(composition) if isinstance(composition, ComposedProduct) else 1
     stuck = [i for i in range(count) if not _moves(composition, points, like, i)]
     if stuck:
         which = f", block {stuck[0]}" if count > 1 else ""
         raise ValueError(
             f"{who}, shape {tuple(like.shape)}{which}, is where the derivative of {composition} is zero: no gradient "
-            f"moves it from there, whatever the loss. Start with init='haar', or near that value, not at it."
+            f"moves it from there, whatever the loss. Start with init='haar', or near that value, not at it.{way}"
         )
 
 

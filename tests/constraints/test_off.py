@@ -14,6 +14,18 @@ import manifolds
 from constraints import Riemannian, constrain, param_groups, report
 from constraints.optim import Retracted, RiemannianSGD
 from manifolds import Manifold, Orthogonal, PositiveDefinite, SpecialOrthogonal, Stiefel
+from manifolds.compositions import (
+    Composition,
+    Hurwitz,
+    Invertible,
+    Isospectral,
+    LowRank,
+    Orthostochastic,
+    PositiveSemidefinite,
+    Scaled,
+    SpectralBall,
+    SpectralSphere,
+)
 
 REFLECTION = torch.diag(torch.tensor([1.0, 1, 1, -1]))
 VALUES: dict[str, tuple[Manifold, Tensor]] = {
@@ -162,6 +174,53 @@ def test_the_way_out_leads_back(place: str, value: str) -> None:
     done = PLACES[place](Off(*VALUES[value]))
     if isinstance(done, nn.Module):
         assert report(done)[0].ok
+
+
+COMPOSITIONS: dict[str, Composition] = {
+    str(each): each
+    for each in (
+        LowRank(2),
+        SpectralBall(),
+        SpectralSphere(),
+        Isospectral(),
+        Scaled(SpecialOrthogonal()),
+        PositiveSemidefinite(),
+        Invertible(),
+        Hurwitz(),
+        Orthostochastic(),
+        Scaled(Stiefel()) ** 2,
+    )
+}
+VALUES_OF_PARTS = {
+    "zero": torch.zeros(4, 4),
+    "negative": -torch.eye(4),
+    "a reflection": REFLECTION,
+    "the identity": torch.eye(4),
+    "any": torch.arange(16.0).reshape(4, 4).sin(),
+}
+
+
+@pytest.mark.parametrize("value", VALUES_OF_PARTS)
+@pytest.mark.parametrize("kind", COMPOSITIONS)
+@pytest.mark.parametrize("place", ["assignment", "checkpoint"])
+def test_the_way_out_leads_back_to_a_composition(place: str, kind: str, value: str) -> None:
+    """Where a value is refused; an assignment and a checkpoint have no init."""
+    layer: Any = constrain(nn.Linear(4, 4, bias=False), "weight", COMPOSITIONS[kind], init="haar")
+
+    def give(x: Tensor) -> None:
+        if place == "assignment":
+            layer.weight = x
+        else:
+            layer.load_state_dict({"weight": x})
+
+    x = VALUES_OF_PARTS[value]
+    try:
+        give(x)
+    except ValueError as error:
+        (way, name) = re.findall(r"(M\.compose\(.*\)) with M = (.*)\.$", str(error))[0]
+        names = {**vars(manifolds), **vars(manifolds.compositions)}
+        give(eval(way, {"M": eval(name, names), "value": x}))
+    assert report(layer)[0].ok
 
 
 def test_a_retracted_that_came_too_early_is_made_again_as_it_says() -> None:
