@@ -15,7 +15,7 @@ from .report import BEGIN, END, table
 DOCS = Path(__file__).parent.parent / "docs"
 FILE, PAGE, FIGURE = DOCS / "gpt.json", DOCS / "transformer.md", DOCS / "figures" / "gpt.png"
 COLORS = ("#6b6b6b", "#e69f00", "#0072b2", "#d55e00", "#009e73")
-MIDDLE, WIDTHS = 128, {64: ":", 128: "-", 256: "--"}
+MIDDLE, WIDTHS = 128, (64, 128, 256)
 
 
 class Run(NamedTuple):
@@ -90,12 +90,13 @@ def in_widths(losses: Losses, kinds: Sequence[str]) -> list[str]:
 
 
 def tables(losses: Losses, kinds: Sequence[str]) -> str:
-    """One at d = 128, one over the widths; means over the seeds. The best rates are bold."""
+    """One at d = 128, one of the other widths; means over the seeds. The best rates are bold."""
     some, others = [kind for kind in kinds if rates(losses, MIDDLE, kind)], in_widths(losses, kinds)
-    over = [(f"{k}, d = {width}", k, width) for k in others for width in WIDTHS if rates(losses, width, k)]
+    widths = [width for width in WIDTHS if width != MIDDLE]
+    over = [(f"{k}, d = {width}", k, width) for k in others for width in widths if rates(losses, width, k)]
     made = [
         _table(f"d = {MIDDLE}, {_seeds(losses, (MIDDLE,))}; lr", losses, [(kind, kind, MIDDLE) for kind in some]),
-        _table(f"{_seeds(losses, WIDTHS)}; lr", losses, over),
+        _table(f"{_seeds(losses, widths)}; lr", losses, over),
     ]
     return "\n\n".join(each for each in made if each)
 
@@ -129,15 +130,15 @@ def _cell(each: Found | None, least: float | None, most: int) -> str:
 
 
 def _rate(lr: float) -> str:
-    """1e-3, without the zeros of Python."""
-    return f"{lr:.0e}".replace("e-0", "e-")
+    """1e-3 or 1.4e-2, without the zeros of Python."""
+    return f"{lr:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 # The figure ------------------------------------------------------------------------------------------------
 
 
 def draw(losses: Mapping[str, Losses], kinds: Sequence[str], file: Path) -> None:
-    """Loss by rate, over the optimizers at d = 128 and over the widths; a row for each text."""
+    """Loss by rate, a column for each width; a row for each text."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -145,21 +146,17 @@ def draw(losses: Mapping[str, Losses], kinds: Sequence[str], file: Path) -> None
 
     size = (11, 3.6 * len(losses))
     figure, axes = plt.subplots(
-        len(losses), 2, figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False
+        len(losses), len(WIDTHS), figsize=size, sharex=True, sharey=True, layout="constrained", squeeze=False
     )
-    for (left, right), (name, each) in zip(axes, losses.items(), strict=True):
-        for kind, color in zip(kinds, COLORS, strict=True):
-            _curve(left, each, kind, MIDDLE, color=color, marker="o", label=kind)
-            for width, style in WIDTHS.items() if kind in in_widths(each, kinds) else ():
-                label = f"{kind}, d = {width}"
-                _curve(right, each, kind, width, color=color, linestyle=style, marker=".", label=label)
-        left.set(title="d = 128, range of the seeds", ylabel=f"validation loss\n{name}")
-        right.set(title="widths, range of the seeds")
-        for one in (left, right):
-            one.set(xscale="log", xlabel="learning rate")
-            one.grid(alpha=0.3)
-            if one.lines:
-                one.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    for row, (name, each) in zip(axes, losses.items(), strict=True):
+        row[0].set(ylabel=f"validation loss\n{name}")
+        for axis, width in zip(row, WIDTHS, strict=True):
+            for kind, color in zip(kinds, COLORS, strict=True):
+                _curve(axis, each, kind, width, color=color, marker=".", label=kind)
+            axis.set(title=f"d = {width}, range of the seeds", xscale="log", xlabel="learning rate")
+            axis.grid(alpha=0.3)
+    if lines := axes[0, WIDTHS.index(MIDDLE)].get_legend_handles_labels()[0]:
+        figure.legend(handles=lines, loc="outside upper center", ncols=len(kinds), frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     plt.close(figure)

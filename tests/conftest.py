@@ -21,8 +21,8 @@ GOLDEN = (5**0.5 - 1) / 2
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--base-seed", type=int, default=0, help="other random numbers for every test; see `make matrix`")
-
-    parser.addoption("--every-case", action="store_true", help=f"all parameters of every test, not {SAMPLE}")
+    parser.addoption("--cases", type=int, default=SAMPLE, help="how many are taken of a test that has more")
+    parser.addoption("--every-case", action="store_true", help="all of them")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for group in cases.values():
         ordered = sorted(group, key=lambda item: item.nodeid)
         order = sorted(range(len(ordered)), key=lambda i: (i + seed) * GOLDEN % 1)
-        kept.update(ordered[i] for i in order[:SAMPLE])
+        kept.update(ordered[i] for i in order[: config.getoption("--cases")])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
 

@@ -1,7 +1,8 @@
 """The tests on other seeds, instruction sets and numbers of threads: `make matrix`.
 
-Each base seed takes one combination in turn, so that ten runs of the suite see every one of the four twice or more.
-Arguments go to pytest: `make matrix MATRIX=tests/manifolds`.
+Each base seed takes one combination in turn, so that ten runs of the suite see every one of the four twice or more. Of
+a test with many parameters each run takes a few, other ones than the run before: ten runs see more than `make test`.
+Arguments go to pytest: `make matrix MATRIX=tests/manifolds`, or `MATRIX=--cases=16`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import subprocess
 import sys
 
-SEEDS = range(1, 11)
+SEEDS, CASES = range(1, 11), 4
 COMBINATIONS = list(itertools.product(("default", "avx2"), ("1", "2")))
 
 
@@ -20,6 +21,7 @@ def run(seed: int, instructions: str, threads: str, arguments: list[str]) -> tup
     """(exit status, last line) of one run of pytest."""
     chosen = {"ATEN_CPU_CAPABILITY": instructions, "OMP_NUM_THREADS": threads, "MKL_CBWR": "COMPATIBLE"}
     options = [f"--base-seed={seed}", f"--hypothesis-seed={seed}", "-p", "randomly", f"--randomly-seed={seed}"]
+    options += [f"--cases={CASES}"]
     processes = ["-n", "2", "--dist", "worksteal"] if threads == "1" else []
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--timeout=400", *processes, *options, *arguments],

@@ -103,7 +103,7 @@ OPTIMIZERS: dict[str, Make] = {
 }
 CAPTURABLE: dict[str, Make] = {
     "Adam": lambda groups: RiemannianAdam(groups, 1e-3, capturable=True),
-    "SGD": lambda groups: RiemannianSGD(groups, 1e-3, momentum=0.9),
+    "SGD": lambda groups: RiemannianSGD(groups, 1e-4, momentum=0.9),  # what is not short goes by another retraction
     "Muon": lambda groups: RiemannianMuon(groups, 1e-3, capturable=True),
 }
 

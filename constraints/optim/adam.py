@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 
 from manifolds import Manifold, Stiefel
 
@@ -207,7 +208,8 @@ def adam_free(state: Any, group: Group, params: list[Tensor], grads: list[Tensor
             entry["max_exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
     states = [state[p] for p in params]
     beta1, beta2 = group["betas"]
-    adam(
+    step = adamw if group["decoupled_weight_decay"] else adam  # an option of one of them in later versions only
+    step(
         params,
         grads,
         [entry["exp_avg"] for entry in states],
@@ -218,7 +220,6 @@ def adam_free(state: Any, group: Group, params: list[Tensor], grads: list[Tensor
         capturable=capturable,
         fused=fused,
         has_complex=any(p.is_complex() for p in params),
-        decoupled_weight_decay=group["decoupled_weight_decay"],
         amsgrad=amsgrad,
         beta1=beta1,
         beta2=beta2,

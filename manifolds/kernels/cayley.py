@@ -179,7 +179,7 @@ def cayley_step(x: Square, c: Square, size: Size) -> Square | None:
     """`cayley_move` along size C, past the cost of what records derivatives; None in a graph. On accelerators it is not
     polished, which optimizers do there."""
     if not may_look(x):
-        return None if is_traced() or _is_tiny(c) else _by_inverse(x, resolvent_of_any(c * size))
+        return None if is_traced() or _is_tiny(c) else unit_columns(_by_inverse(x, resolvent_of_any(c * size)))
     kept, x, c = x, batch_last(x), batch_last(c)
     if _is_tiny(c):
         if c.shape == x.shape and may_overwrite(c):

@@ -71,9 +71,7 @@ def resolvent_of_any(a: Square) -> Square:
     if is_for_products(a):
         return resolvent_by_products(a)
     n = a.shape[-1]
-    if n <= 16 and a.numel() > n * n:
-        return torch.linalg.inv_ex(eye_like(a) - a / 2).inverse  # type: ignore[no-any-return]
-    return _inverse_by_cholesky(a)
+    return _inverse_of_tiny(a) if n <= 16 and a.numel() > n * n else _inverse_by_cholesky(a)
 
 
 def is_for_products(a: Square) -> bool:
@@ -193,6 +191,13 @@ def _inverse_by_cholesky(a: Tensor) -> Tensor:
     square = error @ error  # what is left is of its size to the power 3/2, relative to P
     near = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True) < torch.finfo(a.dtype).eps ** (2 / 3)
     return torch.where(near, p + p @ (error + square), torch.nan)
+
+
+def _inverse_of_tiny(a: Tensor) -> Tensor:
+    """(I - A/2)^-1 by LU, which moves off the manifold by up to |A| eps / 4: NaN where one polish cannot mend it."""
+    norm = torch.linalg.vector_norm(a, dim=(-2, -1), keepdim=True)
+    inverse = torch.linalg.inv_ex(eye_like(a) - a / 2).inverse
+    return torch.where(norm < 8 * torch.finfo(a.dtype).eps ** -0.5, inverse, torch.nan)
 
 
 def _inverse_sqrt(s: Tensor) -> Tensor:

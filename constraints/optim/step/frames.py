@@ -30,7 +30,7 @@ class Frame(Protocol):
         """What the optimizer is given in place of the gradient; nobody else's memory but for that of bucket.g."""
 
     def start(self, bucket: Bucket) -> Tensor:
-        """What it is given in place of the points, in new memory."""
+        """What it is given in place of the points, in new memory or that of bucket.g, of which this is the last use."""
 
     def displacement(self, bucket: Bucket, end: Tensor) -> Tensor:
         """Where it has gone, from `start` to the end."""
@@ -50,12 +50,16 @@ class Coordinates:
     leaves as it is, and of which no digit of the step is lost."""
 
     def given(self, bucket: Bucket) -> Tensor:
-        return bucket.engine.lift(bucket.x, bucket.g)
+        c = bucket.engine.lift(bucket.x, bucket.g)
+        return _own(c, bucket.g) if bucket.factor.constant_norm else c
 
     def start(self, bucket: Bucket) -> Tensor:
-        if bucket.factor.constant_norm:
-            return torch.zeros(bucket.shape, dtype=bucket.dtype, device=bucket.device)
-        return _copied(bucket.x, bucket.shape)
+        if not bucket.factor.constant_norm:
+            return _copied(bucket.x, bucket.shape)
+        g = bucket.release_gradients()  # which the projection has left, and of several parameters are a copy
+        if len(bucket.leaves) > 1 and g.shape == bucket.shape and g.is_contiguous():
+            return g.zero_()
+        return torch.zeros(bucket.shape, dtype=bucket.dtype, device=bucket.device)
 
     def displacement(self, bucket: Bucket, end: Tensor) -> Tensor:
         return end if bucket.factor.constant_norm else end - bucket.x
@@ -89,7 +93,7 @@ class Ambient:
             g = _vector(bucket, bucket.x, bucket.engine.lift(bucket.x, bucket.g))
         else:
             g = bucket.factor.gradient(bucket.x, bucket.g)
-        return g.clone() if g.data_ptr() == bucket.g.data_ptr() else g
+        return _own(g, bucket.g)
 
     def start(self, bucket: Bucket) -> Tensor:
         return _copied(bucket.x, bucket.shape)
@@ -144,6 +148,11 @@ def _is_square(bucket: Bucket) -> bool:
     """Whether coordinates are skew matrices, the same at all points."""
     square = bucket.kind.point[-1:] == bucket.kind.point[-2:-1]
     return square and isinstance(bucket.factor, (Orthogonal, SpecialOrthogonal, Stiefel))
+
+
+def _own(a: Tensor, g: Tensor) -> Tensor:
+    """a, in memory that is not that of g."""
+    return a.clone() if a.data_ptr() == g.data_ptr() else a
 
 
 def _copied(x: Tensor, shape: tuple[int, ...]) -> Tensor:

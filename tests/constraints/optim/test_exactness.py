@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.accelerator.pretend import pretended
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from constraints.optim.step import bucket, counting
+from constraints.optim.step.bucket import DRIFT
 from manifolds import Euclidean, Manifold, Sphere, Stiefel, retractions
 from manifolds._tall import TallEngine
 from manifolds.engine import Engine, engine
@@ -45,6 +48,21 @@ def test_no_drift(retraction: Any, kind: Any, lr: float, dtype: torch.dtype) -> 
             p.grad = torch.randn_like(p)
         optimizer.step()
         assert max(error(p.detach()) for p in params) <= LIMITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("lr", [1e-3, 1e-1])
+@pytest.mark.parametrize("place", [nullcontext, pretended], ids=["processor", "accelerator"])
+def test_what_is_summed_bounds_the_error_between_polishes(place: Any, lr: float, dtype: torch.dtype) -> None:
+    """DRIFT eps, and 8 of a polish and of measuring, of tiny squares whose steps are no polish by themselves."""
+    params = [nn.Parameter(Stiefel().random(*shape, dtype=dtype)) for shape in (*SHAPES, (50, 16, 16), (200, 4, 4))]
+    optimizer = RiemannianAdam([{"params": params, "manifold": Stiefel}], lr=lr)
+    with place():
+        for _ in range(14):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+            assert max(error(p.detach()) for p in params) <= (DRIFT + 8) * torch.finfo(dtype).eps
 
 
 @pytest.mark.slow
