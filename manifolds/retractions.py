@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .kernels.cayley import cayley_move
 from .kernels.exponential import exp_move, matrix_exp
-from .kernels.linalg import cholesky, eye_like, resolvent, skew, sym
+from .kernels.linalg import cholesky, eye_like, skew, sym
 from .kernels.mend import inverse_sqrt_and_condition, largest_square, length_of, orthonormal, unit_columns, wider
+from .kernels.resolvent import resolvent
 from .kernels.tiny import largest_norm
 
 Point = Inexact[Tensor, "*batch n p"]

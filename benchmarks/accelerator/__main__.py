@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ..machine import machine, versions
-from . import correct, fast, sharded, waiting
+from . import captured, correct, fast, sharded, waiting
 from .checks import Check, Found, Place, run_all, write
 from .pretend import Waits, pretended, without_waiting_on_cuda
 
@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def all_checks(only: Sequence[str] | None = None) -> list[Check]:
     """Every check, most important first."""
-    first = (*waiting.checks(), *correct.checks(), *sharded.checks())
+    first = (*waiting.checks(), *captured.checks(), *correct.checks(), *sharded.checks())
     every = [correct.quietly(c) for c in (*first, *fast.checks(), *correct.contracts())]
     return [c for c in every if only is None or any(word in c.section or word in c.name for word in only)]
 

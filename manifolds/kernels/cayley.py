@@ -26,11 +26,10 @@ from .linalg import (
     may_overwrite,
     newton_schulz,
     on_accelerator,
-    resolvent,
-    resolvent_of_any,
 )
 from .mend import unit_columns
 from .move import differentiable
+from .resolvent import resolvent, resolvent_of_any
 from .tiny import batch_last, in_order_of, largest_norm, norms, product, skew_squares
 
 FAR = 256  # a norm from which on rounding in LU is more than anywhere else

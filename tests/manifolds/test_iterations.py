@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
 from manifolds.engine import engine
-from manifolds.kernels import cayley, linalg
+from manifolds.kernels import cayley, linalg, resolvent
 from manifolds.kernels.halves import REACH, resolvent_by_halves
 from manifolds.kernels.iterations import inverse_sqrt_by_products, lyapunov_by_products
 from manifolds.kernels.linalg import inverse_sqrt, lyapunov, sym
@@ -84,9 +84,9 @@ def test_a_trivialized_square_is_right_at_any_length_or_nan(
     exact = skew_of_length(dtype, n, longest, even).to(dtype).repeat(count, 1, 1)
     g = torch.linalg.qr(x + exact).Q  # of norm 1, and of no relation to them
     p = torch.linalg.inv(torch.eye(n, dtype=wide) - exact.to(wide) / 2)
-    for module in (linalg, cayley):
+    for module in (linalg, cayley, resolvent):
         monkeypatch.setattr(module, "on_accelerator", lambda a: True)
-    monkeypatch.setattr(linalg, "is_for_products", lambda a: by_products)
+    monkeypatch.setattr(resolvent, "is_for_products", lambda a: by_products)
     x, a = x.to(dtype), exact.requires_grad_()
     y = cayley.cayley_move(x, a)
     (grad,) = torch.autograd.grad(y, a, g.to(dtype))
@@ -119,7 +119,7 @@ def test_an_inverse_by_halves_is_as_exact_as_one_with_pivots(
 @pytest.mark.usefixtures("pretended")
 def test_the_way_back_of_a_trivialized_square_factorizes_nothing(monkeypatch: Any) -> None:
     """What the way there has inverted is kept."""
-    monkeypatch.setattr(linalg, "is_for_products", lambda a: False)
+    monkeypatch.setattr(resolvent, "is_for_products", lambda a: False)
     x, a = Stiefel().random(2, 6, 6), skew_of_length(torch.float32, 6, 1.0, True).float().requires_grad_()
     y = cayley.cayley_move(x.requires_grad_(), a)
     for name in ("cholesky_ex", "lu_factor", "inv"):
@@ -147,7 +147,7 @@ def test_batches_may_be_empty() -> None:
 @pytest.fixture
 def pretended(monkeypatch: Any) -> None:
     """The paths of an accelerator, on CPU."""
-    for module in (linalg, cayley):
+    for module in (linalg, cayley, resolvent):
         monkeypatch.setattr(module, "on_accelerator", lambda x: True)
 
 

@@ -19,10 +19,10 @@ from manifolds.kernels.linalg import (
     lyapunov,
     newton_schulz,
     orthogonality_error,
-    resolvent,
     skew,
     sym,
 )
+from manifolds.kernels.resolvent import resolvent
 
 ROOT = Path(__file__).parent.parent.parent
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
@@ -163,7 +163,8 @@ torch.manual_seed(0)
 from manifolds import Orthogonal, Stiefel
 from manifolds.engine import engine
 from manifolds.kernels.determinant import determinant_phase
-from manifolds.kernels.linalg import resolvent, skew
+from manifolds.kernels.linalg import skew
+from manifolds.kernels.resolvent import resolvent
 
 for n, batch in ((256, 8), (512, 2)):
     a = skew(torch.randn(batch, n, n, dtype=torch.float64)) / n**0.5
