@@ -7,13 +7,20 @@ import os
 import torch
 
 NAME = "TESTS_BASE_SEED"
-_seed = torch.manual_seed
+_seed, _Generator = torch.manual_seed, torch.Generator
 
 
 def shift(base: int) -> None:
-    """Let torch.manual_seed give other numbers in this process and in those that it starts, which call `follow`."""
+    """Let torch.manual_seed, and generators, give other numbers in this process and in those that it starts, which call
+    `follow`."""
     os.environ[NAME] = str(base)
     torch.manual_seed = lambda value: _seed(value + 1000 * base)  # type: ignore[assignment]
+
+    class Generator(_Generator):
+        def manual_seed(self, seed: int) -> torch.Generator:
+            return super().manual_seed(seed + 1000 * base)
+
+    torch.Generator = Generator  # type: ignore[misc]
 
 
 def follow() -> None:

@@ -21,8 +21,7 @@ def hooked(step: Step) -> Step:
 
     @wraps(step)
     def either(self: Any, *args: Any, **kwargs: Any) -> Any:
-        is_profiled = profiler._is_profiler_enabled or torch._C._autograd._profiler_enabled()  # here, or of all threads
-        if is_profiled or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _is_profiled():
             return recorded(self, *args, **kwargs)
         given: tuple[Any, ...] = (self, *args)
         for before in chain(_global_optimizer_pre_hooks.values(), self._optimizer_step_pre_hooks.values()):
@@ -37,3 +36,8 @@ def hooked(step: Step) -> Step:
         return result
 
     return either
+
+
+def _is_profiled() -> bool:
+    """Whether a profiler runs, here or in all threads."""
+    return bool(profiler._is_profiler_enabled or torch._C._autograd._profiler_enabled())
