@@ -103,7 +103,7 @@ class Carried(Pairs):
         g = g * -self.scale
         for s, y, weight, a in zip(self._s, self._y, self.weights, reversed(kept), strict=True):
             g = plus(g, -a - weight * space.inner(x, y, g), s)
-        return space.fasten(x, g) if self._s and space.lies_still else g
+        return space.aimed(x, g) if self._s and space.lies_still else g
 
     def add(self, space: Space, step: Step, caution: float) -> None:
         before = self._s, self._y, self.weights
@@ -173,7 +173,7 @@ class Still(Pairs):
         for number, weight, each, with_s, with_y in zip(y_g, weights, a, self._older_y, self._yy, strict=True):
             rest = scale * number - sum(map(mul, with_y, b)) - sum(map(mul, with_s, c))
             c.append(weight * rest - each)
-        return space.fasten(x, space.combined(-scale, g, self._in_ring(c) + self._in_ring(b), self._across))
+        return space.aimed(x, space.combined(-scale, g, self._in_ring(c) + self._in_ring(b), self._across))
 
     def add(self, space: Space, step: Step, caution: float) -> None:
         k = self._next()

@@ -43,7 +43,10 @@ class Trial:
             else:
                 slope = space.inner(self.y, self.gradient, space.transport(line.x, self.y, line.d))
             finite = is_finite(slope)
-            self._numbers = pick(finite, self.value, math.nan), pick(finite, slope, math.nan)
+            if finite is True:
+                self._numbers = self.value, slope
+            else:
+                self._numbers = pick(finite, self.value, math.nan), pick(finite, slope, math.nan)
         return self._numbers
 
 
