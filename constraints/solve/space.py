@@ -179,7 +179,7 @@ class Space:
     def inner(self, x: Rows, u: Rows, v: Rows) -> Number:
         """<u, v> at x, summed over the pieces; of single rows, not of stacks."""
         if self.is_ambient:
-            return self.dot(u, v)
+            return (u * v).sum(-1, keepdim=True) if self.batched else torch.dot(u, v).item()
 
         def compute(x: Rows, u: Rows, v: Rows) -> Tensor:
             pieces = zip(self.pieces, self.split(x), self.split(u), self.split(v), strict=True)
@@ -193,6 +193,8 @@ class Space:
 
     def norm(self, x: Rows, v: Rows) -> Number:
         """|v| at x."""
+        if self._one is not None and self.is_ambient:
+            return math.sqrt(torch.dot(v, v).item())
         squared = self.inner(x, v, v)
         return sqrt(where(squared < 0, 0.0, squared))  # NaN stays NaN
 

@@ -94,7 +94,7 @@ class Found:
         """The problems of the mask go where the trial is."""
         if not any_(mask):
             return
-        if all_(mask):
+        if mask is True or all_(mask):
             self.t, self.y, self.value, self.gradient = trial.t, trial.y, trial.value, trial.gradient
             self.slope = trial.slope
         else:
