@@ -63,8 +63,10 @@ class Pairs(ABC):
     def none_used(self) -> Truth:
         """Where H is a multiple of the identity."""
         used = self.scale < 0
-        for weight in self.weights:
+        for weight in reversed(self.weights):
             used = used | (weight > 0)
+            if used is True:
+                break
         return no(used)
 
     def _weigh(self, step: Step, caution: float, curvature: Number, square: Number) -> None:

@@ -18,6 +18,8 @@ Kept = dict[str, Number]
 class Trial:
     """What is known at R_x(t d). Where that could not be computed, or f is not finite, value and slope are NaN."""
 
+    __slots__ = ("_line", "_numbers", "at", "t", "value", "y")
+
     def __init__(self, line: Line, t: Number, y: Rows, good: Truth, at: Evaluation) -> None:
         self._line, self.t, self.y, self.at = line, t, y, at
         self.value: Number = pick(good, at.value, math.nan)
@@ -71,7 +73,7 @@ class Line:
         return Trial(self, t, y, good, self.problem.at(y))
 
 
-@dataclass
+@dataclass(slots=True)
 class Found:
     """The steps that were taken so far, and where they lead; the problems that are not done are still at x."""
 
