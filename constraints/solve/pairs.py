@@ -231,8 +231,8 @@ class Still(Pairs):
         curvature = with_s.pop()
         for products, number in zip(self._s_younger, with_s, strict=True):
             products.insert(0, number)
-        for products, number in zip(self._yy, with_y, strict=False):
-            products.append(number)
+        for row, number in zip(self._yy, with_y, strict=False):
+            row.append(number)
         self._s_younger.append([])
         self._older_y.append(with_s[::-1])
         self._yy.append(deque(with_y, self.most))
