@@ -49,9 +49,11 @@ class TallEngine(Engine):
         if x.dim() != 3 or x.shape != a.shape:
             return self.manifold.project(x, a)
         # two passes over A less than as written there
-        n = steps.gram(x, a)
-        left, right = (n + n.mH, x) if is_wide(x) else (x, n + n.mH)
-        return torch.baddbmm(a, left, right, alpha=-0.5)
+        if is_wide(x):
+            n = torch.bmm(a, x.mH)
+            return torch.baddbmm(a, n + n.mH, x, alpha=-0.5)
+        n = torch.bmm(x.mH, a)
+        return torch.baddbmm(a, x, n + n.mH, alpha=-0.5)
 
     def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
         """As defined; in closed form for polar."""

@@ -46,7 +46,8 @@ def memoryless_bfgs(change: Change) -> Terms:
     """
     g, old, d, inner = change
     y = g - old
-    dy, yy, dg = inner(d, y), inner(y, y), inner(d, g)
+    yy, dg = inner(y, y), inner(d, g)
+    dy = dg - inner(d, old)
     return Terms(over(inner(y, g) - over(2 * yy * dg, dy), dy), over(dg, dy), over(dy, yy))
 
 

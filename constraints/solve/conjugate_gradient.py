@@ -60,8 +60,10 @@ class ConjugateGradient(Solver):
         after = space.inner(new.x, last, g) if found.slope is None else found.slope
 
         def inner(u: Rows, v: Rows) -> Number:
-            # the search knows this one
-            return after if (u is last and v is g) or (u is g and v is last) else space.inner(new.x, u, v)
+            # the search knows these
+            if (u is last and v is g) or (u is g and v is last):
+                return after
+            return slope if u is last and v is old and space.lies_still else space.inner(new.x, u, v)
 
         said = self.beta(Change(g, old, last, inner))
         terms = said if isinstance(said, Terms) else Terms(said)
@@ -73,10 +75,9 @@ class ConjugateGradient(Solver):
         else:
             anew = anew | no(terms.first > 0)
             first = where(anew, 0.0, terms.first * found.t)
-        d = plus(-g, where(anew, 0.0, terms.beta), last)
-        if terms is said:
-            # y as the rule had it: sums of g and old by themselves would be off by more than it where it is short
-            d = plus(d, where(anew, 0.0, terms.of_change), g - old)
+        # g - of_change y, of y as the rule had it: sums of g and old would be off by more than it where it is short
+        less = torch.lerp(g, old, where(anew, 0.0, terms.of_change)) if terms is said else g
+        d = -plus(less, where(anew, 0.0, -terms.beta), last)
         bend = over(after - slope, found.t * squared)
         half = where(found.done, over(-slope, 2 * found.t * squared), new.norm)
         kept = {

@@ -21,7 +21,8 @@ def derivative(
     """The gradient of the sum of <weight, output> by each input, None where no output depends on it.
 
     keep: the graph, for another call; twice: also one of the gradient. As `torch.autograd.grad`, whose look at its
-    arguments takes as long as a small f: on CPU what it calls in the end is called.
+    arguments takes as long as a small f, and with weights imports sympy first, for half a second or more: on CPU what
+    it calls in the end is called.
     """
     if (run := _engine()) is not None and all(map(_is_plain, outputs)):
         found: tuple[Tensor | None, ...] = run(

@@ -51,7 +51,8 @@ def pullback(at: Evaluation) -> Product:
         steps = [torch.zeros_like(part).requires_grad_() for part in space.split(at.x)]
         pieces = zip(space.pieces, space.split(at.x), steps, strict=True)
         reached = [piece.manifold.retract(x, v) for piece, x, v in pieces]
-        bends = torch.autograd.grad(reached, steps, [g.detach() for g in slopes], create_graph=True)
+        found = derivative(reached, [g.detach() for g in slopes], steps, twice=True)
+    bends = [torch.zeros_like(v) if b is None else b for b, v in zip(found, steps, strict=True)]
     return _product(at, [(slopes, at.leaves), (bends, steps)])
 
 

@@ -18,8 +18,10 @@ class LBFGS(Solver):
     """Limited-memory BFGS: d = -H grad f(x) with H from the last pairs (s, y) of steps and changes of the gradient.
 
     memory: how many pairs, at most as many as there are dimensions. They are carried to each new point, all in one call
-    of the transport; where that turns or projects they lie still, and H g is carried to them. A pair is used only where
-    <s, y> >= caution |grad f(x)| <s, s>, which keeps H positive definite (cautious update).
+    of the transport; where that turns or projects they lie still, and H g is carried to the new point. It stays as it
+    is, and so has a normal part of second order, where the retraction is the nearest point to x + v for any v, as on
+    Stiefel: the slope is the same. A pair is used only where <s, y> >= caution |grad f(x)| <s, s>, which keeps H
+    positive definite (cautious update).
     search: StrongWolfe() by default; the first trial is t = 1. Superlinear convergence, with gradients only.
     Raises ValueError for options out of range.
     Source: Nocedal & Wright (2006), algorithm 7.4; Li & Fukushima (2001) and Huang, Absil & Gallivan (2018) for

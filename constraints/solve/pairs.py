@@ -8,6 +8,7 @@ Source: Nocedal & Wright, Numerical Optimization (2006), algorithm 7.4.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from operator import mul
 from typing import Any, NamedTuple
 
@@ -62,15 +63,18 @@ class Pairs(ABC):
     def none_used(self) -> Truth:
         """Where H is a multiple of the identity."""
         used = self.scale < 0
-        for weight in self.weights:
+        for weight in reversed(self.weights):
             used = used | (weight > 0)
+            if used is True:
+                break
         return no(used)
 
     def _weigh(self, step: Step, caution: float, curvature: Number, square: Number) -> None:
         """With curvature = <s, y> and square = <y, y> of the pair that is added."""
         good = step.done & (curvature > caution * step.norm * step.length * step.length) & is_finite(curvature)
         self.scale = where(good, over(curvature, square), self.scale)
-        self.weights = [where(step.done, weight, 0.0) for weight in self._kept(self.weights)]
+        weights = self._kept(self.weights)
+        self.weights = weights if step.done is True else [where(step.done, weight, 0.0) for weight in weights]
         self.weights.append(where(good, over(1.0, curvature), 0.0))
 
     def _kept(self, each: list[Any]) -> list[Any]:
@@ -103,7 +107,7 @@ class Carried(Pairs):
         g = g * -self.scale
         for s, y, weight, a in zip(self._s, self._y, self.weights, reversed(kept), strict=True):
             g = plus(g, -a - weight * space.inner(x, y, g), s)
-        return space.fasten(x, g) if self._s and space.lies_still else g
+        return space.aimed(x, g) if self._s and space.lies_still else g
 
     def add(self, space: Space, step: Step, caution: float) -> None:
         before = self._s, self._y, self.weights
@@ -151,13 +155,13 @@ class Still(Pairs):
         self._rows = like.new_zeros(2 * most, *like.shape)
         """All s, then all y; 0 where there is none yet."""
         self._across, self._views = self._rows.T, self._rows.unbind()
-        # lists, from the oldest pair on, that grow at their ends and lose their heads
+        # lists, from the oldest pair on
         self._s_younger: list[list[float]] = []
-        """<s_i, y_j> for each i, of the pairs j younger than i."""
+        """<s_i, y_j> for each i, of the pairs j younger than i, from the youngest on."""
         self._older_y: list[list[float]] = []
-        """<s_i, y_j> for each j, of the pairs i older than j."""
-        self._yy: list[list[float]] = []
-        """<y_i, y_j> for each i, of all pairs j."""
+        """<s_i, y_j> for each j, of the pairs i older than j, from the youngest on; the last may be gone by now."""
+        self._yy: list[deque[float]] = []
+        """<y_i, y_j> for each i, of all pairs j, from the oldest on."""
 
     def times(self, space: Space, x: Rows, g: Rows) -> Rows:
         scale, weights = self.scale, self.weights
@@ -165,15 +169,15 @@ class Still(Pairs):
             return g.mul(-scale)
         s_g, y_g = self._with(space, g)
         a: list[float] = []
-        for number, weight, products in zip(reversed(s_g), reversed(weights), reversed(self._s_younger), strict=True):
-            a.append(weight * (number - sum(map(mul, products, reversed(a)))))
+        for i in range(self._count - 1, -1, -1):
+            a.append(weights[i] * (s_g[i] - sum(map(mul, self._s_younger[i], a))))
         a.reverse()
-        b = [scale * each for each in a]
         c: list[float] = []
         for number, weight, each, with_s, with_y in zip(y_g, weights, a, self._older_y, self._yy, strict=True):
-            rest = scale * number - sum(map(mul, with_y, b)) - sum(map(mul, with_s, c))
+            rest = scale * (number - sum(map(mul, with_y, a))) - sum(map(mul, with_s, reversed(c)))
             c.append(weight * rest - each)
-        return space.fasten(x, space.combined(-scale, g, self._in_ring(c) + self._in_ring(b), self._across))
+        b = [scale * each for each in a]
+        return space.aimed(x, space.combined(-scale, g, self._in_ring(c) + self._in_ring(b), self._across))
 
     def add(self, space: Space, step: Step, caution: float) -> None:
         k = self._next()
@@ -204,10 +208,6 @@ class Still(Pairs):
         self._oldest = (k + 1) % self.most
         for lists in (self._s_younger, self._older_y, self._yy):
             del lists[0]
-        for each in self._older_y:
-            del each[0]
-        for each in self._yy:
-            del each[0]
         return k
 
     def _with(self, space: Space, v: Rows) -> tuple[list[float], list[float]]:
@@ -230,10 +230,10 @@ class Still(Pairs):
         with_s, with_y = self._with(space, self._views[self.most + k])
         curvature = with_s.pop()
         for products, number in zip(self._s_younger, with_s, strict=True):
-            products.append(number)
-        for products, number in zip(self._yy, with_y, strict=False):
-            products.append(number)
+            products.insert(0, number)
+        for row, number in zip(self._yy, with_y, strict=False):
+            row.append(number)
         self._s_younger.append([])
-        self._older_y.append(with_s)
-        self._yy.append(with_y)
+        self._older_y.append(with_s[::-1])
+        self._yy.append(deque(with_y, self.most))
         return curvature, with_y[-1]

@@ -11,8 +11,19 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
+from manifolds import (
+    Euclidean,
+    Manifold,
+    NearestPointManifold,
+    Oblique,
+    Orthogonal,
+    ProductManifold,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+)
 from manifolds.engine import Engine, engine
+from manifolds.retractions import polar
 
 Points = Inexact[Tensor, "*batch point"]
 
@@ -53,6 +64,14 @@ class Piece:
         """Whether transport is nothing in coordinates, or the projection at the new point."""
         projects = type(self.manifold).transport in (Manifold.transport, Euclidean.transport)
         return self.is_ambient and (projects or self._engine is not None)
+
+    @cached_property
+    def takes_any(self) -> bool:
+        """Whether `retract` goes to the point nearest to x + c for any c, tangent or not."""
+        m = self.manifold
+        if type(m) is Stiefel:
+            return m.retraction is polar and not self.turns
+        return type(m) in (Sphere, Oblique, Euclidean) or type(m).retract is NearestPointManifold.retract
 
     @cached_property
     def _engine(self) -> Engine | None:

@@ -154,7 +154,8 @@ class Problem:
                 "detach(), .data, .item() or torch.no_grad()."
             )
         try:
-            found = torch.autograd.grad(values.sum(), leaves, retain_graph=True, allow_unused=True)
+            total = values.sum() if values.dim() else values
+            found = derivative((total,), (self.one(total),), leaves, keep=True)
         except RuntimeError as error:
             if "backward through the graph a second time" not in str(error):
                 raise

@@ -15,7 +15,7 @@ class History:
     """One entry for the start and for each step. With several problems, which take steps each by itself: for each round
     of trials that they make at once, with the mean value, the largest norm and step.
 
-    value: of f. norm: of the Riemannian gradient. step: length of the step in the metric, 0 for one that was refused.
+    value: of f. norm: of the Riemannian gradient. step: its length |t d| in the metric, 0 for one that was refused.
     seconds: since the start.
 
     >>> history = minimize(lambda x: x[0], (3,), Sphere).history

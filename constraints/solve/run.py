@@ -94,11 +94,14 @@ def run(problem: Problem, solver: Solver, x: Rows, stops: Stops, whole: Callable
     kept = _Best(state.x, state.value, state.norm)
     try:
         for step in itertools.count():
-            why = where((why == Why.RUNNING) & (state.norm <= stops.tol), float(Why.CONVERGED), why)
-            if not any_(why == Why.RUNNING) and any_(why == Why.CONVERGED) and settled < SADDLES:
+            running = why == Why.RUNNING
+            if any_(met := running & (state.norm <= stops.tol)):
+                why, running = where(met, float(Why.CONVERGED), why), running & no(met)
+            if not any_(running) and any_(why == Why.CONVERGED) and settled < SADDLES:
                 state, left = solver.settle(problem, state, why == Why.CONVERGED)
                 why, settled = where(left, float(Why.RUNNING), why), settled + 1
-            running, seconds = why == Why.RUNNING, time.perf_counter() - began
+                running = why == Why.RUNNING
+            seconds = time.perf_counter() - began
             _record(problem, history, state, seconds)
             shown.show(step, history)
             if stops.callback is not None:

@@ -149,6 +149,16 @@ class Space:
         """The transport to y of what lies still."""
         return c if self._stays else self._each(Piece.fasten, y, c)
 
+    @cached_property
+    def _takes_any(self) -> bool:
+        return all(piece.turns or piece.takes_any for piece in self.pieces)
+
+    def aimed(self, x: Rows, c: Rows) -> Rows:
+        """What lies still as a direction at x: fastened, but where `retract` takes any vector. There x + t c, and with
+        it the curve of its nearest points, has the same slope, and turns from the other by O(t |c| |c - fasten(x, c)|).
+        """
+        return c if self._takes_any else self.fasten(x, c)
+
     def dot(self, u: Rows, v: Rows) -> Number:
         """The inner product of R^N."""
         return (u * v).sum(-1, keepdim=True) if self.batched else torch.dot(u, v).item()
@@ -169,7 +179,7 @@ class Space:
     def inner(self, x: Rows, u: Rows, v: Rows) -> Number:
         """<u, v> at x, summed over the pieces; of single rows, not of stacks."""
         if self.is_ambient:
-            return self.dot(u, v)
+            return (u * v).sum(-1, keepdim=True) if self.batched else torch.dot(u, v).item()
 
         def compute(x: Rows, u: Rows, v: Rows) -> Tensor:
             pieces = zip(self.pieces, self.split(x), self.split(u), self.split(v), strict=True)
@@ -183,6 +193,8 @@ class Space:
 
     def norm(self, x: Rows, v: Rows) -> Number:
         """|v| at x."""
+        if self._one is not None and self.is_ambient:
+            return math.sqrt(torch.dot(v, v).item())
         squared = self.inner(x, v, v)
         return sqrt(where(squared < 0, 0.0, squared))  # NaN stays NaN
 

@@ -128,10 +128,10 @@ def straightened(x: Points, a: Points) -> Points:
 
 def polar_factor(y: Points) -> Points | None:
     """That of Y near orthonormal; None where the condition of Y^H Y is more than one polish mends. Looks at values."""
-    t, wide = inverse_sqrt_defect(e := off(y, looks=True), looks=True), is_wide(y)
+    wide = is_wide(y)
+    t = inverse_sqrt_defect(e := off(y, looks=True), looks=True)
     if t is not None:
-        left, right = (t, y) if wide else (y, t)
-        return torch.baddbmm(y, left, right, alpha=-0.5)
+        return torch.baddbmm(y, t, y, alpha=-0.5) if wide else torch.baddbmm(y, y, t, alpha=-0.5)
     values, q = torch.linalg.eigh(e)
     few = values.tolist()[0] if e.shape[0] == 1 else [value.item() for value in values.aminmax()]
     low, high = 1 + few[0], 1 + few[-1]
@@ -140,7 +140,12 @@ def polar_factor(y: Points) -> Points | None:
         return None
     r = torch.bmm(q * (1 + values).rsqrt().unsqueeze(-2), q.mH)
     y = torch.bmm(r, y) if wide else torch.bmm(y, r)
-    return newton_schulz(y) if condition > MUCH else y
+    if condition <= MUCH:
+        return y
+    if y.shape[0] > 1:
+        return newton_schulz(y)
+    e = off(y, looks=True)  # the same, of one matrix in two calls
+    return torch.baddbmm(y, e, y, alpha=-0.5) if wide else torch.baddbmm(y, y, e, alpha=-0.5)
 
 
 def is_wide(x: Tensor) -> bool:

@@ -18,6 +18,8 @@ Kept = dict[str, Number]
 class Trial:
     """What is known at R_x(t d). Where that could not be computed, or f is not finite, value and slope are NaN."""
 
+    __slots__ = ("_line", "_numbers", "at", "t", "value", "y")
+
     def __init__(self, line: Line, t: Number, y: Rows, good: Truth, at: Evaluation) -> None:
         self._line, self.t, self.y, self.at = line, t, y, at
         self.value: Number = pick(good, at.value, math.nan)
@@ -43,7 +45,10 @@ class Trial:
             else:
                 slope = space.inner(self.y, self.gradient, space.transport(line.x, self.y, line.d))
             finite = is_finite(slope)
-            self._numbers = pick(finite, self.value, math.nan), pick(finite, slope, math.nan)
+            if finite is True:
+                self._numbers = self.value, slope
+            else:
+                self._numbers = pick(finite, self.value, math.nan), pick(finite, slope, math.nan)
         return self._numbers
 
 
@@ -68,7 +73,7 @@ class Line:
         return Trial(self, t, y, good, self.problem.at(y))
 
 
-@dataclass
+@dataclass(slots=True)
 class Found:
     """The steps that were taken so far, and where they lead; the problems that are not done are still at x."""
 
@@ -91,7 +96,7 @@ class Found:
         """The problems of the mask go where the trial is."""
         if not any_(mask):
             return
-        if all_(mask):
+        if mask is True or all_(mask):
             self.t, self.y, self.value, self.gradient = trial.t, trial.y, trial.value, trial.gradient
             self.slope = trial.slope
         else:

@@ -40,15 +40,16 @@ class StrongWolfe(LineSearch):
         return {"t": first, **lower, "high": infinite, "value_high": zero, "slope_high": zero}
 
     def accepts(self, line: Line, trial: Trial) -> Truth:
-        return self._is_enough(line, trial) & (abs(trial.numbers()[1]) <= -self.curvature * line.slope)
+        value, slope = trial.numbers()
+        return self._is_enough(line, trial.t, value) & (abs(slope) <= -self.curvature * line.slope)
 
-    def _is_enough(self, line: Line, trial: Trial) -> Truth:
-        return trial.numbers()[0] <= line.value + self.decrease * trial.t * line.slope + line.allowance(self.slack)
+    def _is_enough(self, line: Line, t: Number, value: Number) -> Truth:
+        return value <= line.value + self.decrease * t * line.slope + line.allowance(self.slack)
 
     def narrowed(self, line: Line, trial: Trial, kept: Kept) -> tuple[Kept, Number, Number]:
         (value, slope), (t, low, value_low, slope_low, high, value_high, slope_high) = trial.numbers(), kept.values()
         # NaN is no better than low
-        worse = no(self._is_enough(line, trial) & (value <= value_low + line.allowance(self.slack)))
+        worse = no(self._is_enough(line, t, value) & (value <= value_low + line.allowance(self.slack)))
         turned = no(worse) & (slope * (high - low) >= 0)
         high, value_high, slope_high = (
             where(worse, t, where(turned, low, high)),

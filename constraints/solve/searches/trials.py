@@ -44,6 +44,10 @@ class Trials:
         search, line = self._search, self._line
         trial = line.at(self._first if self._kept is None else self._kept["t"], self.active)
         taken = self.active & search.accepts(line, trial)
+        if taken is True:  # of one problem, as a rule
+            self.found.take(trial, True)
+            self.active = False
+            return False
         if any_(taken):
             self.found.take(trial, taken)
             self.active = self.active & no(taken)

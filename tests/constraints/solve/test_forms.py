@@ -4,6 +4,8 @@ least value where it is known to be."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from manifolds import (
     Grassmann,
     Hyperboloid,
     Manifold,
+    NearestPointManifold,
     Oblique,
     Orthogonal,
     PoincareBall,
@@ -32,6 +35,7 @@ from manifolds import (
     Sphere,
     Stiefel,
     Symmetric,
+    retractions,
 )
 
 F64 = torch.float64
@@ -157,3 +161,58 @@ def test_what_lies_still_is_transported_by_fastening(
 @pytest.mark.parametrize("manifold", [Stiefel("canonical"), PositiveDefinite(), Stiefel * Sphere(ndim=2)], ids=str)
 def test_what_is_carried_otherwise_does_not_lie_still(manifold: Manifold) -> None:
     assert not Space([Piece(None, manifold, (4, 4), F64)], batched=False).lies_still
+
+
+@dataclass(frozen=True)
+class Ball(NearestPointManifold):
+    """A set whose retraction is the one that all have: the sphere of radius 2."""
+
+    ndim = 1
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        return a - (x * a).sum(-1, keepdim=True) / 4 * x
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return 2 * torch.nn.functional.normalize(x, dim=-1)
+
+    def dim(self, shape: Sequence[int]) -> int:
+        return math.prod(shape) - 1
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.3, 3.0])
+@pytest.mark.parametrize(
+    ("manifold", "shape", "dtype"),
+    [
+        (Sphere(), (5,), F64),
+        (Stiefel(), (5, 2), F64),
+        (Stiefel(), (2, 5), torch.complex128),
+        (Oblique(), (3, 4), F64),
+        (Euclidean(ndim=1), (3,), F64),
+        (Ball(), (4,), F64),
+    ],
+    ids=str,
+)
+def test_any_vector_is_a_direction_where_steps_end_at_the_nearest_point(
+    manifold: NearestPointManifold, shape: tuple[int, ...], dtype: torch.dtype, size: float
+) -> None:
+    """R_x(c) = nearest(x + c) for c that is not tangent, so that L-BFGS leaves its direction as it is."""
+    space = Space([Piece(None, manifold, shape, dtype)], batched=False)
+    x, c = manifold.random(*shape, dtype=dtype), size * torch.randn(shape, dtype=dtype)
+    nearest = x + c if isinstance(manifold, Euclidean) else manifold.nearest(x + c)
+    x, c, nearest = (space.join([each]) for each in (x, c, nearest))
+    assert space.aimed(x, c) is c
+    # as sensitive as the direction of the shortest column, or singular vector, of x + c
+    torch.testing.assert_close(space.retract(x, c), nearest, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("manifold", "shape"),
+    [(Stiefel(retraction=retractions.qr), (5, 2)), (Grassmann(), (5, 2)), (Symmetric(), (3, 3)), (Skew(), (3, 3))],
+    ids=str,
+)
+def test_elsewhere_directions_are_tangent(manifold: Manifold, shape: tuple[int, ...]) -> None:
+    space = Space([Piece(None, manifold, shape, F64)], batched=False)
+    x, c = manifold.random(*shape, dtype=F64), torch.randn(shape, dtype=F64)
+    tangent = manifold.project(x, c)
+    x, c, tangent = (space.join([each]) for each in (x, c, tangent))
+    torch.testing.assert_close(space.aimed(x, c), tangent, rtol=0, atol=1e-13)

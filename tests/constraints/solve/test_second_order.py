@@ -14,6 +14,7 @@ from torch import Tensor
 
 import manifolds
 from constraints.solve import Check, TrustRegion, check_gradient, check_hessian, hessians, minimize
+from constraints.solve.derivative import _engine
 from constraints.solve.points import points_of
 from constraints.solve.starts import Starts
 from manifolds import (
@@ -238,3 +239,18 @@ def test_first_order_hessians_find_the_same_point() -> None:
         for hessian in (hessians.exact, hessians.pullback, hessians.finite_difference)
     ]
     assert all(v.converged for v in values)
+
+
+@pytest.mark.parametrize("manifold", [Stiefel(), Stiefel("canonical"), PositiveDefinite()], ids=str)
+def test_nothing_is_imported_for_derivatives(manifold: Manifold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With weights `torch.autograd.grad` imports sympy, which takes longer than many a problem."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("torch.autograd.grad was called")
+
+    if _engine() is None:
+        pytest.skip("this torch has another engine")
+    monkeypatch.setattr("torch.autograd._make_grads", never)
+    c = torch.diag(torch.arange(1.0, 5.0, dtype=F64))
+    shape = (4, 4) if isinstance(manifold, PositiveDefinite) else (4, 2)
+    assert minimize(lambda x: (x - c[:, : shape[1]]).square().sum(), shape, manifold, dtype=F64).converged
