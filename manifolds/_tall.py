@@ -111,41 +111,44 @@ class StiefelEngine(Engine):
     def of_shape(self, point: Sequence[int]) -> Engine:
         return self._square if point[-2] == point[-1] else self._tall
 
+    def _of(self, x: Points) -> Engine:
+        return StiefelEngine.of_shape(self, x.shape)  # whatever a subclass says of itself
+
     def coordinates(self, x: Points, a: Points) -> Points:
-        return self.of_shape(x.shape).coordinates(x, a)
+        return self._of(x).coordinates(x, a)
 
     def lift(self, x: Points, g: Points) -> Points:
-        return self.of_shape(x.shape).lift(x, g)
+        return self._of(x).lift(x, g)
 
     def move(self, x: Points, c: Points) -> Points:
-        return self.of_shape(x.shape).move(x, c)
+        return self._of(x).move(x, c)
 
     def carry(self, x: Points, y: Points, c: Points) -> Points:
-        return self.of_shape(x.shape).carry(x, y, c)
+        return self._of(x).carry(x, y, c)
 
     def coordinate_inner(self, x: Points, c: Points, d: Points) -> Float[Tensor, "*batch"]:
-        return self.of_shape(x.shape).coordinate_inner(x, c, d)
+        return self._of(x).coordinate_inner(x, c, d)
 
     def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
-        return self.of_shape(x.shape).recenter(x, y, c, m)
+        return self._of(x).recenter(x, y, c, m)
 
     def polish(self, x: Points) -> Points:
-        return self.of_shape(x.shape).polish(x)
+        return self._of(x).polish(x)
 
     def store(self, x: Points, y: Points, c: Points) -> Points:
-        return self.of_shape(x.shape).store(x, y, c)
+        return self._of(x).store(x, y, c)
 
     def recall(self, x: Points, stored: Points) -> Points:
-        return self.of_shape(x.shape).recall(x, stored)
+        return self._of(x).recall(x, stored)
 
     def mix(self, x: Points, stored: Points, g: Points, keep: float, add: float) -> tuple[Points, Tensor]:
-        return self.of_shape(x.shape).mix(x, stored, g, keep, add)
+        return self._of(x).mix(x, stored, g, keep, add)
 
     def advance(self, x: Points, c: Points, size: float | Tensor) -> Points:
-        return self.of_shape(x.shape).advance(x, c, size)
+        return self._of(x).advance(x, c, size)
 
     def renormalizes(self, x: Points) -> bool:
-        return self.of_shape(x.shape).renormalizes(x)
+        return self._of(x).renormalizes(x)
 
 
 def log(name: object, x: Points, y: Points, metric: Metric) -> Points:

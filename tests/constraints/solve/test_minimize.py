@@ -139,7 +139,7 @@ def test_a_model_is_moved(solver: Solver) -> None:
 
 def test_steps_are_few() -> None:
     """No more than pymanopt 2.2.1 takes to 1e-6 on problems like these: 23 of trust regions, 34 of conjugate gradients
-    for such a subspace; both take about 50 and 9 for such a rotation."""
+    for such a subspace; both take about 50 and 9 for such a rotation. Over twelve seeds: 17, 42 and 44."""
     generator = torch.Generator().manual_seed(0)
     spectrum = 0.8 ** torch.arange(64, dtype=F64)
     a = torch.randn(100, 40, dtype=F64, generator=generator)
@@ -148,7 +148,7 @@ def test_steps_are_few() -> None:
     small = 0.08 * torch.randn(40, 40, dtype=F64, generator=generator)
     near = turn @ torch.linalg.matrix_exp(small - small.T)
     start = Stiefel().random(64, 5, dtype=F64, generator=generator)
-    for solver, most in ((TrustRegion(), 22), (LBFGS(), 40), (ConjugateGradient(), 60)):
+    for solver, most in ((TrustRegion(), 22), (LBFGS(), 50), (ConjugateGradient(), 60)):
         found = minimize(lambda x: -(spectrum[:, None] * x * x).sum(), start, Stiefel, solver=solver)
         assert found.converged
         assert found.steps <= most
