@@ -584,5 +584,7 @@ def test_the_page_of_the_gpt_shows_each_text_by_itself(tmp_path: Path) -> None:
 def test_the_gpt_trains_by_each_optimizer(kind: str) -> None:
     """Small: the loss after some steps is below that of the first, which is log of the number of letters."""
     _, _, letters = gpt.characters()
+    if "Muon +" in kind and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch has it from 2.9 on")
     loss = gpt.train(kind, width=32, lr=1e-2, seed=0, steps=6, layers=1, device="cpu")
     assert loss < math.log(letters)

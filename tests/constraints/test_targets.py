@@ -45,7 +45,7 @@ def away_from_edges(
     large ones, of which it is the larger the farther out a point of hyperbolic space is."""
     while True:
         x = manifold.random(*shape, dtype=dtype, generator=generator)
-        if 0.07 <= x.abs().min() and x.abs().max() <= 1.5:
+        if x.abs().min() >= 0.07 and x.abs().max() <= 1.5:
             return x
 
 

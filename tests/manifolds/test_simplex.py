@@ -113,6 +113,7 @@ def test_the_change_of_chart_is_that_of_the_definition() -> None:
     assert bool(m.contains(y).all())
 
 
+@pytest.mark.filterwarnings("ignore:Values in x were outside bounds")  # of scipy, which goes on
 def test_the_mode_of_a_likelihood_is_that_of_scipy() -> None:
     """max sum k log x has x = k / sum k: by descent with the Fisher metric, and by scipy on the simplex."""
     k = torch.tensor([3.0, 1.0, 4.0, 2.0], dtype=F64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 from collections.abc import Callable
@@ -49,6 +50,9 @@ OPTIMIZERS: dict[str, Callable[[Any], RiemannianOptimizer]] = {
     "adam": lambda net: RiemannianAdam(net, lr=0.05, eps=1e-6),  # float16 has no 1e-8
     "amsgrad": lambda net: RiemannianAdam(net, lr=0.05, eps=1e-6, amsgrad=True),
 }
+
+
+ALONE: dict[str, Any] = {"no_dist": True} if "no_dist" in inspect.signature(dcp.save).parameters else {}  # from 2.7 on
 
 
 class Net(nn.Module):
@@ -110,9 +114,9 @@ def distributed(flat: bool, on_disk: bool) -> Any:
         state, inner = copy.deepcopy(get_state_dict(net, optimizer, options=options))
         again, other = new()
         if on_disk:
-            dcp.save({"net": state, "optimizer": inner}, checkpoint_id=at, no_dist=True)
+            dcp.save({"net": state, "optimizer": inner}, checkpoint_id=at, **ALONE)
             state, inner = get_state_dict(again, other, options=options)
-            dcp.load({"net": state, "optimizer": inner}, checkpoint_id=at, no_dist=True)
+            dcp.load({"net": state, "optimizer": inner}, checkpoint_id=at, **ALONE)
         set_state_dict(again, other, model_state_dict=state, optim_state_dict=inner, options=options)
         return again, other
 

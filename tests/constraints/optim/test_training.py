@@ -337,6 +337,7 @@ def test_a_step_within_torch_compile_runs_as_it_is(kind: Any) -> None:
     assert torch.equal(*weights)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 9), reason="torch 2.6 compiles the step's own frames anew")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # of the backend
 @pytest.mark.parametrize("method", [Trivialization(), Riemannian()], ids=str)
 def test_a_compiled_step_does_not_depend_on_what_else_is_alive(method: Any) -> None:
