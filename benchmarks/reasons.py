@@ -48,7 +48,7 @@ REASONS: Mapping[str, str] = {
     "step-grassmann": (
         "the matrices are small enough for calls to be most of the time, and the target, half of pymanopt's, is what "
         "the calls of torch take alone: the bare sequence of them, in one function written out by hand without plans, "
-        "hooks and state dicts, takes 0.50 to 0.54 of pymanopt's time, and torch's own Adam, without any geometry, as "
+        "hooks and state dicts, takes 0.49 to 0.54 of pymanopt's time, and torch's own Adam, without any geometry, as "
         "much. Of those 25 calls the geometry is six: momentum, gradient and norm by two products of twice the "
         "columns, the polar factor by two, half of the time; three look for writes from outside and for gradients that "
         "are not finite, which the dozen lines of numpy do not. What ours takes besides, a hundred functions of "
