@@ -21,7 +21,10 @@ def check_whole_weight(state: Mapping[str, Any], inside: str, who: str, manifold
     """ValueError where the checkpoint has the parts of a composition for a tensor that is one point."""
     found = _names(state, inside)
     if found and not any(name.startswith("original") or name == "0.base_point" for name in found):
-        raise ValueError(_text(f"the parts {_listed(found)} of a composition", f"is a point of {manifold}", who))
+        text = _text(f"the parts {_listed(found)} of a composition", f"is a point of {manifold}", who)
+        raise ValueError(
+            f"{text} Where its weight is no point of {manifold}, as with a gain, the nearest one is another."
+        )
 
 
 def _names(state: Mapping[str, Any], inside: str) -> set[str]:

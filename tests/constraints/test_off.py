@@ -116,7 +116,7 @@ def by_base(off: Off) -> Any:
 
 def by_group(off: Off) -> Any:
     p = nn.Parameter(off.value.clone())
-    code = only(r"copy " + CODE + " into it", refused(lambda: RiemannianSGD([group(p, off)], lr=0.1)))
+    code = only(r"weight\.copy_\(" + CODE + r"\)\.$", refused(lambda: RiemannianSGD([group(p, off)], lr=0.1)))
     with torch.no_grad():
         p.copy_(off.evaluated(code))
     return RiemannianSGD([group(p, off)], lr=0.1)

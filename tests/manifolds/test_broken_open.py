@@ -101,7 +101,11 @@ class ClampedSteps(Sound):
 
 @breaks("move: reach")
 class NeverSmaller(Sound):
-    """A move with a floor, below which random points lie."""
+    """A move with a floor, below which random points lie; none so near above it that the move bends in a difference."""
+
+    def random(self, *shape: Any, **options: Any) -> Tensor:
+        x = super().random(*shape, **options)
+        return torch.where((x > 0.3) & (x < 0.4), 0.4, x)
 
     def move(self, x: Tensor, c: Tensor) -> Tensor:
         floor = torch.where(x > 0.3, 0.3, 0.0)

@@ -140,7 +140,7 @@ def test_points_that_are_far_apart_have_a_mean() -> None:
         generator = torch.Generator().manual_seed(seed)
         x = Sphere().random(3, 3, dtype=torch.float64, generator=generator)
         y = Sphere().mean(x)
-        assert float(Sphere().log(y, x).mean(0).norm()) <= 1e-13
+        assert float(Sphere().log(y, x).mean(0).norm()) <= 1e-12  # of logs as long as 3, near half a turn
         for space in (PoincareBall(), Hyperboloid()):
             v = torch.nn.functional.normalize(torch.randn(8, 4, dtype=torch.float64, generator=generator), dim=-1)
             origin = torch.zeros(4, dtype=torch.float64)

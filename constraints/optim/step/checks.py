@@ -137,6 +137,6 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
     if not feasible:
         raise ValueError(
             f"{name_in(groups, p)} of shape {tuple(p.shape)} is not on {manifold}. Use constrain(module, name, "
-            f"{manifold}, Riemannian()), which takes the nearest point or says how to start, or copy "
-            f"{point_code(manifold, p, 'weight')} into it."
+            f"{manifold}, Riemannian()), which takes the nearest point or says how to start, or, under "
+            f"torch.no_grad(), weight.copy_({point_code(manifold, p, 'weight')})."
         )
