@@ -13,7 +13,13 @@ def check_parts(state: Mapping[str, Any], inside: str, parts: Collection[str], w
     found = _names(state, inside)
     if found <= set(parts):
         return
-    came = "what Trivialization() keeps of one point" if found & set(TRIVIAL) else f"the parts {_listed(found)}"
+    if not found >= set(TRIVIAL) and any(name.startswith("original") for name in found):
+        raise ValueError(
+            f"the checkpoint has {_listed(found)} of another parametrization for {who}, as of torch or geotorch, which "
+            f"is composed of the parts {_listed(parts)} here. Load it into a model under that, call "
+            f"torch.nn.utils.parametrize.remove_parametrizations(module, name) there, and load its state_dict here."
+        )
+    came = "what Trivialization() keeps of one point" if found >= set(TRIVIAL) else f"the parts {_listed(found)}"
     raise ValueError(_text(came, f"is composed of the parts {_listed(parts)}", who))
 
 

@@ -14,7 +14,7 @@ def kind_of_value(value: Any) -> str:
     if isinstance(value, (str, int, float, tuple, list, type)) or value is None:
         return f"{value!r:.40}"
     is_array = type(value).__module__.partition(".")[0] == "numpy"
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    shape = f" of shape {tuple(value.shape)}" if isinstance(getattr(value, "shape", None), tuple) else ""
     return f"a {'numpy array' if is_array else type(value).__name__}{shape}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from manifolds import BlockSpec, Layout, Manifold, ProductManifold
+from manifolds import BlockSpec, Layout, Manifold, ProductManifold, Scaled
 from manifolds.compositions import ComposedProduct, Composition
 
 
@@ -108,6 +108,10 @@ def check_packing(packing: Packing, manifold: Manifold | Composition, shape: tup
     if not readings or (isinstance(manifold, products) and not manifold.stacked):
         return
     usual = readings[0][1]
+    if isinstance(manifold, Scaled) and isinstance(inner := manifold.manifold, ProductManifold):
+        if not inner.stacked or (isinstance(usual, BlockSpec) and usual.axis == 0 and usual.count == len(inner)):
+            return  # a gain for each block
+        factor = Scaled(inner.factors[0])
     if isinstance(manifold, products):
         count = len(manifold)
         if isinstance(usual, BlockSpec) and usual.axis == 0 and usual.count == count:

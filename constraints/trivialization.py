@@ -162,7 +162,7 @@ class Trivialized(nn.Module):
         settled_at = settled(self.manifold, base, self.seen if own else None)
         if settled_at is None:
             shape = tuple(base.shape)
-            random, point = random_code(self.manifold, shape), point_code(self.manifold, base)
+            random, point = random_code(self.manifold, base), point_code(self.manifold, base)
             raise ValueError(
                 f"{self.name} has no value: its base, shape {shape}, was changed to a tensor that is not on "
                 f"{self.manifold}, as by an initializer, an average over parameters(), or by fully_shard of a model "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,15 +43,16 @@ def code(manifold: Manifold) -> str:
     return text if text.endswith(")") else f"{text}()"
 
 
-def random_code(manifold: Manifold, shape: Sequence[int]) -> str:
-    """Code that gives a random point of this shape."""
-    return f"{code(manifold)}.random{tuple(shape)}"
+def random_code(manifold: Manifold, x: Tensor) -> str:
+    """Code that gives a random point of the shape and dtype of x."""
+    text = f"{code(manifold)}.random{tuple(x.shape)}"
+    return text if x.dtype == torch.get_default_dtype() else f"{text[:-1].rstrip(',')}, dtype={x.dtype})"
 
 
 def point_code(manifold: Manifold, x: Tensor, value: str = "value") -> str:
     """Code that gives a point in place of x, which is written so: the nearest one, or a random one where there is none,
     or several, as of a reflection where a rotation is asked for. Of shards x is not looked at."""
-    return f"{code(manifold)}.nearest({value})" if has_nearest(manifold, x) else random_code(manifold, x.shape)
+    return f"{code(manifold)}.nearest({value})" if has_nearest(manifold, x) else random_code(manifold, x)
 
 
 def has_nearest(manifold: Manifold, x: Tensor) -> bool:
@@ -62,6 +62,8 @@ def has_nearest(manifold: Manifold, x: Tensor) -> bool:
     if hasattr(x, "placements"):  # a DTensor, which other processes would have to be asked for
         return True
     x = x.detach()
+    if not bool(x.isfinite().all()):
+        return False
     x = x if x.is_complex() else x.to(torch.promote_types(x.dtype, torch.float32))
     try:
         with exact_products(x.device.type):
@@ -90,7 +92,7 @@ def off_text(manifold: Manifold, x: Tensor, who: str, way: Way) -> str:
         said += f"{without} has no nearest point to take instead. {way.other}"
     for name, text in (
         ("{nearest}", f"{code(manifold)}.nearest"),
-        ("{random}", random_code(manifold, x.shape)),
+        ("{random}", random_code(manifold, x)),
         ("{manifold}", str(manifold)),
     ):
         said = said.replace(name, text)

@@ -215,7 +215,13 @@ class NearestPointManifold(Manifold):
     def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
         """|x - nearest(x)|, one number per point: the distance from feasibility. NaN where x has a NaN."""
         check_axes(self, x.shape)
-        return length(x - check_map(self, "nearest", x, self.nearest(x)), self.ndim)
+        try:
+            near = self.nearest(x)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            if bool(x.isfinite().all()):
+                raise
+            near = torch.full_like(x, torch.nan)  # of all points: a decomposition says not of which it is
+        return length(x - check_map(self, "nearest", x, near), self.ndim)
 
     def retract(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """R_x(v), with R_x(tv) = x + tv + O(t^2); nearest(x + v) unless overridden."""

@@ -7,7 +7,14 @@ import os
 import torch
 
 NAME = "TESTS_BASE_SEED"
-_seed, _Generator = torch.manual_seed, torch.Generator
+_seed = torch.manual_seed
+
+
+class Generator(torch.Generator):
+    """One that a seed gives other numbers."""
+
+    def manual_seed(self, seed: int) -> torch.Generator:
+        return super().manual_seed(seed + 1000 * int(os.environ.get(NAME, "0")))
 
 
 def shift(base: int) -> None:
@@ -15,11 +22,6 @@ def shift(base: int) -> None:
     `follow`."""
     os.environ[NAME] = str(base)
     torch.manual_seed = lambda value: _seed(value + 1000 * base)  # type: ignore[assignment]
-
-    class Generator(_Generator):
-        def manual_seed(self, seed: int) -> torch.Generator:
-            return super().manual_seed(seed + 1000 * base)
-
     torch.Generator = Generator  # type: ignore[misc]
 
 

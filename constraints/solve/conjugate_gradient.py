@@ -76,7 +76,7 @@ class ConjugateGradient(Solver):
             anew = anew | no(terms.first > 0)
             first = where(anew, 0.0, terms.first * found.t)
         # g - of_change y, of y as the rule had it: sums of g and old would be off by more than it where it is short
-        less = torch.lerp(g, old, where(anew, 0.0, terms.of_change)) if terms is said else g
+        less = torch.lerp(g, old, where(anew, full(slope, 0.0), terms.of_change)) if terms is said else g
         d = -plus(less, where(anew, 0.0, -terms.beta), last)
         bend = over(after - slope, found.t * squared)
         half = where(found.done, over(-slope, 2 * found.t * squared), new.norm)

@@ -116,7 +116,7 @@ def _checked(name: Name, x: Tensor, manifold: Manifold) -> Tensor:
                 way = (
                     f"{point_code(manifold, x, 'x0')}, or the shape alone for a random start"
                     if has_nearest(manifold, x)
-                    else f"its shape alone for a random start, or a point, such as {random_code(manifold, x.shape)}"
+                    else f"its shape alone for a random start, or a point, such as {random_code(manifold, x)}"
                 )
                 raise ValueError(f"{_who(name)} of shape {tuple(x.shape)} is not on {manifold}. Give {way}.")
             held = engine(manifold)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import orthogonal, weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from constraints import Riemannian, Trivialization, constrain, export_state_dict
 from manifolds import Isospectral, LowRank, Scaled, SpectralBall, Stiefel
@@ -34,10 +36,13 @@ def test_the_keys_of_another_constraint_are_told(there: str, here: str) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = saved.state_dict()
     same = KINDS[there][0] == KINDS[here][0]
-    if same or "1.weight" in state:
-        if same:
-            model.load_state_dict(state)
-            torch.testing.assert_close(model[1].weight, saved[1].weight)
+    if same:
+        model.load_state_dict(state)
+        torch.testing.assert_close(model[1].weight, saved[1].weight)
+        return
+    if "1.weight" in state:  # one value, which the composition takes, or says why not
+        model.load_state_dict(state)
+        torch.testing.assert_close(model[1].weight, saved[1].weight, rtol=0, atol=1e-5)
         return
     for strict in (True, False):
         with pytest.raises(ValueError, match=r"the checkpoint has .* for 1\.weight, which is .* here") as caught:
@@ -85,3 +90,16 @@ def test_what_is_composed_on_top_is_no_part(manifold: Any) -> None:
         parametrize.register_parametrization(layer, "weight", Doubled())
     layers[0].load_state_dict(layers[1].state_dict())
     torch.testing.assert_close(layers[0].weight, layers[1].weight)
+
+
+@pytest.mark.parametrize("wrap", [orthogonal, weight_norm])
+def test_what_another_parametrization_saved_is_told(wrap: Any) -> None:
+    """Followed to the letter, its weight comes in."""
+    theirs: Any = nn.Sequential(nn.Linear(4, 4), wrap(nn.Linear(4, 4)))
+    model = made(next(kind for kind in KINDS if kind.startswith("Scaled" if wrap is orthogonal else "LowRank")))
+    with pytest.raises(ValueError, match=r"another parametrization for 1\.weight.*remove_parametrizations"):
+        model.load_state_dict(theirs.state_dict())
+    remove_parametrizations(theirs[1], "weight")
+    if wrap is orthogonal:
+        model.load_state_dict(theirs.state_dict())
+        torch.testing.assert_close(model[1].weight, theirs[1].weight, rtol=0, atol=1e-5)

@@ -13,7 +13,7 @@ import constraints.solve
 import manifolds
 from constraints import Riemannian, constrain, param_groups, report
 from constraints.optim import Retracted, RiemannianSGD
-from manifolds import Manifold, Orthogonal, PositiveDefinite, SpecialOrthogonal, Stiefel
+from manifolds import Manifold, Oblique, Orthogonal, PositiveDefinite, SpecialOrthogonal, Stiefel
 from manifolds.compositions import (
     Composition,
     Hurwitz,
@@ -172,6 +172,13 @@ PLACES: dict[str, Any] = {
 def test_the_way_out_leads_back(place: str, value: str) -> None:
     """Followed to the letter it ends on the manifold: with the nearest point, or another where none is nearest."""
     done = PLACES[place](Off(*VALUES[value]))
+    if isinstance(done, nn.Module):
+        assert report(done)[0].ok
+
+
+@pytest.mark.parametrize("place", ["base", "group", "in place"])
+def test_nothing_is_nearest_to_nan(place: str) -> None:
+    done = PLACES[place](Off(Oblique(), torch.full((6, 4), torch.nan)))
     if isinstance(done, nn.Module):
         assert report(done)[0].ok
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from constraints import BlockSpec, Packing, Riemannian, constrain, register_packing, report
 from constraints.packing import _rules, packing_of
-from manifolds import Euclidean, Orthogonal, Sphere, Stiefel
+from manifolds import Euclidean, Orthogonal, Scaled, Sphere, Stiefel
 
 LAYERED = [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)]
 CELLS = [(nn.RNNCell, 1), (nn.GRUCell, 3), (nn.LSTMCell, 4)]
@@ -342,3 +342,14 @@ def test_unknown_modules_take_any_manifold(kind: Any) -> None:
     name = "weight" if kind is nn.Linear else "qkv"
     constrain(module, name, Stiefel**2)
     assert (Stiefel**2).contains(getattr(module, name).detach()).all()
+
+
+def test_a_gain_for_each_block_of_a_product_is_one_for_each_gate() -> None:
+    """Another number of blocks is told, with the composition that follows the gates; it does, to the letter."""
+    gru = constrain(nn.GRU(8, 8), "weight_hh_l0", Scaled(Stiefel**3), init="haar")
+    for gate in gru.weight_hh_l0.detach().chunk(3):
+        gram = gate.mT @ gate
+        torch.testing.assert_close(gram / gram[0, 0], torch.eye(8), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"Write Scaled\(Stiefel\)\*\*3 to constrain each gate"):
+        constrain(nn.GRU(8, 8), "weight_hh_l0", Scaled(Stiefel**4), init="haar")
+    constrain(nn.GRU(8, 8), "weight_hh_l0", Scaled(Stiefel) ** 3, init="haar")

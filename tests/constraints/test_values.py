@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from constraints import Riemannian, Trivialization, constrain
 from constraints.method import Method
@@ -16,6 +17,7 @@ from manifolds import (
     Euclidean,
     FixedRank,
     Manifold,
+    NearestPointManifold,
     Orthogonal,
     PoincareBall,
     Positive,
@@ -68,7 +70,25 @@ def test_a_trivialized_weight_is_read_under_any_number_of_threads(threads: Calla
         layer(torch.ones(700))
 
 
+@dataclass(frozen=True)
+class BySvd(NearestPointManifold):
+    """A set of the user's own, whose nearest point raises where a decomposition does not end."""
+
+    ndim = 2
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        return Orthogonal().project(x, a)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        u, _, vh = torch.linalg.svd(x)
+        return u @ vh
+
+    def dim(self, shape: Sequence[int]) -> int:
+        return Orthogonal().dim(shape)
+
+
 FINITE: list[Manifold] = [
+    BySvd(),
     Euclidean(),
     Symmetric(),
     Sphere(),

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from constraints.optim import Retracted
 from constraints.optim.step.frames import ENTRYWISE
 from manifolds import Euclidean, Grassmann, Manifold, Oblique, Orthogonal, Sphere, Stiefel, retractions
+from manifolds.engine import engine
 
 pytestmark = pytest.mark.filterwarnings("ignore:weight_decay does nothing")
 
@@ -119,3 +120,18 @@ def test_an_error_of_the_optimizer_leaves_points_and_gradients() -> None:
         optimizer.step()
     assert torch.equal(p.detach(), before)
     assert torch.equal(p.grad, g)
+
+
+def test_what_an_optimizer_is_given_is_not_the_memory_that_its_start_takes(monkeypatch: Any) -> None:
+    """Of several parameters the start takes that of the gathered gradients, which an engine may hand on as they are."""
+    plain = [nn.Parameter(Sphere().random(5)) for _ in range(3)]
+    handed = [nn.Parameter(p.detach().clone()) for p in plain]
+    for params in (plain, handed):
+        optimizer = Retracted(torch.optim.SGD([{"params": params, "manifold": Sphere}], lr=0.1))
+        for i, p in enumerate(params):
+            torch.manual_seed(i)
+            p.grad = Sphere().project(p.detach(), torch.randn(5))
+        if params is handed:
+            monkeypatch.setattr(type(engine(Sphere())), "lift", lambda self, x, g: g)
+        optimizer.step()
+    torch.testing.assert_close(handed, plain)

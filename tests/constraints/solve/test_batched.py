@@ -26,6 +26,13 @@ from constraints.solve import (
 from manifolds import Euclidean, SpecialOrthogonal, Sphere, Stiefel
 
 F64 = torch.float64
+
+
+def by_numbers(change: betas.Change) -> betas.Terms:
+    """A rule whose other terms are numbers of Python."""
+    return betas.Terms(betas.polak_ribiere(change))
+
+
 SOLVERS: list[Solver] = [
     TrustRegion(),
     TrustRegion(hessian=hessians.pullback),
@@ -33,6 +40,7 @@ SOLVERS: list[Solver] = [
     LBFGS(search=StrongWolfe()),
     ConjugateGradient(),
     ConjugateGradient(search=Armijo()),
+    ConjugateGradient(beta=by_numbers),
     GradientDescent(),
 ]
 

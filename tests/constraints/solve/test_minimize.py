@@ -138,8 +138,8 @@ def test_a_model_is_moved(solver: Solver) -> None:
 
 
 def test_steps_are_few() -> None:
-    """No more than pymanopt 2.2.1 takes to 1e-6 on problems like these: 23 of trust regions, 34 of conjugate gradients
-    for such a subspace; both take about 50 and 9 for such a rotation. Over twelve seeds: 17, 42 and 44."""
+    """As many as pymanopt 2.2.1 takes to 1e-6 on problems like these: 23 of trust regions and 34 of conjugate gradients
+    for such a subspace, 9 and 50 for such a rotation; a tenth more for another draw."""
     generator = torch.Generator().manual_seed(0)
     spectrum = 0.8 ** torch.arange(64, dtype=F64)
     a = torch.randn(100, 40, dtype=F64, generator=generator)
@@ -148,13 +148,13 @@ def test_steps_are_few() -> None:
     small = 0.08 * torch.randn(40, 40, dtype=F64, generator=generator)
     near = turn @ torch.linalg.matrix_exp(small - small.T)
     start = Stiefel().random(64, 5, dtype=F64, generator=generator)
-    for solver, most in ((TrustRegion(), 22), (LBFGS(), 50), (ConjugateGradient(), 60)):
+    for solver, most, most_turned in ((TrustRegion(), 25, 9), (LBFGS(), 37, 55), (ConjugateGradient(), 37, 55)):
         found = minimize(lambda x: -(spectrum[:, None] * x * x).sum(), start, Stiefel, solver=solver)
         assert found.converged
         assert found.steps <= most
         found = minimize(lambda x: (a @ x - b).square().sum(), near, SpecialOrthogonal, solver=solver)
         assert found.converged
-        assert found.steps <= most
+        assert found.steps <= most_turned
 
 
 def test_callback_progress_and_history(capsys: pytest.CaptureFixture[str]) -> None:
