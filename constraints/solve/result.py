@@ -78,4 +78,8 @@ class Result:
     def _numbers(self) -> str:
         if isinstance(self.value, Tensor):
             return f"{len(self.value)} values, {self.evaluations}"
-        return f"value {self.value:.10g}, gradient norm {self.gradient_norm:.1e}, {self.evaluations}"
+        text = f"value {self.value:.10g}, gradient norm {self.gradient_norm:.1e}, {self.evaluations}"
+        if self.determinants is None or self.determinants.numel() > 8:
+            return text
+        # of the component that the start was on, where another may have the lower value
+        return f"{text}, determinants {self.determinants.tolist()}"

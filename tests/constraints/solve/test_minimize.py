@@ -219,6 +219,7 @@ def test_both_components_of_the_orthogonal_group() -> None:
     both = minimize(f, start, Orthogonal, both_components=True)
     assert both.determinants is not None
     assert both.determinants.tolist() == [-1]
+    assert repr(one).endswith(", determinants [1])")
     assert both.value < 1e-10
     assert both.values_of_starts is not None
     assert len(both.values_of_starts) == 2
