@@ -165,7 +165,7 @@ def test_a_correlation_is_fitted(method: Any) -> None:
     model = made(Correlation(), method, "identity")
     kind: Any = torch.optim.Adam if isinstance(method, Trivialization) else constraints.optim.RiemannianAdam
     optimizer = kind(model.parameters() if kind is torch.optim.Adam else model, lr=0.1)
-    train(model, optimizer, s, 300, 0.1)
+    train(model, optimizer, s, 1000, 0.1)
     assert report(model)[0].ok
     assert torch.equal(model.weight.detach().diagonal(), torch.ones(4, dtype=F64))
     assert float((model.weight.detach() - s).norm()) < 1e-3

@@ -144,7 +144,9 @@ def test_one_problem_that_fails_leaves_the_others_alone(solver: Solver) -> None:
     c = c + c.mT
     c[2] = torch.nan
     x0 = Sphere().random(4, 6, dtype=F64)
-    found = minimize(lambda x: torch.einsum("bi,bij,bj->b", x, c, x), x0, Sphere, solver=solver, batched=True)
+    found = minimize(
+        lambda x: torch.einsum("bi,bij,bj->b", x, c, x), x0, Sphere, solver=solver, batched=True, max_steps=5000
+    )
     assert found.converged.tolist() == [True, True, False, True]
     assert "3 of 4 converged" in found.reason
     assert "1 of 4 not converged: the value or the gradient of f is NaN" in found.reason
