@@ -163,10 +163,11 @@ class Trivialized(nn.Module):
         if settled_at is None:
             shape = tuple(base.shape)
             random, point = random_code(self.manifold, base), point_code(self.manifold, base)
+            attribute = self.name.partition(" of ")[0].rpartition(".")[2]
             raise ValueError(
                 f"{self.name} has no value: its base, shape {shape}, was changed to a tensor that is not on "
                 f"{self.manifold}, as by an initializer, an average over parameters(), or by fully_shard of a model "
-                f"that began differently on each process. Assign a point, module.weight = "
+                f"that began differently on each process. Assign a point, module.{attribute} = "
                 f"{random}{'' if point == random else f' or {point}'}; to average models, use "
                 f"constraints.AveragedModel; to shard one, make it by the same seed everywhere."
             )

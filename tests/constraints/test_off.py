@@ -183,6 +183,19 @@ def test_nothing_is_nearest_to_nan(place: str) -> None:
         assert report(done)[0].ok
 
 
+def test_a_part_is_told_by_its_own_name() -> None:
+    """Of a composed weight, and the way out is that of the part."""
+    gru: Any = constrain(nn.GRU(4, 4), "weight_hh_l0", Scaled(Stiefel) ** 3, init="haar")
+    module = gru.parametrizations.weight_hh_l0[0]
+    for p in module.parameters():
+        if not p.requires_grad:
+            p.mul_(1.3)
+    text = refused(lambda: gru(torch.ones(2, 1, 4)))
+    module.point = eval(only(r"module\.point = " + CODE + r"(?: or |;)", text), dict(vars(manifolds)))
+    gru(torch.ones(2, 1, 4))
+    assert report(gru)[0].ok
+
+
 COMPOSITIONS: dict[str, Composition] = {
     str(each): each
     for each in (
