@@ -114,9 +114,10 @@ def test_the_mean_is_differentiable_where_the_first_point_is_the_mean(manifold: 
     generator = torch.Generator().manual_seed(0)
     x = manifold.random(*shape, dtype=torch.float64, generator=generator)
     v = manifold.random_tangent(x, generator)
-    v = 0.2 * v / torch.linalg.vector_norm(v)
+    v = 0.2 * v / manifold.norm(x, v)
     points = torch.stack([x, manifold.exp(x, v), manifold.exp(x, -v)])
-    along = torch.stack([manifold.random_tangent(p, generator) for p in points]) * torch.linalg.vector_norm(v)
+    along = torch.stack([manifold.random_tangent(p, generator) for p in points])
+    along = torch.stack([0.2 * u / manifold.norm(p, u) for p, u in zip(points, along, strict=True)])
 
     def value(t: float | Tensor) -> Tensor:
         """A function of the mean that sees no basis of a subspace."""

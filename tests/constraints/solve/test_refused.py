@@ -143,7 +143,7 @@ def test_what_is_no_function_is_refused_in_every_form(
         (lambda f: minimize(f, start, Sphere, dtype=torch.float32), ValueError, "for starts that are drawn"),
         (lambda f: minimize(f, start, Sphere, device="meta"), ValueError, "for starts that are drawn"),
         (lambda f: minimize(f, nn.Linear(2, 2), dtype=F64), ValueError, "from the model"),
-        (lambda f: minimize(f, start.numpy(), Sphere), TypeError, r"got a ndarray of shape \(4,\)"),
+        (lambda f: minimize(f, start.numpy(), Sphere), TypeError, r"got a numpy array of shape \(4,\)"),
         (lambda f: minimize(f, start, start), TypeError, r"got a Tensor of shape \(4,\)"),
         (lambda f: minimize(lambda x: start @ x, (4,), Sphere), TypeError, "drawn in torch.float32; write dtype="),
     ],
