@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from manifolds.kernels.steps import is_wide
+
 from .derivative import derivative
 from .numbers import larger, over, where
 from .problem import Evaluation
@@ -22,18 +24,21 @@ def exact(at: Evaluation) -> Product:
     With the metric of the ambient space, Hess f(x)[v] = P_x D(grad f)(x)[v] with grad f(x) = P_x(g(x)), g the
     Euclidean gradient. It is symmetric on T_x, so that the product with D(grad f) may be taken from the left: P_x of
     the derivative of <grad f(x), v> by x, v held fixed. The graph of grad f is made once for each x, and a product is
-    one pass backward through it: no retraction. With a retraction of second order the two are equal.
+    one pass backward through it: no retraction. With a retraction of second order the two are equal. On Stiefel and
+    O(n) the pass is through g alone: P_x(D g(x)[v] - v S), see `Piece.straightener`.
 
     Source: Boumal (2023), corollary 5.16, and proposition 5.44 for the equality; Absil, Mahony & Trumpf (2013).
     """
     space = at.problem.space
     if not space.is_ambient:
         return pullback(at)
-    slopes = at.slopes
-    with torch.enable_grad():
-        pieces = zip(space.pieces, at.leaves, slopes, strict=True)
-        field = [piece.manifold.gradient(leaf, g) for piece, leaf, g in pieces]
-    return _product(at, [(field, at.leaves)])
+    field, straighteners = [], []
+    for piece, leaf, g in zip(space.pieces, at.leaves, at.slopes, strict=True):
+        s = piece.straightener(leaf.detach(), g.detach())
+        with torch.enable_grad():
+            field.append(g if s is not None else piece.manifold.gradient(leaf, g))
+        straighteners.append(s)
+    return _product(at, [(field, at.leaves)], straighteners)
 
 
 def pullback(at: Evaluation) -> Product:
@@ -75,20 +80,29 @@ def finite_difference(at: Evaluation) -> Product:
     return times
 
 
-def _product(at: Evaluation, fields: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Product:
-    """v -> the gradient that the metric makes of the sum over (field, inputs) of the derivatives of <field, v>."""
+def _product(
+    at: Evaluation,
+    fields: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
+    straighteners: Sequence[Tensor | None] = (),
+) -> Product:
+    """v -> the gradient that the metric makes of the sum over (field, inputs) of the derivatives of <field, v>, less
+    v S where there is an S."""
     space, problem = at.problem.space, at.problem
     known = [([i for i, part in enumerate(field) if part.requires_grad], field, inputs) for field, inputs in fields]
+    bent = [(i, s) for i, s in enumerate(straighteners) if s is not None]
 
     def times(v: Rows) -> Rows:
         problem.counts.hessians += 1
         parts, total = space.split(space.vector(at.x, v)), None
         for indices, field, inputs in known:
-            if not indices:
+            if not indices and not bent:
                 continue
             outputs, weights = [field[i] for i in indices], [parts[i] for i in indices]
-            found = derivative(outputs, weights, inputs, keep=True)
-            rows = space.join([p.new_zeros(p.shape) if g is None else g for g, p in zip(found, parts, strict=True)])
+            found = derivative(outputs, weights, inputs, keep=True) if indices else [None] * len(parts)
+            each = [p.new_zeros(p.shape) if g is None else g for g, p in zip(found, parts, strict=True)]
+            for i, s in bent:
+                each[i] = each[i] - (s @ parts[i] if is_wide(parts[i]) else parts[i] @ s)
+            rows = space.join(each)
             total = rows if total is None else total + rows
         return torch.zeros_like(v) if total is None else space.gradient(at.x, total)
 

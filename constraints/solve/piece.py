@@ -23,6 +23,8 @@ from manifolds import (
     Stiefel,
 )
 from manifolds.engine import Engine, engine
+from manifolds.kernels.linalg import sym
+from manifolds.kernels.steps import is_wide
 from manifolds.retractions import polar
 
 Points = Inexact[Tensor, "*batch point"]
@@ -93,6 +95,17 @@ class Piece:
     def gradient(self, x: Points, g: Points) -> Points:
         """Coordinates of the Riemannian gradient of what has Euclidean gradient g."""
         return self.manifold.gradient(x, g) if self._engine is None else self._engine.lift(x, g)
+
+    def straightener(self, x: Points, g: Points) -> Points | None:
+        """S = sym(X^H G) where Hess f(X)[V] = P_X(D g(X)[V] - V S), g(X) = G the Euclidean gradient; wide matrices have
+        sym(G X^H), on their left. None on other manifolds.
+
+        Of P_X(g(X)) = G - X S the derivative is D g[V] - V S - X D S[V], and P_X takes X times a Hermitian matrix away.
+        Source: Absil, Mahony & Trumpf, An extrinsic look at the Riemannian Hessian (2013), (10).
+        """
+        if self._engine is None:
+            return None
+        return sym(g @ x.mH) if is_wide(x) else sym(x.mH @ g)
 
     def vector(self, x: Points, c: Points) -> Points:
         """The tangent vector with coordinates c, of the shape of x."""
