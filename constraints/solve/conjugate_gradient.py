@@ -16,6 +16,10 @@ from .searches import LineSearch, StrongWolfe
 from .solver import Solver, State
 from .space import Rows
 
+AWAY = 0.03
+"""What lies still is fastened where x has moved by so much since: at x + t d with so large a normal part of d nothing
+changes but t d, by terms of second order."""
+
 
 @dataclass(frozen=True, repr=False)
 class ConjugateGradient(Solver):
@@ -80,15 +84,20 @@ class ConjugateGradient(Solver):
         d = -plus(less, where(anew, 0.0, -terms.beta), last)
         bend = over(after - slope, found.t * squared)
         half = where(found.done, over(-slope, 2 * found.t * squared), new.norm)
+        away = new.length + (memory["away"] if memory else 0.0)
+        if space.lies_still and not (space.takes_any and all_(away < AWAY)):
+            d, away = space.fasten(new.x, d), full(slope, 0.0)
         kept = {
-            "d": space.fasten(new.x, d) if space.lies_still else d,
+            "d": d,
+            "away": away,
             "steepest": anew,
             "first": first,
             "curvature": where((bend > 0) & found.done, bend, half),
         }
         if not all_(ended | no(active)):
             # of those in a search all is as it was; before the first step there is the gradient alone
-            none = {"d": -state.gradient, "steepest": active, "first": full(slope, 0.0), "curvature": half}
+            zero = full(slope, 0.0)
+            none = {"d": -state.gradient, "away": zero, "steepest": active, "first": zero, "curvature": half}
             kept = {name: where(ended, number, (memory or none)[name]) for name, number in kept.items()}
         new.memory |= kept
         new.stuck = state.stuck | (ended & no(found.done) & steepest)

@@ -150,14 +150,14 @@ class Space:
         return c if self._stays else self._each(Piece.fasten, y, c)
 
     @cached_property
-    def _takes_any(self) -> bool:
+    def takes_any(self) -> bool:
         return all(piece.turns or piece.takes_any for piece in self.pieces)
 
     def aimed(self, x: Rows, c: Rows) -> Rows:
         """What lies still as a direction at x: fastened, but where `retract` takes any vector. There x + t c, and with
         it the curve of its nearest points, has the same slope, and turns from the other by O(t |c| |c - fasten(x, c)|).
         """
-        return c if self._takes_any else self.fasten(x, c)
+        return c if self.takes_any else self.fasten(x, c)
 
     def dot(self, u: Rows, v: Rows) -> Number:
         """The inner product of R^N."""
