@@ -53,8 +53,10 @@ class ConjugateGradient(Solver):
         down = downhill(problem, state, memory["d"] if memory else -g, active)
         d, slope = down.d, down.slope
         steepest = no(down.kept) | memory["steepest"] if memory else active
-        first, squared = first_step(state), down.size * down.size
-        if memory:
+        squared = down.size * down.size
+        if not memory:
+            first = first_step(problem, state)
+        else:
             # where the slope vanishes if the curvature along d is that along the last direction
             first = where(memory["first"] > 0, memory["first"], over(-slope, memory["curvature"] * squared))
         new, found, ended = search_along(problem, state, down, self.search, first, active)

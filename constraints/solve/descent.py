@@ -69,6 +69,6 @@ def search_along(
     return Way(new, found, ended)
 
 
-def first_step(state: State) -> Number:
-    """1 / |grad|: a step of length 1."""
-    return over(1.0, state.norm)
+def first_step(problem: Problem, state: State) -> Number:
+    """t of a first step along the gradient, see `Space.stride`."""
+    return over(problem.space.stride(state.x), state.norm)

@@ -33,13 +33,13 @@ class GradientDescent(Solver):
     def advance(self, problem: Problem, state: State, active: Truth) -> State:
         space, x, g = problem.space, state.x, state.gradient
         first = state.memory.get("t")
-        first = first_step(state) if first is None else first
+        first = first_step(problem, state) if first is None else first
         down = Downhill(-g, -state.norm * state.norm, state.norm, active)
         new, found, ended = search_along(problem, state, down, self.search, first, active)
         carried = space.transport(x, new.x, g)
         curvature = space.inner(new.x, carried, carried - new.gradient)
         t = over(found.t * space.inner(new.x, carried, carried), curvature)
-        t = where((curvature > 0) & is_finite(t), t, where(found.done, 2 * found.t, first_step(new)))
+        t = where((curvature > 0) & is_finite(t), t, where(found.done, 2 * found.t, first_step(problem, new)))
         new.memory["t"] = where(ended, t, first)
         new.stuck = state.stuck | (ended & no(found.done))
         return new

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .descent import downhill, first_step, search_along
-from .numbers import Truth, no, where
+from .numbers import Truth, any_, full, no, where
 from .options import check_between, check_count, check_kind
 from .pairs import Pairs, Step, no_pairs
 from .problem import Problem
@@ -46,7 +46,7 @@ class LBFGS(Solver):
         pairs: Pairs = state.memory.get("pairs") or no_pairs(space, self.memory, state.value, x)
         down = downhill(problem, state, pairs.times(space, x, state.gradient), active)
         steepest = no(down.kept) | pairs.none_used()
-        first = where(steepest, first_step(state), 1.0)
+        first = where(steepest, first_step(problem, state), 1.0) if any_(steepest) else full(state.norm, 1.0)
         new, found, ended = search_along(problem, state, down, self.search, first, active)
         g, after = state.gradient, new.gradient
         step = Step(x, g, state.norm, down.d, found.t, new.length, new.x, after, found.done, ended | no(active))

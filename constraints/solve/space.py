@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from manifolds.engine import engine
+
 from .numbers import Number, sqrt, where
 from .piece import Piece
 
@@ -201,6 +203,18 @@ class Space:
     def size(self, v: Rows) -> Number:
         """The norm of v as a row, whatever the metric."""
         return v.norm(dim=-1, keepdim=True) if self.batched else v.norm().item()
+
+    def stride(self, x: Rows) -> Number:
+        """How long a first step is: as the point, which it turns by 45 degrees at most; 1 where a part of it is not
+        curved, or its metric is another one."""
+        if not self._is_curved:
+            return 1.0
+        size = self.size(x)
+        return where(size > 0, size, 1.0)
+
+    @cached_property
+    def _is_curved(self) -> bool:
+        return self.is_ambient and not any(engine(piece.manifold).flat for piece in self.pieces)
 
     def dim(self) -> int:
         """Degrees of freedom of one row, real ones."""
