@@ -52,7 +52,7 @@ bench: $(VENV)/.has-bench
 gpt: $(VENV)/.has-bench
 	$(BIN)/python -m benchmarks.gpt $(GPT)
 
-# solvers beside pymanopt's, about two minutes, into docs/solve.md: make bench-solve BENCH="--only pca procrustes"
+# solvers beside pymanopt's, about four minutes, into docs/solve.md: make bench-solve BENCH="--only pca procrustes"
 bench-solve: $(VENV)/.has-bench
 	$(BIN)/python -m benchmarks.solving --docs docs $(BENCH)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .betas import Beta, Change, Terms, memoryless_bfgs
-from .descent import downhill, first_step, search_along
+from .descent import downhill, search_along
 from .numbers import Number, Truth, all_, full, is_finite, no, over, plus, where
 from .options import check_between, check_function, check_kind
 from .problem import Problem
@@ -17,8 +17,8 @@ from .solver import Solver, State
 from .space import Rows
 
 AWAY = 0.03
-"""What lies still is fastened where x has moved by so much since: at x + t d with so large a normal part of d nothing
-changes but t d, by terms of second order."""
+"""A direction that lies still is fastened where x has moved since by so large a part of |x|. Before, its normal part is
+about as small a part of it, and changes the curve of nearest points by its square."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,8 +54,9 @@ class ConjugateGradient(Solver):
         d, slope = down.d, down.slope
         steepest = no(down.kept) | memory["steepest"] if memory else active
         squared = down.size * down.size
+        stride = memory["stride"] if memory else space.stride(x)
         if not memory:
-            first = first_step(problem, state)
+            first = over(stride, state.norm)
         else:
             # where the slope vanishes if the curvature along d is that along the last direction
             first = where(memory["first"] > 0, memory["first"], over(-slope, memory["curvature"] * squared))
@@ -86,12 +87,13 @@ class ConjugateGradient(Solver):
         d = -plus(less, where(anew, 0.0, -terms.beta), last)
         bend = over(after - slope, found.t * squared)
         half = where(found.done, over(-slope, 2 * found.t * squared), new.norm)
-        away = new.length + (memory["away"] if memory else 0.0)
-        if space.lies_still and not (space.takes_any and all_(away < AWAY)):
+        away = over(new.length, stride) + (memory["away"] if memory else 0.0)
+        if space.lies_still and not (space.is_curved and space.takes_any and all_(away < AWAY)):
             d, away = space.fasten(new.x, d), full(slope, 0.0)
         kept = {
             "d": d,
             "away": away,
+            "stride": stride,
             "steepest": anew,
             "first": first,
             "curvature": where((bend > 0) & found.done, bend, half),
@@ -99,7 +101,7 @@ class ConjugateGradient(Solver):
         if not all_(ended | no(active)):
             # of those in a search all is as it was; before the first step there is the gradient alone
             zero = full(slope, 0.0)
-            none = {"d": -state.gradient, "away": zero, "steepest": active, "first": zero, "curvature": half}
+            none = kept | {"d": -state.gradient, "away": zero, "steepest": active, "first": zero, "curvature": half}
             kept = {name: where(ended, number, (memory or none)[name]) for name, number in kept.items()}
         new.memory |= kept
         new.stuck = state.stuck | (ended & no(found.done) & steepest)

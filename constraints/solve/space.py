@@ -153,6 +153,7 @@ class Space:
 
     @cached_property
     def takes_any(self) -> bool:
+        """Whether `retract` goes to the point nearest to x + c for any c, tangent or not."""
         return all(piece.turns or piece.takes_any for piece in self.pieces)
 
     def aimed(self, x: Rows, c: Rows) -> Rows:
@@ -205,15 +206,15 @@ class Space:
         return v.norm(dim=-1, keepdim=True) if self.batched else v.norm().item()
 
     def stride(self, x: Rows) -> Number:
-        """How long a first step is: as the point, which it turns by 45 degrees at most; 1 where a part of it is not
-        curved, or its metric is another one."""
-        if not self._is_curved:
-            return 1.0
+        """How long a first step is: as the point, which it turns by 45 degrees at most; 1 unless it `is_curved`."""
+        if not self.is_curved:
+            return x.new_ones(len(x), 1) if self.batched else 1.0
         size = self.size(x)
         return where(size > 0, size, 1.0)
 
     @cached_property
-    def _is_curved(self) -> bool:
+    def is_curved(self) -> bool:
+        """Whether no part is flat, and the metric that of the ambient space: where |x| is the measure of a turn."""
         return self.is_ambient and not any(engine(piece.manifold).flat for piece in self.pieces)
 
     def dim(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 import manifolds
 from constraints.solve import Check, TrustRegion, check_gradient, check_hessian, hessians, minimize
 from constraints.solve.derivative import _engine
+from constraints.solve.piece import Piece
 from constraints.solve.points import points_of
 from constraints.solve.starts import Starts
 from manifolds import (
@@ -254,3 +255,33 @@ def test_nothing_is_imported_for_derivatives(manifold: Manifold, monkeypatch: py
     c = torch.diag(torch.arange(1.0, 5.0, dtype=F64))
     shape = (4, 4) if isinstance(manifold, PositiveDefinite) else (4, 2)
     assert minimize(lambda x: (x - c[:, : shape[1]]).square().sum(), shape, manifold, dtype=F64).converged
+
+
+ORTHONORMAL: list[tuple[Manifold, tuple[int, ...]]] = [
+    (Stiefel(), (6, 3)),
+    (Stiefel(), (3, 6)),
+    (Stiefel(), (4, 4)),
+    (Stiefel(), (2, 5, 3)),
+    (Orthogonal(), (4, 4)),
+    (SpecialOrthogonal(), (2, 4, 4)),
+]
+
+
+@pytest.mark.parametrize("dtype", [F64, C128])
+@pytest.mark.parametrize("is_linear", [False, True])
+@pytest.mark.parametrize(("manifold", "shape"), ORTHONORMAL, ids=str)
+def test_the_term_of_the_curvature_by_hand_is_that_of_autograd(
+    monkeypatch: pytest.MonkeyPatch, manifold: Manifold, shape: tuple[int, ...], is_linear: bool, dtype: torch.dtype
+) -> None:
+    """Also where f is linear in the ambient space, and torch knows no second derivative."""
+    f, x, a = smooth(manifold, shape, dtype), manifold.random(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
+    f = (lambda x: (a * x).real.sum()) if is_linear else f
+    start, by_hand, _ = product(hessians.exact, f, x, manifold)
+    monkeypatch.setattr(Piece, "straightener", lambda *_: None)
+    _, by_autograd, _ = product(hessians.exact, f, x, manifold)
+    space, row = start.space, start.rows
+    with torch.no_grad():
+        v = space.project(row, torch.randn_like(row))
+        expected = by_autograd(v)
+        size = 1000 * torch.finfo(F64).eps * (space.norm(row, expected) + space.norm(row, v))
+        assert space.norm(row, by_hand(v) - expected) < size

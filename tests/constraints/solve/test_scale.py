@@ -1,0 +1,107 @@
+"""How long steps are: as the point is, and a direction of conjugate gradients is tangent where the point has moved."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from constraints import minimize
+from constraints.solve import LBFGS, ConjugateGradient, GradientDescent, Solver
+from constraints.solve.conjugate_gradient import AWAY
+from constraints.solve.piece import Piece
+from constraints.solve.points import points_of
+from constraints.solve.solver import start
+from constraints.solve.space import Space
+from constraints.solve.starts import Starts
+from manifolds import Euclidean, FixedRank, Manifold, Orthogonal, PositiveDefinite, Simplex, Sphere, Stiefel, Symmetric
+
+F64 = torch.float64
+
+CURVED: list[tuple[Manifold, tuple[int, ...], float]] = [
+    (Stiefel(), (7, 3), math.sqrt(3)),
+    (Stiefel(), (3, 7), math.sqrt(3)),
+    (Orthogonal(), (5, 5), math.sqrt(5)),
+    (Stiefel**2, (8, 4), math.sqrt(8)),
+    (Sphere(radius=0.01), (5,), 0.01),
+]
+OTHERS: list[tuple[Manifold, tuple[int, ...]]] = [
+    (Euclidean(), (4,)),
+    (Symmetric(), (3, 3)),
+    (PositiveDefinite(), (3, 3)),
+    (Simplex(), (4,)),
+    (Stiefel("canonical"), (7, 3)),
+]  # fmt: skip
+
+
+def space_of(*parts: tuple[Manifold, tuple[int, ...]], batched: bool = False) -> tuple[Space, Tensor]:
+    lead = (2,) if batched else ()
+    space = Space([Piece(str(i), m, shape, F64) for i, (m, shape) in enumerate(parts)], batched)
+    return space, space.join([m.random((*lead, *shape), dtype=F64) for m, shape in parts])
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(("manifold", "shape", "size"), CURVED, ids=str)
+def test_a_first_step_is_as_long_as_a_point_that_turns(
+    manifold: Manifold, shape: tuple[int, ...], size: float, batched: bool
+) -> None:
+    space, x = space_of((manifold, shape), batched=batched)
+    found = torch.as_tensor(space.stride(x), dtype=F64)
+    torch.testing.assert_close(found, torch.full([2, 1] if batched else [], size, dtype=F64))
+    with_free, x = space_of((manifold, shape), (Euclidean(), (4,)), batched=batched)
+    assert bool((torch.as_tensor(with_free.stride(x)) == 1).all())
+
+
+@pytest.mark.parametrize(("manifold", "shape"), OTHERS, ids=str)
+def test_elsewhere_it_has_length_1(manifold: Manifold, shape: tuple[int, ...]) -> None:
+    space, x = space_of((manifold, shape))
+    assert space.stride(x) == 1
+
+
+@pytest.mark.parametrize("solver", [LBFGS(), ConjugateGradient(), GradientDescent()], ids=repr)
+@pytest.mark.parametrize("power", [-6, 6])
+def test_no_solver_depends_on_the_unit_of_length(solver: Solver, power: int) -> None:
+    """A power of 2 rounds nothing: all numbers are those of the unit sphere, and as they are for matrices of a rank."""
+    a, b, x0 = torch.randn(8, 8, dtype=F64), torch.randn(8, dtype=F64), Sphere().random(8, dtype=F64)
+    a, r = (a + a.T) / 2, 2.0**power
+    one = minimize(lambda x: x @ a @ x + b @ x, x0, Sphere, solver=solver, tol=1e-5, max_steps=60)
+    other = minimize(
+        lambda x: (x / r) @ a @ (x / r) + b @ (x / r),
+        r * x0,
+        Sphere(radius=r),
+        solver=solver,
+        tol=1e-5 / r,
+        max_steps=60,
+    )
+    assert other.steps == one.steps
+    torch.testing.assert_close(other.history.value, one.history.value, rtol=1e-12, atol=0)
+    target, start_ = torch.randn(6, 5, dtype=F64), FixedRank(2).random(6, 5, dtype=F64)
+    near = minimize(lambda x: (x - target).square().sum(), start_, FixedRank(2), solver=solver, max_steps=40)
+    far = minimize(
+        lambda x: (x / r - target).square().sum(), r * start_, FixedRank(2), solver=solver, tol=1e-6 / r, max_steps=40
+    )
+    assert far.steps == near.steps
+    torch.testing.assert_close(far.value, near.value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("manifold", "shape"), [(Stiefel(), (12, 3)), (Sphere(radius=0.01), (12,))], ids=str)
+def test_a_direction_is_tangent_where_the_point_has_moved(manifold: Manifold, shape: tuple[int, ...]) -> None:
+    """Its normal part is about as small a part of it as the way since it was fastened is of |x|."""
+    a = torch.randn(12, 12, dtype=F64)
+    a, size = a + a.T, manifold.random(*shape, dtype=F64).norm().item()
+    begin = Starts(points_of(manifold.random(*shape, dtype=F64), manifold), False, 1, False, None)
+    problem, kept = begin.problem(lambda x: (x * (a @ x)).sum() / size**2), 0
+    with torch.no_grad():
+        state = start(problem, begin.rows)
+        for _ in range(25):
+            state = ConjugateGradient().advance(problem, state, True)
+            d, away = state.memory["d"], state.memory["away"]
+            normal = d - problem.space.fasten(state.x, d)
+            kept += away > 0
+            assert away < AWAY
+            # of what d is made of each was tangent at a point of the way, whose curvature is 1 / |x| or, on Stiefel, 1
+            longest = d.norm() + state.norm
+            assert normal.norm() <= (10 * away + 1e-12) * longest
+    assert kept
