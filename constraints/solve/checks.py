@@ -52,7 +52,8 @@ class Check:
 
 
 def check_gradient(f: Callable[..., Any], x: Any, manifold: Any, *, generator: torch.Generator | None = None) -> Check:
-    """|f(R_x(tv)) - f(x) - t <grad f(x), v>| = O(t^2) along a random unit tangent vector v, the larger one of v and -v.
+    """|f(R_x(tv)) - f(x) - t <grad f(x), v>| = O(t^2) along a random unit tangent vector v, the larger one of v and -v;
+    |v| = |x| where no part of the manifold is flat and the metric is that around it.
 
     f, x and manifold as for `minimize`; x is best not a critical point, in float64. Raises ValueError or TypeError as
     `minimize` does. Source: Boumal (2023), section 4.8.
@@ -96,7 +97,7 @@ def _check(
         gradient = at.gradient
         a = torch.randn(row.shape, generator=generator, dtype=row.dtype, device=row.device)
         v = space.project(row, a)
-        v = v / space.norm(row, v)
+        v = v * (space.stride(row) / space.norm(row, v))
         first = space.inner(row, gradient, v)
         second = 0.0 if hessian is None else space.inner(row, v, hessian(at)(v))
         sizes, errors, rounding = [2.0**-k for k in range(2, 26)], [], []

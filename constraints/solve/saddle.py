@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .hessians import Product
-from .numbers import Number, Truth, any_, full, no, over, where
+from .numbers import Number, Truth, any_, no, over, where
 from .problem import Problem
 from .solver import State, moved, reach
 from .space import Rows
@@ -60,9 +60,9 @@ def least_curvature(problem: Problem, state: State, times: Product, products: in
 
 
 def leave(problem: Problem, state: State, curvature: Number, v: Rows, wants: Truth) -> State:
-    """A step along v, where the curvature is negative, that makes f smaller: the first of 1, 1/4, 1/16, ... that does
-    by a tenth of what the curvature promises. Where none does the state stays."""
-    t, size = full(state.value, 1.0), torch.finfo(state.x.dtype).eps
+    """A step along v, where the curvature is negative, that makes f smaller: the first of 1, 1/4, 1/16, ... times the
+    length of a first step that does by a tenth of what the curvature promises. Where none does the state stays."""
+    t, size = problem.space.stride(state.x), torch.finfo(state.x.dtype).eps
     for _ in range(TRIALS):
         y, good = reach(problem, state.x, v * t, wants)
         at = problem.at(y)

@@ -36,7 +36,8 @@ class TrustRegion(Solver):
     preconditioner: (x, v) -> a tangent vector near H^-1 v, linear in v, symmetric and positive definite in the metric.
     x, v and what it returns have the form of x0, with its leading axis where batched=True; of a model they are dicts by
     the names of its parameters. With several starts it is called for each. What it returns is projected.
-    radius: the first one, None for sqrt(dim) / 8. max_inner: products with H in one step, None for dim.
+    radius: the first one, None for |x| where no part of the manifold is flat and the metric is that around it, else
+    sqrt(dim) / 8. max_inner: products with H in one step, None for dim.
     saddle_products: where the gradient vanishes, so many products look for a direction of negative curvature, along
     which a saddle is left; 0 for not looking. The least curvature that was seen is that of the result.
     Raises ValueError for options out of range.
@@ -81,8 +82,9 @@ class TrustRegion(Solver):
         space, x = problem.space, state.x
         radius = state.memory.get("radius")
         if radius is None:
-            first = math.sqrt(space.dim()) / 8 if self.radius is None else self.radius
-            radius = full(state.value, min(first, self.max_radius))
+            unit = 1 if space.is_curved else math.sqrt(space.dim()) / 8
+            first = space.stride(x) * unit if self.radius is None else full(state.value, self.radius)
+            radius = smaller(first, self.max_radius)
         times = state.memory.get("times") or self.hessian(state.at)
         limit = self.max_inner or max(1, space.dim())
         step = minimize_model(
@@ -128,7 +130,8 @@ class TrustRegion(Solver):
         curvature, v = least_curvature(problem, state, times, min(self.saddle_products, problem.space.dim()))
         state.memory["curvature"] = curvature
         # less than this is rounding of products with H
-        falls = at_rest & (curvature < -math.sqrt(torch.finfo(state.x.dtype).eps))
+        stride = problem.space.stride(state.x)
+        falls = at_rest & (curvature * stride * stride < -math.sqrt(torch.finfo(state.x.dtype).eps))
         if not any_(falls):
             return state, falls
         after = leave(problem, state, curvature, v, falls)

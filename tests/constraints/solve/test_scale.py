@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from constraints import minimize
-from constraints.solve import LBFGS, ConjugateGradient, GradientDescent, Solver
+from constraints.solve import (
+    LBFGS,
+    ConjugateGradient,
+    GradientDescent,
+    Result,
+    Solver,
+    TrustRegion,
+    check_gradient,
+    check_hessian,
+    hessians,
+)
 from constraints.solve.conjugate_gradient import AWAY
 from constraints.solve.piece import Piece
 from constraints.solve.points import points_of
@@ -60,30 +71,53 @@ def test_elsewhere_it_has_length_1(manifold: Manifold, shape: tuple[int, ...]) -
     assert space.stride(x) == 1
 
 
-@pytest.mark.parametrize("solver", [LBFGS(), ConjugateGradient(), GradientDescent()], ids=repr)
-@pytest.mark.parametrize("power", [-6, 6])
+SOLVERS: list[Solver] = [
+    LBFGS(),
+    ConjugateGradient(),
+    GradientDescent(),
+]
+REGIONS = [TrustRegion(), TrustRegion(hessian=hessians.finite_difference)]
+
+
+@pytest.mark.parametrize("solver", SOLVERS + REGIONS, ids=repr)
+@pytest.mark.parametrize("power", [-10, 10])
 def test_no_solver_depends_on_the_unit_of_length(solver: Solver, power: int) -> None:
-    """A power of 2 rounds nothing: all numbers are those of the unit sphere, and as they are for matrices of a rank."""
+    """A power of 2 rounds nothing: all numbers are those of the unit sphere, and as they are for matrices of a rank.
+
+    Trust regions stop inside at |grad|^(1 + theta), which has a unit: they may need a few steps more.
+    """
     a, b, x0 = torch.randn(8, 8, dtype=F64), torch.randn(8, dtype=F64), Sphere().random(8, dtype=F64)
     a, r = (a + a.T) / 2, 2.0**power
-    one = minimize(lambda x: x @ a @ x + b @ x, x0, Sphere, solver=solver, tol=1e-5, max_steps=60)
-    other = minimize(
-        lambda x: (x / r) @ a @ (x / r) + b @ (x / r),
-        r * x0,
-        Sphere(radius=r),
-        solver=solver,
-        tol=1e-5 / r,
-        max_steps=60,
-    )
+
+    def found(f: Callable[[Tensor], Tensor], r: float, x0: Tensor, manifold: Manifold) -> Result:
+        return minimize(lambda x: f(x / r), r * x0, manifold, solver=solver, tol=1e-5 / r, max_steps=60)
+
+    one, other = (found(lambda x: x @ a @ x + b @ x, s, x0, Sphere(radius=s)) for s in (1.0, r))
+    if solver in REGIONS:
+        assert one.converged
+        assert other.converged
+        assert other.steps <= one.steps + 4
+        return
     assert other.steps == one.steps
     torch.testing.assert_close(other.history.value, one.history.value, rtol=1e-12, atol=0)
-    target, start_ = torch.randn(6, 5, dtype=F64), FixedRank(2).random(6, 5, dtype=F64)
-    near = minimize(lambda x: (x - target).square().sum(), start_, FixedRank(2), solver=solver, max_steps=40)
-    far = minimize(
-        lambda x: (x / r - target).square().sum(), r * start_, FixedRank(2), solver=solver, tol=1e-6 / r, max_steps=40
-    )
-    assert far.steps == near.steps
-    torch.testing.assert_close(far.value, near.value, rtol=1e-9, atol=1e-12)
+    target, x0 = torch.randn(6, 5, dtype=F64), FixedRank(2).random(6, 5, dtype=F64)
+    one, other = (found(lambda x: (x - target).square().sum(), s, x0, FixedRank(2)) for s in (1.0, r))
+    assert other.steps == one.steps
+    torch.testing.assert_close(other.value, one.value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("power", [-20, 0, 20])
+def test_saddles_are_left_and_derivatives_checked_in_any_unit(power: int) -> None:
+    a, r = torch.diag(torch.arange(6.0, dtype=F64)), 2.0**power
+    saddle = r * torch.eye(6, dtype=F64)[3]
+    found = minimize(lambda x: (x / r) @ a @ (x / r), saddle, Sphere(radius=r), tol=1e-7 / r)
+    assert found.converged
+    assert abs(found.value) < 1e-12
+    x = Sphere(radius=r).random(6, dtype=F64)
+    assert abs(check_gradient(lambda x: (x / r).exp().sum(), x, Sphere(radius=r)).slope - 2) < 0.2
+    assert abs(check_hessian(lambda x: (x / r).exp().sum(), x, Sphere(radius=r)).slope - 3) < 0.2
+    # autograd does not see the last term
+    assert not check_gradient(lambda x: (x / r).exp().sum() + (x.detach() / r).sum(), x, Sphere(radius=r)).ok
 
 
 @pytest.mark.parametrize(("manifold", "shape"), [(Stiefel(), (12, 3)), (Sphere(radius=0.01), (12,))], ids=str)
