@@ -142,3 +142,10 @@ def is_ambient(manifold: Manifold) -> bool:
         return manifold.metric == "euclidean"
     kind = type(manifold)
     return kind.inner is Manifold.inner and kind.gradient is Manifold.gradient
+
+
+def is_curved(manifold: Manifold) -> bool:
+    """Whether no part of it is flat, and its metric is known to be that of the ambient space."""
+    if isinstance(manifold, ProductManifold):
+        return all(map(is_curved, manifold.factors))
+    return is_ambient(manifold) and not engine(manifold).flat

@@ -16,10 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from manifolds.engine import engine
-
 from .numbers import Number, sqrt, where
-from .piece import Piece
+from .piece import Piece, is_curved
 
 Rows = Float[Tensor, "*rows N"]
 
@@ -215,7 +213,7 @@ class Space:
     @cached_property
     def is_curved(self) -> bool:
         """Whether no part is flat, and the metric that of the ambient space: where |x| is the measure of a turn."""
-        return self.is_ambient and not any(engine(piece.manifold).flat for piece in self.pieces)
+        return all(is_curved(piece.manifold) for piece in self.pieces)
 
     def dim(self) -> int:
         """Degrees of freedom of one row, real ones."""

@@ -44,6 +44,8 @@ OTHERS: list[tuple[Manifold, tuple[int, ...]]] = [
     (PositiveDefinite(), (3, 3)),
     (Simplex(), (4,)),
     (Stiefel("canonical"), (7, 3)),
+    (Euclidean() * Sphere(), (2, 4)),
+    (Euclidean() ** 2, (2, 4)),
 ]  # fmt: skip
 
 
