@@ -14,7 +14,7 @@ from manifolds.engine import engine
 from .composing import Parts, admitted, composed
 from .coordinates import COUNT, coordinates_of
 from .finite import check_finite
-from .foreign import check_parts, check_whole_weight
+from .foreign import check_parts, check_whole_weight, way_from_another
 from .given import no_tensor
 from .held import Held, held
 from .names import kind_of, parameters_of
@@ -234,9 +234,8 @@ def _entries(each: Held, where: str, state: dict[str, Any], now: Tensor) -> tupl
         lack = [key for key in (original, base) if key not in state]
         raise ValueError(
             f"the checkpoint has {', '.join(found)} without {' and '.join(lack)}: Trivialization() keeps both. Where "
-            f"another parametrization wrote it, as torch's orthogonal or geotorch, load it into a model under that, "
-            f"call torch.nn.utils.parametrize.remove_parametrizations(module, {each.attribute!r}) there, and load its "
-            f"state_dict here; else save the model again, or constraints.export_state_dict(model)."
+            f"another parametrization wrote it, as torch's orthogonal or geotorch, {way_from_another(each.attribute)}; "
+            f"else save the model again, or constraints.export_state_dict(model)."
         )
     return [], {}
 
