@@ -252,7 +252,7 @@ def admitted(composition: Composition, value: Any, like: Tensor, who: str, has_i
         try:
             _decomposed(composition, made, who, has_init=True)
         except ValueError:  # as zero, which nothing moves
-            raise ValueError(said + _random(composition, x)) from None
+            raise ValueError(said + _way(composition, x, has_init)) from None
         raise ValueError(f"{said} Take that one, M.compose(**M.decompose(value)) with M = {_code(composition)}.")
     return points
 
@@ -265,18 +265,17 @@ def _decomposed(composition: Composition, x: Tensor, who: str, has_init: bool) -
         with exact_products(x.device.type):
             points = composition.decompose(x)
     except ValueError as error:
-        more = "" if has_init else _random(composition, x)
-        raise ValueError(f"{who}, shape {tuple(x.shape)}: {error}{more}") from error
-    check_moves(composition, points, x, who, "" if has_init else _random(composition, x))
+        way = _way(composition, x, has_init)
+        raise ValueError(f"{who}, shape {tuple(x.shape)}: {error}{way}") from error
+    check_moves(composition, points, x, who, _way(composition, x, has_init))
     return points
 
 
-def _random(composition: Composition, x: Tensor) -> str:
-    """What to write where there is no init."""
-    return (
-        f" A random one, as of init='haar', is M.compose(**M.random_points({tuple(x.shape)})) with "
-        f"M = {_code(composition)}."
-    )
+def _way(composition: Composition, x: Tensor, has_init: bool) -> str:
+    """What to write for a random one."""
+    if has_init:
+        return " Pass init='haar' for a random one."
+    return f" A random one is M.compose(**M.random_points({tuple(x.shape)})) with M = {_code(composition)}."
 
 
 def _code(composition: Composition) -> str:

@@ -24,7 +24,7 @@ from .given import AS_TENSOR, kind_of_value
 from .inside import is_traced
 from .precision import exact_products
 from .starts import Start, named_start
-from .ways import FUNCTION, INIT, NEAR, Way, off_text, reflections
+from .ways import FUNCTION, INIT, NEAR, Way, filled, off_text, reflections
 
 Init = Tensor | Start | Callable[[Tensor], Tensor] | None
 
@@ -100,13 +100,14 @@ def nearest(manifold: Manifold, x: Tensor, who: str, way: Way = INIT) -> Tensor:
             y = check_map(manifold, "nearest", exact, manifold.nearest(exact)).to(x)
     except ValueError as error:
         where, reason = _culprit(manifold, exact)
-        raise ValueError(f"{who}, shape {tuple(x.shape)}{where}: {reason or error}") from error
+        said = f"{who}, shape {tuple(x.shape)}{where}: {str(reason or error).removesuffix('.')}."
+        raise ValueError(f"{said} {filled(way.other, manifold, x)}") from error
     with exact_products(y.device.type):
         on = bool((manifold.residual(y) <= near(y.dtype)).all())
     if not on:
         raise ValueError(
             f"{who}, shape {tuple(x.shape)}: {manifold}.nearest did not return a point of the manifold. "
-            f"Give another value: init='haar', or a tensor on the manifold."
+            f"{filled(way.other, manifold, x)}"
         )
     return y
 

@@ -90,13 +90,19 @@ def off_text(manifold: Manifold, x: Tensor, who: str, way: Way) -> str:
     else:
         without = next(f for f, _ in engine(manifold).split(x) if not isinstance(f, NearestPointManifold))
         said += f"{without} has no nearest point to take instead. {way.other}"
-    for name, text in (
+    said = filled(said, manifold, x)
+    return said + (f" {negative} of {count} matrices have determinant -1: Orthogonal admits them." if negative else "")
+
+
+def filled(text: str, manifold: Manifold, x: Tensor) -> str:
+    """The text of a way, as code for values like x."""
+    for name, code_of in (
         ("{nearest}", f"{code(manifold)}.nearest"),
         ("{random}", random_code(manifold, x)),
         ("{manifold}", str(manifold)),
     ):
-        said = said.replace(name, text)
-    return said + (f" {negative} of {count} matrices have determinant -1: Orthogonal admits them." if negative else "")
+        text = text.replace(name, code_of)
+    return text
 
 
 def reflections(manifold: Manifold, x: Tensor, within: float = math.inf) -> tuple[int, int]:

@@ -11,9 +11,18 @@ from torch import Tensor, nn
 
 import constraints.solve
 import manifolds
-from constraints import Riemannian, constrain, param_groups, report
+from constraints import AveragedModel, Riemannian, constrain, param_groups, report
 from constraints.optim import Retracted, RiemannianSGD
-from manifolds import Manifold, Oblique, Orthogonal, PositiveDefinite, SpecialOrthogonal, Stiefel
+from manifolds import (
+    Manifold,
+    NearestPointManifold,
+    Oblique,
+    Orthogonal,
+    PositiveDefinite,
+    ProductManifold,
+    SpecialOrthogonal,
+    Stiefel,
+)
 from manifolds.compositions import (
     Composition,
     Hurwitz,
@@ -54,10 +63,16 @@ class Off:
         return eval(code, {**vars(manifolds), "value": self.value, "weight": self.value, **names})
 
 
-def refused(act: Any) -> str:
+def said(text: str, has_init: bool = False) -> str:
+    """The text, which names an option of constrain only where there is one, or where it says to call constrain."""
+    assert has_init or "constrain" in text or "init=" not in text, text
+    return text
+
+
+def refused(act: Any, has_init: bool = False) -> str:
     with pytest.raises(ValueError, match=r"is not on|determinant -1|no nearest|deficient rank") as caught:
         act()
-    return str(caught.value)
+    return said(str(caught.value), has_init)
 
 
 def only(pattern: str, text: str) -> str:
@@ -71,19 +86,19 @@ def by_none(off: Off) -> Any:
         layer.weight.copy_(off.value)
     if off.value.trace() == 8:  # whose nearest rotation is taken
         return constrain(layer, "weight", off.manifold)
-    text = refused(lambda: constrain(layer, "weight", off.manifold))
+    text = refused(lambda: constrain(layer, "weight", off.manifold), has_init=True)
     return constrain(layer, "weight", off.manifold, init=re.findall(r"init='(\w+)'", text)[0])
 
 
 def by_init(off: Off) -> Any:
     layer = nn.Linear(off.value.shape[1], off.value.shape[0], bias=False)
-    text = refused(lambda: constrain(layer, "weight", off.manifold, init=off.value))
+    text = refused(lambda: constrain(layer, "weight", off.manifold, init=off.value), has_init=True)
     return constrain(layer, "weight", off.manifold, init=off.evaluated(only(r"Pass init=(.*?) (?:to take|for)", text)))
 
 
 def by_function(off: Off) -> Any:
     layer = nn.Linear(off.value.shape[1], off.value.shape[0], bias=False)
-    text = refused(lambda: constrain(layer, "weight", off.manifold, init=lambda w: off.value))
+    text = refused(lambda: constrain(layer, "weight", off.manifold, init=lambda w: off.value), has_init=True)
     code = only(r"Let the function return (?:a point, as )?" + CODE + r"(?:, or|\. |\.$)", text)
     return constrain(layer, "weight", off.manifold, init=lambda w: off.evaluated(code))
 
@@ -112,6 +127,29 @@ def by_base(off: Off) -> Any:
     code = only(r"module\.weight = " + CODE + r"(?: or |;)", refused(lambda: layer.weight))
     layer.weight = off.evaluated(code)
     return layer
+
+
+def by_nearest(off: Off) -> Any:
+    """Called by a user, of sets that have it."""
+    if not isinstance(off.manifold, NearestPointManifold):
+        return
+    try:
+        off.manifold.nearest(off.value)
+    except ValueError as error:
+        shape = only(r"as random(\(.*?\)) of the same set\.$", said(str(error)))
+        factor = off.manifold[0] if isinstance(off.manifold, ProductManifold) else off.manifold
+        assert factor.contains(factor.nearest(factor.random(eval(shape))))
+
+
+def by_average(off: Off) -> Any:
+    """Of points whose mean is the value, to rounding, or nothing like it."""
+    if not bool(off.value.eq(0).all()):
+        return
+    layer = off.layer()
+    first, average = layer.weight.detach().clone(), AveragedModel(layer)
+    average.update_parameters(layer)
+    layer.weight = -first
+    refused(lambda: average.update_parameters(layer))
 
 
 def by_group(off: Off) -> Any:
@@ -161,6 +199,8 @@ PLACES: dict[str, Any] = {
     "checkpoint": by_loading,
     "checkpoint, Riemannian": lambda off: by_loading(off, Riemannian()),
     "base": by_base,
+    "nearest": by_nearest,
+    "average": by_average,
     "group": by_group,
     "in place": by_writing,
     "x0": by_start,
@@ -237,9 +277,28 @@ def test_the_way_out_leads_back_to_a_composition(place: str, kind: str, value: s
     try:
         give(x)
     except ValueError as error:
-        (way, name) = re.findall(r"(M\.compose\(.*\)) with M = (.*)\.$", str(error))[0]
+        (way, name) = re.findall(r"(M\.compose\(.*\)) with M = (.*)\.$", said(str(error)))[0]
         names = {**vars(manifolds), **vars(manifolds.compositions)}
         give(eval(way, {"M": eval(name, names), "value": x}))
+    assert report(layer)[0].ok
+
+
+@pytest.mark.parametrize("value", VALUES_OF_PARTS)
+@pytest.mark.parametrize("kind", COMPOSITIONS)
+def test_what_has_no_parts_is_told_what_a_user_can_do(kind: str, value: str) -> None:
+    """decompose, called by a user, has no init; constrain has, and a random start is one."""
+    x, composition = VALUES_OF_PARTS[value], COMPOSITIONS[kind]
+    try:
+        composition.decompose(x)
+    except ValueError as error:
+        said(str(error))
+    layer: Any = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(x)
+    try:
+        constrain(layer, "weight", composition)
+    except ValueError as error:
+        constrain(layer, "weight", composition, init=only(r"Pass init='(\w+)' for a random one", str(error)))  # type: ignore[arg-type]
     assert report(layer)[0].ok
 
 
