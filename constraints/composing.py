@@ -243,11 +243,12 @@ def admitted(composition: Composition, value: Any, like: Tensor, who: str, has_i
     x = value.detach().to(device=like.device, dtype=master_dtype(like.dtype))
     points = _decomposed(composition, x, who, has_init)
     made = composition.made(points, x.shape)
-    off = x - made
-    if off.numel() and float(off.abs().max()) > near(like.dtype) * max(1.0, float(x.abs().max())):
+    off, within = (x - made).abs(), near(like.dtype) * max(1.0, float(x.abs().max())) if x.numel() else 0.0
+    if bool((off > within).any()):
+        far = (off > within).nonzero()
         said = (
-            f"{who} is not of the form {composition}: the nearest of that form is off by {float(off.abs().max()):.1e} "
-            f"in an entry."
+            f"{who} is not of the form {composition}: the nearest of that form is off by {float(off.max()):.1e} "
+            f"in an entry ({len(far)} of {x.numel()} entries, the first at index {tuple(far[0].tolist())})."
         )
         try:
             _decomposed(composition, made, who, has_init=True)

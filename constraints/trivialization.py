@@ -32,8 +32,8 @@ from .schedule import schedule
 from .seen import Seen, settled
 from .sharding import is_sharded, put, whole
 from .tables import Dense
-from .values import admit, is_finite, master_dtype, may_look
-from .ways import ASSIGNED, point_code, random_code
+from .values import admit, is_finite, master_dtype, may_look, near
+from .ways import ASSIGNED, point_code, random_code, which_off
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,12 @@ class Trivialized(nn.Module):
         if settled_at is None:
             shape = tuple(base.shape)
             random, point = random_code(self.manifold, base), point_code(self.manifold, base)
+            which = which_off(self.manifold, base, near(base.dtype))
             attribute = self.name.partition(" of ")[0].rpartition(".")[2]
             raise ValueError(
                 f"{self.name} has no value: its base, shape {shape}, was changed to a tensor that is not on "
-                f"{self.manifold}, as by an initializer, an average over parameters(), or by fully_shard of a model "
-                f"that began differently on each process. Assign a point, module.{attribute} = "
+                f"{self.manifold}{which}, as by an initializer, an average over parameters(), or by fully_shard "
+                f"of a model that began differently on each process. Assign a point, module.{attribute} = "
                 f"{random}{'' if point == random else f' or {point}'}; to average models, use "
                 f"constraints.AveragedModel; to shard one, make it by the same seed everywhere."
             )

@@ -83,8 +83,9 @@ def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str, way: Way) -
     with exact_products(x.device.type):
         if bool(manifold.contains(x).all()):
             return x.clone()
-        if not bool((manifold.residual(x) <= max(near(value.dtype), near(like.dtype))).all()):
-            raise ValueError(off_text(manifold, x, who, way))
+        within = max(near(value.dtype), near(like.dtype))
+        if not bool((manifold.residual(x) <= within).all()):
+            raise ValueError(off_text(manifold, x, who, way, within))
     return nearest(manifold, x, who, way)
 
 
@@ -124,7 +125,7 @@ def _within_rounding(manifold: Manifold, x: Tensor, who: str, way: Way) -> Tenso
         )
         if bool(manifold.contains(y).all()):
             return y.clone()
-    raise ValueError(off_text(manifold, x, who, way))
+    raise ValueError(off_text(manifold, x, who, way, near(x.dtype)))
 
 
 def near(dtype: torch.dtype) -> float:
