@@ -68,11 +68,13 @@ def load_checked(model: nn.Module, state_dict: Mapping[str, Any], strict: bool =
 
 def watch_loading(module: nn.Module, name: str) -> None:
     """Let load_state_dict of the module, or of any module on the way to its tensor of this name, check constraints."""
-    path = name.split(".")[:-1]
-    for depth in range(len(path) + 1):
-        on_the_way = module.get_submodule(".".join(path[:depth]))
+    on_the_way: nn.Module | None = module
+    for step in name.split("."):
+        if on_the_way is None:  # a part is inside of a tensor, as weight.gain
+            return
         if not _watching(on_the_way):
             on_the_way.register_load_state_dict_pre_hook(_prepare)
+        on_the_way = dict(on_the_way._modules.items()).get(step)
 
 
 def unwatch_loading(module: nn.Module) -> None:

@@ -19,7 +19,7 @@ from .given import AS_TENSOR, kind_of_value, no_tensor
 from .memo import Memo
 from .method import Site
 from .moving import check_moves, of_blocks
-from .names import lists_of
+from .names import attribute_of, lists_of
 from .passes import unwatch, watch
 from .precision import exact_products
 from .replaced import replace
@@ -50,7 +50,8 @@ class Parts(nn.Module):
         if self.memo.was_changed():
             raise ValueError(
                 f"{self.name} was changed in place, which does nothing to a weight that is computed from the parts of "
-                f"{self.composition}. Assign a tensor instead, module.weight = value, or change a part."
+                f"{self.composition}. Assign a tensor instead, module.{attribute_of(self.name)} = value, or change a "
+                f"part."
             )
         return self.memo.read(self._key, self.compute, *self.parameters(), *self.buffers())
 

@@ -28,6 +28,11 @@ def describe(owner: nn.Module, attribute: str) -> str:
     return f"{attribute} of {kind_of(owner)}({options if len(options.splitlines()) < 2 else '...'})"
 
 
+def attribute_of(described: str) -> str:
+    """The attribute of a tensor that messages call so."""
+    return described.partition(" of ")[0].rpartition(".")[2]
+
+
 def parameters_of(owner: nn.Module) -> dict[str, nn.Parameter | None]:
     """The Parameters of this module itself, by attribute; of torch.jit too, whose dict is none of Python's."""
     return dict(owner._parameters.items())

@@ -32,7 +32,13 @@ INIT = Way(
 FUNCTION = Way(
     "Let the function return {nearest}(value).", "Let the function return a point, as {random}, or pass init='haar'."
 )
-ASSIGNED = Way("Assign {nearest}(value) to take the nearest point.", "Assign a point, as module.weight = {random}.")
+
+
+def assigned(attribute: str) -> Way:
+    """To module.attribute."""
+    return Way(
+        "Assign {nearest}(value) to take the nearest point.", f"Assign a point, as module.{attribute} = {{random}}."
+    )
 
 
 def code(manifold: Manifold) -> str:
