@@ -15,7 +15,7 @@ from manifolds.compositions import Composition
 
 from .copying import forget_computed_weights, make_copyable
 from .finite import check_finite
-from .given import AS_TENSOR, kind_of_value, no_tensor
+from .given import AS_TENSOR, kind_of_value, no_assigned, no_tensor
 from .memo import Memo
 from .method import Site
 from .moving import check_moves, of_blocks
@@ -127,6 +127,8 @@ class Composed(ParametrizationList):
     @torch.no_grad()
     def right_inverse(self, value: Tensor) -> None:
         """What an assignment to the weight does: the parts become those of value. ValueError if it has none."""
+        if not isinstance(value, Tensor):
+            raise no_assigned(self.parts.name, value)
         for module in reversed(list(self)[1:]):
             if not hasattr(module, "right_inverse"):
                 raise RuntimeError(f"parametrization {type(module).__name__} does not implement right_inverse.")

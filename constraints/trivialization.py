@@ -19,7 +19,7 @@ from manifolds.kernels.transforms import is_transformed
 from .coordinates import Coordinates, coordinates_of
 from .copying import forget_computed_weights, make_copyable
 from .decay import enlist
-from .given import AS_TENSOR, no_tensor
+from .given import no_assigned
 from .giving import give
 from .inside import is_traced
 from .leaving import release
@@ -230,8 +230,7 @@ class Trivialized(nn.Module):
     def admit(self, value: Tensor) -> Tensor:
         """A value that was assigned to the weight, as a point in the dtype of the base. ValueError if it is none."""
         if not isinstance(value, Tensor):
-            way = "To free it, call unconstrain." if value is None else AS_TENSOR
-            raise no_tensor(self.name, value, way)
+            raise no_assigned(self.name, value)
         if is_transformed(value):
             raise ValueError(
                 f"{self.name} is held by Trivialization(): in a transform of torch.func a value for it has no way to "
