@@ -17,7 +17,7 @@ from .finite import check_finite
 from .foreign import check_parts, check_whole_weight, way_from_another
 from .given import no_tensor
 from .held import Held, held
-from .names import kind_of, parameters_of
+from .names import check_module, kind_of, parameters_of
 from .sharding import Sharing, is_sharded, like, whole
 from .trivialization import Trivialization, trivialized
 from .values import admit, master_dtype
@@ -34,6 +34,7 @@ def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
     >>> torch.nn.Linear(4, 4).load_state_dict(export_state_dict(layer))
     <All keys matched successfully>
     """
+    check_module(model, "export_state_dict")
     state, plain = model.state_dict(), {}
     for path, owner in model.named_modules(remove_duplicate=False):
         if isinstance(owner, Parts) and path:

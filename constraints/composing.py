@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from manifolds import Euclidean, Manifold
+from manifolds._points import NotRealError
 from manifolds.compositions import Composition
 
 from .copying import forget_computed_weights, make_copyable
@@ -268,6 +269,8 @@ def _decomposed(composition: Composition, x: Tensor, who: str, has_init: bool) -
     try:
         with exact_products(x.device.type):
             points = composition.decompose(x)
+    except NotRealError:
+        raise
     except ValueError as error:
         way = _way(composition, x, has_init)
         raise ValueError(f"{who}, shape {tuple(x.shape)}: {error}{way}") from error

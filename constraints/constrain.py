@@ -135,10 +135,16 @@ def _constrain(
 
 def _holding(chosen: Manifold | Composition, method: Method, sites: list[Site], init: Init) -> Callable[[], None]:
     """What holds one tensor, once everything that can fail is done."""
-    if isinstance(chosen, Manifold):
-        value = initial(chosen, sites[0].parameter, init, str(sites[0]))
-        return lambda: method.hold(sites, chosen, value)
-    points = initial_points(chosen, sites[0].parameter, init, str(sites[0]))
+    who, parameter = str(sites[0]), sites[0].parameter
+    try:
+        if isinstance(chosen, Manifold):
+            value = initial(chosen, parameter, init, who)
+            return lambda: method.hold(sites, chosen, value)
+        points = initial_points(chosen, parameter, init, who)
+    except ValueError as error:
+        if who in str(error):
+            raise
+        raise ValueError(f"{who}, shape {tuple(parameter.shape)}: {error}") from error
     return lambda: hold_parts(sites, chosen, points, partial(_hold_part, method, sites[0].name))
 
 

@@ -100,6 +100,12 @@ def no_module(module: object) -> TypeError:
     )
 
 
+def check_module(module: object, call: str) -> None:
+    """TypeError for what is given to this function in place of a module."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{call} takes a torch.nn.Module; got a {type(module).__name__}.")
+
+
 def computed_from(owner: nn.Module, parameter: str) -> tuple[str, str, str] | None:
     """(attribute, what, how it is undone) where an older function of torch computes an attribute of the owner from this
     Parameter."""

@@ -15,7 +15,7 @@ from manifolds.compositions import ComposedProduct, Composition
 from .composing import composed
 from .held import Held, held_once
 from .method import Method
-from .names import owners
+from .names import check_module, owners
 from .sharding import whole
 from .values import at_least_float32, near
 from .ways import blocks_of, determinant_signs
@@ -72,6 +72,7 @@ def report(model: nn.Module) -> Report:
     >>> [(record.name, record.ok) for record in report(layer)]
     [('weight', True)]
     """
+    check_module(model, "report")
     return Report([*_composed(model), *(_record(each) for each in held_once(model))])
 
 

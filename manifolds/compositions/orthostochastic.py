@@ -45,6 +45,17 @@ class Orthostochastic(Composition):
         """|Q_ij|^2."""
         return (q * q.conj()).real
 
+    def random_points(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> dict[str, Tensor]:
+        """A uniform rotation. Raises ValueError for complex numbers."""
+        check_real(self, dtype)
+        return super().random_points(shape, generator, dtype, device)
+
     def decompose(self, x: Square) -> dict[str, Tensor]:
         """The signs of sqrt(x), up to n = 12 by search, beyond by alternating projections, which may miss them.
 
