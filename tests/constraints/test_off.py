@@ -269,12 +269,13 @@ SOME: dict[str, tuple[Manifold, Tensor, str]] = {
 
 @pytest.mark.parametrize("value", SOME)
 @pytest.mark.parametrize(
-    "place", ["init", "function", "assignment", "checkpoint", "checkpoint, Riemannian", "base", "group", "in place"]
+    "place",
+    ["init", "function", "assignment", "checkpoint", "checkpoint, Riemannian", "base", "group", "in place", "x0"],
 )
 def test_which_of_many_points_are_off_is_told(place: str, value: str) -> None:
     """By number and place, whatever holds them."""
     manifold, x, which = SOME[value]
-    if value == "NaN" and place not in ("base", "group", "in place"):
+    if value == "NaN" and place not in ("base", "group", "in place", "x0"):
         return  # which says how many entries are
     off = Off(manifold, x)
     PLACES[place](off)
