@@ -161,16 +161,16 @@ def _nearest(manifold: Manifold, average: Tensor, name: str) -> Tensor:
     who = f"the average of {name}"
     try:
         return nearest(manifold, average, who)
-    except ValueError as error:
+    except ValueError:  # whose way out is that of a start
         what = f"{who}, shape {tuple(average.shape)}, is not on {manifold}, and no point is nearest to it; nothing was"
         if isinstance(manifold, NearestPointManifold):
             raise ValueError(
                 f"{what} averaged. The weights are too far apart, as W and -W: update more often, or make a new "
                 f"AveragedModel of the model as it is now."
-            ) from error
+            ) from None
         stack = f"torch.stack([w1, w2], {-1 - manifold.ndim})"  # w1 may be a batch of points
         mean = f"{code(manifold)}.mean({stack})" if isinstance(manifold, GeodesicManifold) else "its own"
-        raise ValueError(f"{what} averaged. Keep copies of such weights, and take a mean of them, {mean}.") from error
+        raise ValueError(f"{what} averaged. Keep copies of such weights, and take a mean of them, {mean}.") from None
 
 
 def _assign(each: Held, point: Tensor) -> None:

@@ -109,8 +109,8 @@ def _change(coordinates: Any, optimizers: Sequence[Optimizer]) -> Momentum:
             raise ValueError(
                 f"the base of {held.name}, shape {tuple(base.shape)}, cannot move to the weight with the momentum of "
                 f"its optimizer: a factorization fails, so far away it is, or so near the edge of {manifold}. Train "
-                f"with smaller steps; or assign the weight to itself, module.weight = module.weight.detach(), which "
-                f"drops that momentum."
+                f"with smaller steps; or assign the weight to itself, module.{held.attribute} = "
+                f"module.{held.attribute}.detach(), which drops that momentum."
             ) from error
     fine = point.isfinite().all()  # no base is made of what is not; NaN stays in the coordinates, to be seen
     left = torch.where(fine, 0, original)

@@ -14,10 +14,10 @@ from manifolds.engine import engine
 from .composing import Parts, admitted, composed
 from .coordinates import COUNT, coordinates_of
 from .finite import check_finite
-from .foreign import check_parts, check_whole_weight
+from .foreign import check_parts, check_whole_weight, way_from_another
 from .given import no_tensor
 from .held import Held, held
-from .names import kind_of, parameters_of
+from .names import check_module, kind_of, parameters_of
 from .sharding import Sharing, is_sharded, like, whole
 from .trivialization import Trivialization, trivialized
 from .values import admit, master_dtype
@@ -34,6 +34,7 @@ def export_state_dict(model: nn.Module) -> dict[str, Tensor]:
     >>> torch.nn.Linear(4, 4).load_state_dict(export_state_dict(layer))
     <All keys matched successfully>
     """
+    check_module(model, "export_state_dict")
     state, plain = model.state_dict(), {}
     for path, owner in model.named_modules(remove_duplicate=False):
         if isinstance(owner, Parts) and path:
@@ -68,11 +69,13 @@ def load_checked(model: nn.Module, state_dict: Mapping[str, Any], strict: bool =
 
 def watch_loading(module: nn.Module, name: str) -> None:
     """Let load_state_dict of the module, or of any module on the way to its tensor of this name, check constraints."""
-    path = name.split(".")[:-1]
-    for depth in range(len(path) + 1):
-        on_the_way = module.get_submodule(".".join(path[:depth]))
+    on_the_way: nn.Module | None = module
+    for step in name.split("."):
+        if on_the_way is None:  # a part is inside of a tensor, as weight.gain
+            return
         if not _watching(on_the_way):
             on_the_way.register_load_state_dict_pre_hook(_prepare)
+        on_the_way = dict(on_the_way._modules.items()).get(step)
 
 
 def unwatch_loading(module: nn.Module) -> None:
@@ -234,9 +237,8 @@ def _entries(each: Held, where: str, state: dict[str, Any], now: Tensor) -> tupl
         lack = [key for key in (original, base) if key not in state]
         raise ValueError(
             f"the checkpoint has {', '.join(found)} without {' and '.join(lack)}: Trivialization() keeps both. Where "
-            f"another parametrization wrote it, as torch's orthogonal or geotorch, load it into a model under that, "
-            f"call torch.nn.utils.parametrize.remove_parametrizations(module, {each.attribute!r}) there, and load its "
-            f"state_dict here; else save the model again, or constraints.export_state_dict(model)."
+            f"another parametrization wrote it, as torch's orthogonal or geotorch, {way_from_another(each.attribute)}; "
+            f"else save the model again, or constraints.export_state_dict(model)."
         )
     return [], {}
 

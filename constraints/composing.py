@@ -11,15 +11,16 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
 from manifolds import Euclidean, Manifold
+from manifolds._points import NotRealError
 from manifolds.compositions import Composition
 
 from .copying import forget_computed_weights, make_copyable
 from .finite import check_finite
-from .given import AS_TENSOR, kind_of_value, no_tensor
+from .given import AS_TENSOR, kind_of_value, no_assigned, no_tensor
 from .memo import Memo
 from .method import Site
 from .moving import check_moves, of_blocks
-from .names import lists_of
+from .names import attribute_of, lists_of
 from .passes import unwatch, watch
 from .precision import exact_products
 from .replaced import replace
@@ -50,7 +51,8 @@ class Parts(nn.Module):
         if self.memo.was_changed():
             raise ValueError(
                 f"{self.name} was changed in place, which does nothing to a weight that is computed from the parts of "
-                f"{self.composition}. Assign a tensor instead, module.weight = value, or change a part."
+                f"{self.composition}. Assign a tensor instead, module.{attribute_of(self.name)} = value, or change a "
+                f"part."
             )
         return self.memo.read(self._key, self.compute, *self.parameters(), *self.buffers())
 
@@ -126,6 +128,8 @@ class Composed(ParametrizationList):
     @torch.no_grad()
     def right_inverse(self, value: Tensor) -> None:
         """What an assignment to the weight does: the parts become those of value. ValueError if it has none."""
+        if not isinstance(value, Tensor):
+            raise no_assigned(self.parts.name, value)
         for module in reversed(list(self)[1:]):
             if not hasattr(module, "right_inverse"):
                 raise RuntimeError(f"parametrization {type(module).__name__} does not implement right_inverse.")
@@ -243,16 +247,17 @@ def admitted(composition: Composition, value: Any, like: Tensor, who: str, has_i
     x = value.detach().to(device=like.device, dtype=master_dtype(like.dtype))
     points = _decomposed(composition, x, who, has_init)
     made = composition.made(points, x.shape)
-    off = x - made
-    if off.numel() and float(off.abs().max()) > near(like.dtype) * max(1.0, float(x.abs().max())):
+    off, within = (x - made).abs(), near(like.dtype) * max(1.0, float(x.abs().max())) if x.numel() else 0.0
+    if bool((off > within).any()):
+        far = (off > within).nonzero()
         said = (
-            f"{who} is not of the form {composition}: the nearest of that form is off by {float(off.abs().max()):.1e} "
-            f"in an entry."
+            f"{who} is not of the form {composition}: the nearest of that form is off by {float(off.max()):.1e} "
+            f"in an entry ({len(far)} of {x.numel()} entries, the first at index {tuple(far[0].tolist())})."
         )
         try:
             _decomposed(composition, made, who, has_init=True)
         except ValueError:  # as zero, which nothing moves
-            raise ValueError(said + _random(composition, x)) from None
+            raise ValueError(said + _way(composition, x, has_init)) from None
         raise ValueError(f"{said} Take that one, M.compose(**M.decompose(value)) with M = {_code(composition)}.")
     return points
 
@@ -264,19 +269,20 @@ def _decomposed(composition: Composition, x: Tensor, who: str, has_init: bool) -
     try:
         with exact_products(x.device.type):
             points = composition.decompose(x)
+    except NotRealError:
+        raise
     except ValueError as error:
-        more = "" if has_init else _random(composition, x)
-        raise ValueError(f"{who}, shape {tuple(x.shape)}: {error}{more}") from error
-    check_moves(composition, points, x, who, "" if has_init else _random(composition, x))
+        way = _way(composition, x, has_init)
+        raise ValueError(f"{who}, shape {tuple(x.shape)}: {error}{way}") from error
+    check_moves(composition, points, x, who, _way(composition, x, has_init))
     return points
 
 
-def _random(composition: Composition, x: Tensor) -> str:
-    """What to write where there is no init."""
-    return (
-        f" A random one, as of init='haar', is M.compose(**M.random_points({tuple(x.shape)})) with "
-        f"M = {_code(composition)}."
-    )
+def _way(composition: Composition, x: Tensor, has_init: bool) -> str:
+    """What to write for a random one."""
+    if has_init:
+        return " Pass init='haar' for a random one."
+    return f" A random one is M.compose(**M.random_points({tuple(x.shape)})) with M = {_code(composition)}."
 
 
 def _code(composition: Composition) -> str:

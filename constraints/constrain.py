@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -126,6 +127,7 @@ def _constrain(
         for site in sites:
             root = module if site.inside else site.owner
             watch_loading(root, site.name)
+            watch_loading(site.owner, site.attribute)
     for held_already, point in values:
         if point is not None:
             held_already.start(point)
@@ -133,11 +135,28 @@ def _constrain(
 
 def _holding(chosen: Manifold | Composition, method: Method, sites: list[Site], init: Init) -> Callable[[], None]:
     """What holds one tensor, once everything that can fail is done."""
-    if isinstance(chosen, Manifold):
-        value = initial(chosen, sites[0].parameter, init, str(sites[0]))
-        return lambda: method.hold(sites, chosen, value)
-    points = initial_points(chosen, sites[0].parameter, init, str(sites[0]))
-    return lambda: hold_parts(sites, chosen, points, lambda parts, name, m: constrain(parts, name, m, method))
+    who, parameter = str(sites[0]), sites[0].parameter
+    try:
+        if isinstance(chosen, Manifold):
+            value = initial(chosen, parameter, init, who)
+            return lambda: method.hold(sites, chosen, value)
+        points = initial_points(chosen, parameter, init, who)
+    except ValueError as error:
+        if who in str(error):
+            raise
+        raise ValueError(f"{who}, shape {tuple(parameter.shape)}: {error}") from error
+    return lambda: hold_parts(sites, chosen, points, partial(_hold_part, method, sites[0].name))
+
+
+def _hold_part(method: Method, tensor: str, parts: nn.Module, name: str, manifold: Manifold) -> None:
+    """Hold a part of the tensor of this dotted name, which is called tensor.part in messages, as in `constrain`."""
+    full = f"{tensor}.{name}"
+    site = Site(full, parts, name, free_parameter(full, parts, name, method, {}))
+    if not isinstance(method, Riemannian):
+        check_computable(full, parts, name)
+    fit(manifold, None, site)
+    method.hold([site], manifold, initial(manifold, site.parameter, None, str(site)))
+    watch_loading(parts, name)
 
 
 def unconstrain(module: M, name: str | Sequence[str]) -> M:

@@ -16,8 +16,7 @@ def check_parts(state: Mapping[str, Any], inside: str, parts: Collection[str], w
     if not found >= set(TRIVIAL) and any(name.startswith("original") for name in found):
         raise ValueError(
             f"the checkpoint has {_listed(found)} of another parametrization for {who}, as of torch or geotorch, which "
-            f"is composed of the parts {_listed(parts)} here. Load it into a model under that, call "
-            f"torch.nn.utils.parametrize.remove_parametrizations(module, name) there, and load its state_dict here."
+            f"is composed of the parts {_listed(parts)} here: {way_from_another(who.rpartition('.')[2])}."
         )
     came = "what Trivialization() keeps of one point" if found >= set(TRIVIAL) else f"the parts {_listed(found)}"
     raise ValueError(_text(came, f"is composed of the parts {_listed(parts)}", who))
@@ -31,6 +30,14 @@ def check_whole_weight(state: Mapping[str, Any], inside: str, who: str, manifold
         raise ValueError(
             f"{text} Where its weight is no point of {manifold}, as with a gain, the nearest one is another."
         )
+
+
+def way_from_another(attribute: str) -> str:
+    """What to do with the checkpoint of a tensor that another parametrization computes, in the middle of a sentence."""
+    return (
+        f"load it into a model under that, call torch.nn.utils.parametrize.remove_parametrizations(module, "
+        f"{attribute!r}) there, and load its state_dict here"
+    )
 
 
 def _names(state: Mapping[str, Any], inside: str) -> set[str]:

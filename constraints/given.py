@@ -21,3 +21,8 @@ def kind_of_value(value: Any) -> str:
 def no_tensor(who: str, value: Any, way: str = AS_TENSOR) -> TypeError:
     """The error for what is given in place of a tensor that messages call so."""
     return TypeError(f"{who} is a tensor; got {kind_of_value(value)}. {way}")
+
+
+def no_assigned(who: str, value: Any) -> TypeError:
+    """The same for what is assigned to a weight."""
+    return no_tensor(who, value, "To free it, call unconstrain." if value is None else AS_TENSOR)

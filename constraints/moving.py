@@ -30,7 +30,7 @@ def check_moves(composition: Composition, points: Points, like: Tensor, who: str
         which = f", block {stuck[0]}" if count > 1 else ""
         raise ValueError(
             f"{who}, shape {tuple(like.shape)}{which}, is where the derivative of {composition} is zero: no gradient "
-            f"moves it from there, whatever the loss. Start with init='haar', or near that value, not at it.{way}"
+            f"moves it from there, whatever the loss. Give one near that value, not at it.{way}"
         )
 
 

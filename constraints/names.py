@@ -28,6 +28,11 @@ def describe(owner: nn.Module, attribute: str) -> str:
     return f"{attribute} of {kind_of(owner)}({options if len(options.splitlines()) < 2 else '...'})"
 
 
+def attribute_of(described: str) -> str:
+    """The attribute of a tensor that messages call so."""
+    return described.partition(" of ")[0].rpartition(".")[2]
+
+
 def parameters_of(owner: nn.Module) -> dict[str, nn.Parameter | None]:
     """The Parameters of this module itself, by attribute; of torch.jit too, whose dict is none of Python's."""
     return dict(owner._parameters.items())
@@ -93,6 +98,12 @@ def no_module(module: object) -> TypeError:
         f"a constraint is of a torch.nn.Module and the name of its tensor, as in constrain(model, 'layer.weight', "
         f"Stiefel); got a {type(module).__name__} for the module."
     )
+
+
+def check_module(module: object, call: str) -> None:
+    """TypeError for what is given to this function in place of a module."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{call} takes a torch.nn.Module; got a {type(module).__name__}.")
 
 
 def computed_from(owner: nn.Module, parameter: str) -> tuple[str, str, str] | None:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from .chart import Momentum, groups_of, move_base
 from .held import held_once
+from .names import check_module
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def rebase(module: nn.Module, optimizer: Optimizer | None = None) -> list[Rebase
     >>> [done.momentum for done in rebase(layer)]  # nothing has moved yet
     ['carried']
     """
+    check_module(module, "rebase")
     found = [(each.name, each.coordinates) for each in held_once(module) if each.coordinates is not None]
     for _, coordinates in found:
         coordinates.target()

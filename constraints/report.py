@@ -15,10 +15,10 @@ from manifolds.compositions import ComposedProduct, Composition
 from .composing import composed
 from .held import Held, held_once
 from .method import Method
-from .names import owners
+from .names import check_module, owners
 from .sharding import whole
 from .values import at_least_float32, near
-from .ways import determinant_signs
+from .ways import blocks_of, determinant_signs
 
 HEAD = ("", "name", "shape", "manifold", "layout", "method", "worst residual per factor", "det")
 SHOWN = 4  # factors of a row, each with its own numbers; of more, the worst
@@ -72,6 +72,7 @@ def report(model: nn.Module) -> Report:
     >>> [(record.name, record.ok) for record in report(layer)]
     [('weight', True)]
     """
+    check_module(model, "report")
     return Report([*_composed(model), *(_record(each) for each in held_once(model))])
 
 
@@ -100,7 +101,7 @@ def _record(each: Held) -> Record:
         weight = at_least_float32(each.weight)
     except ValueError:
         weight = torch.full_like(at_least_float32(each.like), math.nan)
-    blocks = list(zip(*_factors(manifold, weight), strict=True))
+    blocks = blocks_of(manifold, weight)
     return Record(
         each.name,
         tuple(weight.shape),
@@ -112,12 +113,6 @@ def _record(each: Held) -> Record:
         tuple(_sign(factor, block) for factor, block in blocks),
         each.composed,
     )
-
-
-def _factors(manifold: Manifold, x: Tensor) -> tuple[tuple[Manifold, ...], tuple[Tensor, ...]]:
-    if isinstance(manifold, ProductManifold):
-        return manifold.factors, manifold.unpack(x)
-    return (manifold,), (x,)
 
 
 def _worst(factor: Manifold, block: Tensor) -> float:

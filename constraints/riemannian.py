@@ -14,6 +14,7 @@ from manifolds import Manifold
 from . import watch as watch  # which starts with the first record
 from .coordinates import coordinates_of
 from .method import Method, Site
+from .names import check_module
 from .records import constrained, forget, record, recorded
 from .recurrent import watch_sharded
 
@@ -67,6 +68,7 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
     >>> [group["manifold"] for group in param_groups(layer)]
     [Stiefel, None]
     """
+    check_module(module, "param_groups")
     for each in module.modules():
         recorded(each)
     watch_sharded(module)

@@ -19,21 +19,21 @@ from manifolds.kernels.transforms import is_transformed
 from .coordinates import Coordinates, coordinates_of
 from .copying import forget_computed_weights, make_copyable
 from .decay import enlist
-from .given import AS_TENSOR, no_tensor
+from .given import no_assigned
 from .giving import give
 from .inside import is_traced
 from .leaving import release
 from .memo import Memo
 from .method import Method, Site
-from .names import lists_of
+from .names import attribute_of, lists_of
 from .passes import watch
 from .precision import exact_products
 from .schedule import schedule
 from .seen import Seen, settled
 from .sharding import is_sharded, put, whole
 from .tables import Dense
-from .values import admit, is_finite, master_dtype, may_look
-from .ways import ASSIGNED, point_code, random_code
+from .values import admit, is_finite, master_dtype, may_look, near
+from .ways import assigned, point_code, random_code, which_off
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,15 @@ class Trivialized(nn.Module):
         if self.memo.was_changed():
             raise ValueError(
                 f"{self.name} was changed in place, which does nothing to a weight that is computed by "
-                f"Trivialization(). Assign a point of {self.manifold} instead, module.weight = value, or constrain it "
-                f"with init=; to work on a copy, take one by .detach().clone()."
+                f"Trivialization(). Assign a point of {self.manifold} instead, module.{self.attribute} = value, or "
+                f"constrain it with init=; to work on a copy, take one by .detach().clone()."
             )
         return self.memo.read(original, self.compute, self.base_point)
+
+    @property
+    def attribute(self) -> str:
+        """What the weight is called by its module."""
+        return attribute_of(self.name)
 
     @property
     def base(self) -> Tensor:
@@ -163,11 +168,11 @@ class Trivialized(nn.Module):
         if settled_at is None:
             shape = tuple(base.shape)
             random, point = random_code(self.manifold, base), point_code(self.manifold, base)
-            attribute = self.name.partition(" of ")[0].rpartition(".")[2]
+            which = which_off(self.manifold, base, near(base.dtype))
             raise ValueError(
                 f"{self.name} has no value: its base, shape {shape}, was changed to a tensor that is not on "
-                f"{self.manifold}, as by an initializer, an average over parameters(), or by fully_shard of a model "
-                f"that began differently on each process. Assign a point, module.{attribute} = "
+                f"{self.manifold}{which}, as by an initializer, an average over parameters(), or by fully_shard "
+                f"of a model that began differently on each process. Assign a point, module.{self.attribute} = "
                 f"{random}{'' if point == random else f' or {point}'}; to average models, use "
                 f"constraints.AveragedModel; to shard one, make it by the same seed everywhere."
             )
@@ -211,22 +216,21 @@ class Trivialized(nn.Module):
         raise ValueError(
             f"{self.name} has no value: its coordinates, shape {tuple(original.shape)}, have NaN or infinite "
             f"entries, or are too far from their base. Look for the step that put them there, assign a point of "
-            f"{self.manifold}, module.weight = value, then rebase(model, optimizer), which drops the state of the "
-            f"optimizer if it has NaN, too; train with smaller steps or with rebase_every=."
+            f"{self.manifold}, module.{self.attribute} = value, then rebase(model, optimizer), which drops the "
+            f"state of the optimizer if it has NaN, too; train with smaller steps or with rebase_every=."
         ) from failure
 
     def right_inverse(self, value: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """ValueError: torch calls it where this is registered for another tensor, which would share the base."""
         raise ValueError(
             f"the parametrization of {self.name} is of that tensor alone. Call constrain on the other module, too; to "
-            f"give it the same value, assign it, other.weight = module.weight.detach()."
+            f"give it the same value, assign it, other.{self.attribute} = module.{self.attribute}.detach()."
         )
 
     def admit(self, value: Tensor) -> Tensor:
         """A value that was assigned to the weight, as a point in the dtype of the base. ValueError if it is none."""
         if not isinstance(value, Tensor):
-            way = "To free it, call unconstrain." if value is None else AS_TENSOR
-            raise no_tensor(self.name, value, way)
+            raise no_assigned(self.name, value)
         if is_transformed(value):
             raise ValueError(
                 f"{self.name} is held by Trivialization(): in a transform of torch.func a value for it has no way to "
@@ -234,7 +238,7 @@ class Trivialized(nn.Module):
                 f"'...parametrizations.<name>.original'."
             )
         like = torch.empty(self.base_point.shape, dtype=self.dtype, device=self.base_point.device)
-        return admit(self.manifold, value, like, self.name, ASSIGNED)
+        return admit(self.manifold, value, like, self.name, assigned(self.attribute))
 
     def extra_repr(self) -> str:
         return repr(self.manifold)

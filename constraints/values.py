@@ -24,7 +24,7 @@ from .given import AS_TENSOR, kind_of_value
 from .inside import is_traced
 from .precision import exact_products
 from .starts import Start, named_start
-from .ways import FUNCTION, INIT, NEAR, Way, off_text, reflections
+from .ways import FUNCTION, INIT, NEAR, Way, filled, off_text, reflections
 
 Init = Tensor | Start | Callable[[Tensor], Tensor] | None
 
@@ -83,8 +83,9 @@ def admit(manifold: Manifold, value: Tensor, like: Tensor, who: str, way: Way) -
     with exact_products(x.device.type):
         if bool(manifold.contains(x).all()):
             return x.clone()
-        if not bool((manifold.residual(x) <= max(near(value.dtype), near(like.dtype))).all()):
-            raise ValueError(off_text(manifold, x, who, way))
+        within = max(near(value.dtype), near(like.dtype))
+        if not bool((manifold.residual(x) <= within).all()):
+            raise ValueError(off_text(manifold, x, who, way, within))
     return nearest(manifold, x, who, way)
 
 
@@ -100,13 +101,14 @@ def nearest(manifold: Manifold, x: Tensor, who: str, way: Way = INIT) -> Tensor:
             y = check_map(manifold, "nearest", exact, manifold.nearest(exact)).to(x)
     except ValueError as error:
         where, reason = _culprit(manifold, exact)
-        raise ValueError(f"{who}, shape {tuple(x.shape)}{where}: {reason or error}") from error
+        said = f"{who}, shape {tuple(x.shape)}{where}: {str(reason or error).removesuffix('.')}."
+        raise ValueError(f"{said} {filled(way.other, manifold, x)}") from error
     with exact_products(y.device.type):
         on = bool((manifold.residual(y) <= near(y.dtype)).all())
     if not on:
         raise ValueError(
             f"{who}, shape {tuple(x.shape)}: {manifold}.nearest did not return a point of the manifold. "
-            f"Give another value: init='haar', or a tensor on the manifold."
+            f"{filled(way.other, manifold, x)}"
         )
     return y
 
@@ -123,7 +125,7 @@ def _within_rounding(manifold: Manifold, x: Tensor, who: str, way: Way) -> Tenso
         )
         if bool(manifold.contains(y).all()):
             return y.clone()
-    raise ValueError(off_text(manifold, x, who, way))
+    raise ValueError(off_text(manifold, x, who, way, near(x.dtype)))
 
 
 def near(dtype: torch.dtype) -> float:

@@ -18,8 +18,8 @@ from manifolds import Manifold
 from .precision import exact_products
 from .records import Records, constrained, generation, hidden, lost, when_first
 from .sharding import whole
-from .values import at_least_float32, is_near
-from .ways import has_nearest, point_code
+from .values import at_least_float32, is_near, near
+from .ways import has_nearest, point_code, which_off
 
 LOOK_EVERY = 100  # steps: what a Gram matrix costs then is nothing
 OURS = {
@@ -178,9 +178,9 @@ def off(name: str, p: Tensor, manifold: Manifold) -> ValueError:
     """The error for a parameter whose value was changed to one that is not on its manifold."""
     again = "takes the nearest point" if has_nearest(manifold, p) else "does so with init='haar'"
     return ValueError(
-        f"{name} of shape {tuple(p.shape)} was changed to a value that is not on {manifold}, where it is held. Write "
-        f"a point into it, by .copy_({point_code(manifold, p)}) under torch.no_grad(); in a module, the same "
-        f"constrain once more {again}."
+        f"{name} of shape {tuple(p.shape)} was changed to a value that is not on "
+        f"{manifold}{which_off(manifold, p, near(p.dtype))}, where it is held. Write a point into it, by "
+        f".copy_({point_code(manifold, p)}) under torch.no_grad(); in a module, the same constrain once more {again}."
     )
 
 

@@ -32,7 +32,13 @@ INIT = Way(
 FUNCTION = Way(
     "Let the function return {nearest}(value).", "Let the function return a point, as {random}, or pass init='haar'."
 )
-ASSIGNED = Way("Assign {nearest}(value) to take the nearest point.", "Assign a point, as module.weight = {random}.")
+
+
+def assigned(attribute: str) -> Way:
+    """To module.attribute."""
+    return Way(
+        "Assign {nearest}(value) to take the nearest point.", f"Assign a point, as module.{attribute} = {{random}}."
+    )
 
 
 def code(manifold: Manifold) -> str:
@@ -73,10 +79,38 @@ def has_nearest(manifold: Manifold, x: Tensor) -> bool:
     return True
 
 
-def off_text(manifold: Manifold, x: Tensor, who: str, way: Way) -> str:
-    """What to say of a value that is further off the manifold than rounding."""
+@torch.no_grad()
+def which_off(manifold: Manifold, x: Tensor, within: float) -> str:
+    """(2 of 6 points, the first in block 1 at index 0): those of x that are further off than this, where it has
+    several; of shards, which other processes would have to be asked for, nothing."""
+    if hasattr(x, "placements"):
+        return ""
+    x = x.detach() if x.is_complex() else x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    with exact_products(x.device.type):
+        # NaN is not <=
+        off = [~(factor.residual(block) <= within) for factor, block in blocks_of(manifold, x)]
+    count, points = sum(int(each.sum()) for each in off), sum(each.numel() for each in off)
+    if not count or points == 1:
+        return ""
+    block = next(i for i, each in enumerate(off) if bool(each.any()))
+    index = off[block].nonzero()[0].tolist()
+    place = f" in block {block}" * isinstance(manifold, ProductManifold)
+    place += f" at index {index[0] if len(index) == 1 else tuple(index)}" * bool(index)
+    return f" ({count} of {points} points, the first{place})"
+
+
+def blocks_of(manifold: Manifold, x: Tensor) -> list[tuple[Manifold, Tensor]]:
+    """Each factor with its block of x."""
+    if isinstance(manifold, ProductManifold):
+        return list(zip(manifold.factors, manifold.unpack(x), strict=True))
+    return [(manifold, x)]
+
+
+def off_text(manifold: Manifold, x: Tensor, who: str, way: Way, within: float) -> str:
+    """What to say of a value that is further off the manifold than rounding, which is within this."""
     worst = float(manifold.residual(x).max())
-    said = f"{who} is not on {manifold}: the value of shape {tuple(x.shape)} has residual {worst:.1e}, and "
+    said = f"{who} is not on {manifold}{which_off(manifold, x, within)}: the value of shape {tuple(x.shape)} has "
+    said += f"residual {worst:.1e}, and "
     negative, count = reflections(manifold, x)
     if has_nearest(manifold, x):
         said += f"at most {NEAR:.0e} is taken for rounding. {way.nearest}"
@@ -90,13 +124,19 @@ def off_text(manifold: Manifold, x: Tensor, who: str, way: Way) -> str:
     else:
         without = next(f for f, _ in engine(manifold).split(x) if not isinstance(f, NearestPointManifold))
         said += f"{without} has no nearest point to take instead. {way.other}"
-    for name, text in (
+    said = filled(said, manifold, x)
+    return said + (f" {negative} of {count} matrices have determinant -1: Orthogonal admits them." if negative else "")
+
+
+def filled(text: str, manifold: Manifold, x: Tensor) -> str:
+    """The text of a way, as code for values like x."""
+    for name, code_of in (
         ("{nearest}", f"{code(manifold)}.nearest"),
         ("{random}", random_code(manifold, x)),
         ("{manifold}", str(manifold)),
     ):
-        said = said.replace(name, text)
-    return said + (f" {negative} of {count} matrices have determinant -1: Orthogonal admits them." if negative else "")
+        text = text.replace(name, code_of)
+    return text
 
 
 def reflections(manifold: Manifold, x: Tensor, within: float = math.inf) -> tuple[int, int]:

@@ -110,9 +110,13 @@ def _broadcast(manifold: Pointed, tensors: tuple[Tensor, ...]) -> tuple[Tensor, 
     return tuple(t.expand(*batch, *t.shape[t.dim() - ndim :]) for t in tensors)
 
 
+class NotRealError(ValueError):
+    """Complex numbers on a set that has none: no other value of the dtype is a point either."""
+
+
 def check_real(manifold: Pointed, dtype: torch.dtype | None) -> None:
-    """ValueError where this is the dtype of complex numbers, on a set that has none."""
+    """NotRealError where this is the dtype of complex numbers, on a set that has none."""
     if dtype is not None and dtype.is_complex:
-        raise ValueError(
+        raise NotRealError(
             f"points of {manifold} are real; got dtype {dtype}. Give it the real part, or another manifold."
         )

@@ -71,7 +71,7 @@ class FixedRank(NearestPointManifold):
         if (may_look(x) if known else may_wait(x)) and bool(whole(s[..., self.rank - 1] <= self._least(s)).any()):
             raise ValueError(
                 f"a matrix of rank below {self.rank} has no nearest point on {self}; got shape {tuple(x.shape)} with "
-                f"one. Give a start of that rank, init='haar', or a smaller rank."
+                f"one. Take a smaller rank, or give others, as random{tuple(x.shape)} of the same set."
             )
         return u, s, v
 

@@ -56,6 +56,7 @@ class PositiveDefinite(GeodesicManifold):
         if self.metric not in METRICS:
             raise ValueError(
                 f"metric of PositiveDefinite is one of {', '.join(map(repr, get_args(Name)))}; got {self.metric!r}."
+                + " Write PositiveDefinite(): sizes are those of the tensor." * isinstance(self.metric, int)
             )
 
     @property

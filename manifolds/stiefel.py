@@ -48,7 +48,8 @@ class Stiefel(NearestPointManifold, GeodesicManifold):
 
     def __post_init__(self) -> None:
         if self.metric not in get_args(Metric):
-            raise ValueError(f"the metric of Stiefel is 'euclidean' or 'canonical'; got {self.metric!r}.")
+            sizes = " Write Stiefel(): sizes are those of the tensor." if isinstance(self.metric, int) else ""
+            raise ValueError(f"the metric of Stiefel is 'euclidean' or 'canonical'; got {self.metric!r}.{sizes}")
         _group.check_retraction("Stiefel", self.retraction)
 
     def project(self, x: Points, a: Points) -> Points:

@@ -164,9 +164,8 @@ def adam_move(bucket: Bucket, group: Group, gradient: Callable[[], Tensor]) -> T
     if bucket.looks and v.numel() == 1 and isinstance(scale, float):  # a number in place of five calls of torch
         size: float | Tensor = _quotient(scale * root, v.item(), eps, torch.finfo(v.dtype).tiny)
     else:
-        few = (
-            bucket.looks and isinstance(eps, float) and eps <= MOST
-        )  # it would be made a tensor of another dtype first
+        # a larger eps would be made a tensor of another dtype first
+        few = bucket.looks and isinstance(eps, float) and eps <= MOST
         size = v.sqrt().add_(ONE[v.dtype], alpha=eps) if few else v.sqrt().add_(eps)
         none = size < torch.finfo(v.dtype).tiny if group["eps"] < 1e-30 else None
         if few and isinstance(scale, float) and abs(scale) <= MOST:

@@ -14,9 +14,11 @@ from manifolds.engine import engine
 from manifolds.kernels.msign import msign, msign_of_skew
 from manifolds.retractions import polar
 
+from ..records import name_of
 from .adam import adam_free, adam_move, check_betas, decayed
 from .spectral import match_rms_adamw, spel
 from .step import Bucket, Group, Params, RiemannianOptimizer, check_at_least_zero, decays_in, rate
+from .step.checks import name_in
 
 ORTHONORMAL = (Stiefel, Orthogonal, SpecialOrthogonal)
 NEAREST = engine(Stiefel())
@@ -43,8 +45,8 @@ class RiemannianMuon(RiemannianOptimizer):
     model; `spectral.original` is the default of torch.optim.Muon, `spectral.unit` no scale. msign: a function of the
     matrices on Euclidean factors; `spectral.Quintic()` is that of torch.optim.Muon. direction, scale and msign are
     values, which a state dict names and does not hold. weight_decay is decoupled; it does nothing where all points have
-    one norm, and says so if it is not the default. Warns where a
-    module has free matrices and none is held as one.
+    one norm, and says so if it is not the default. Warns where a module has free matrices and none is held as one, and
+    where a matrix is held as its entries, on Euclidean().
     Raises ValueError for options out of range, TypeError for a direction, scale or msign that is no function.
     Source: Jordan, Muon (2024); Bernstein, Modular manifolds (2025), for square points; Yang & Lai, Manifold
     constrained steepest descent (2026), arXiv 2601.21487.
@@ -93,7 +95,17 @@ class RiemannianMuon(RiemannianOptimizer):
         }
         super().__init__(params, options)
         groups = self.param_groups if isinstance(params, nn.Module) else []
-        if any(map(_has_free_matrices, groups)) and not any(map(_has_matrices, groups)):
+        of_entries = [group for group in self.param_groups if _is_of_entries(group["manifold"])]
+        names = [name_in(self.param_groups, p) for group in of_entries for p in _matrices(group) if name_of(p)]
+        if names:
+            warnings.warn(
+                f"RiemannianMuon moves matrices by AdamW, entry by entry: {', '.join(names[:3])}"
+                f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}, held on Euclidean. Before you make the "
+                f"optimizer, unconstrain them, and write constrain(model, names, Euclidean(ndim=2), Riemannian()) for "
+                f"those that Muon shall move; free ones go by AdamW.",
+                stacklevel=2,
+            )
+        elif any(map(_has_free_matrices, groups)) and not any(map(_has_matrices, groups)):
             warnings.warn(
                 "RiemannianMuon moves nothing by Muon here, and the free matrices by AdamW: Riemannian() holds none as "
                 "a matrix. Before you make the optimizer, write constrain(model, names, Euclidean(ndim=2), "
@@ -171,7 +183,17 @@ def _has_matrices(group: Group) -> bool:
 
 def _has_free_matrices(group: Group) -> bool:
     """Whether the group has what torch.optim.Muon would move."""
-    return group["manifold"] is None and any(p.ndim == 2 and p.requires_grad for p in group["params"])
+    return group["manifold"] is None and bool(_matrices(group))
+
+
+def _matrices(group: Group) -> list[Tensor]:
+    return [p for p in group["params"] if p.ndim == 2 and p.requires_grad]
+
+
+def _is_of_entries(manifold: Manifold | None) -> bool:
+    """Whether points are single numbers, which move as what is free does."""
+    factors = manifold.factors if isinstance(manifold, ProductManifold) else (manifold,)
+    return all(factor == Euclidean() for factor in factors)
 
 
 def _adamw(group: Group) -> Group:

@@ -21,7 +21,7 @@ def determinants(manifold: Manifold, x: Tensor, lead: int) -> Tensor | None:
         return None
     # the residual of a reflection is 2
     signs = torch.where(SpecialOrthogonal().residual(x.detach()) < 1, 1, -1)
-    return signs.reshape(*x.shape[:lead], -1)
+    return signs.reshape(*x.shape[:lead], math.prod(x.shape[lead:-2]))
 
 
 def mirrored(manifold: Manifold, x: Tensor, lead: int, signs: Iterator[int]) -> Tensor:

@@ -14,7 +14,7 @@ from manifolds.engine import engine, settled
 
 from ..given import kind_of_value
 from ..precision import exact_products
-from ..ways import has_nearest, point_code, random_code
+from ..ways import has_nearest, point_code, random_code, which_off
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -112,13 +112,15 @@ def _checked(name: Name, x: Tensor, manifold: Manifold) -> Tensor:
         residual = manifold.residual(x)
         if not bool((residual <= tolerance(x.dtype)).all()):
             # a float64 start may come from a float32 computation
-            if not bool((residual <= max(tolerance(x.dtype), tolerance(torch.float32))).all()):
+            within = max(tolerance(x.dtype), tolerance(torch.float32))
+            if not bool((residual <= within).all()):
                 way = (
                     f"{point_code(manifold, x, 'x0')}, or the shape alone for a random start"
                     if has_nearest(manifold, x)
                     else f"its shape alone for a random start, or a point, such as {random_code(manifold, x)}"
                 )
-                raise ValueError(f"{_who(name)} of shape {tuple(x.shape)} is not on {manifold}. Give {way}.")
+                which = which_off(manifold, x, within)
+                raise ValueError(f"{_who(name)} of shape {tuple(x.shape)} is not on {manifold}{which}. Give {way}.")
             held = engine(manifold)
             x = held.join([settled(factor, points) for factor, points in held.split(x)], x.shape)
     return x.clone(memory_format=torch.contiguous_format)

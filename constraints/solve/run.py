@@ -175,6 +175,8 @@ def sentence(
     problem: Problem, why: Sequence[float], norm: float, steps: int, stops: Stops, curvature: Any = None
 ) -> str:
     """Why it stopped; with several problems, how many stopped why. norm and steps are those of the only one."""
+    if not why:
+        return "There are no problems."
     counts = {Why(int(each)): count for each, count in Counter(why).items()}
     if len(why) == 1:
         (kind,) = counts
@@ -216,7 +218,9 @@ _SENTENCES = {
 def _record(problem: Problem, history: History, state: State, seconds: float) -> None:
     value, norm, length = state.value, state.norm, state.length
     if problem.space.batched:
-        value, norm, length = value.mean().item(), norm.max().item(), length.max().item()
+        # of no problems there is no largest one
+        norm, length = (t.max().item() if t.numel() else 0.0 for t in (norm, length))
+        value = value.mean().item()
     history.value.append(value)
     history.norm.append(norm)
     history.step.append(length)

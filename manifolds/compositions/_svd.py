@@ -14,7 +14,7 @@ def checked(x: Tensor) -> Tensor:
     if bad:
         raise ValueError(
             f"a tensor of shape {tuple(x.shape)} is composed of no points, as {bad} of its entries are NaN or "
-            f"infinite. Start with finite entries, or init='haar'."
+            f"infinite. Give finite ones."
         )
     return x.to(torch.promote_types(x.dtype, torch.float64))
 

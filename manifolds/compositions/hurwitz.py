@@ -67,7 +67,7 @@ class Hurwitz(Composition):
         if not bool((torch.linalg.eigvals(a).real < 0).all()):
             raise ValueError(
                 f"a matrix of shape {tuple(x.shape)} has eigenvalues whose real part is not below {-self.margin:g}. "
-                f"Subtract a multiple of the identity, or start with init='haar'."
+                f"Subtract a multiple of the identity."
             )
         p = each(_lyapunov, a, a)
         return {"p": p.to(x.dtype), "q": eye.expand(a.shape).to(x.dtype), "s": skew(p @ a).to(x.dtype)}

@@ -50,11 +50,10 @@ class Invertible(Composition):
         if bool(wrong.any()):
             raise ValueError(
                 f"{int(wrong.sum())} of {signs.numel()} matrices of shape {tuple(x.shape[-2:])} have a determinant "
-                f"that is not positive, and no path of invertible ones leads there. Flip the sign of a row, or start "
-                f"with init='haar' or init='identity'."
+                f"that is not positive, and no path of invertible ones leads there. Flip the sign of a row."
             )
         q = SpecialOrthogonal().nearest(wide)
         p = sym(q.mH @ wide)
         if not bool(PositiveDefinite().contains(p.to(x.dtype)).all()):
-            raise ValueError(f"a matrix of shape {tuple(x.shape)} is singular to rounding. Start with init='haar'.")
+            raise ValueError(f"a matrix of shape {tuple(x.shape)} is singular to rounding. Give another.")
         return {"q": q.to(x.dtype), "p": p.to(x.dtype)}

@@ -45,6 +45,17 @@ class Orthostochastic(Composition):
         """|Q_ij|^2."""
         return (q * q.conj()).real
 
+    def random_points(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> dict[str, Tensor]:
+        """A uniform rotation. Raises ValueError for complex numbers."""
+        check_real(self, dtype)
+        return super().random_points(shape, generator, dtype, device)
+
     def decompose(self, x: Square) -> dict[str, Tensor]:
         """The signs of sqrt(x), up to n = 12 by search, beyond by alternating projections, which may miss them.
 
@@ -62,7 +73,7 @@ def _root(w: Tensor, x: Tensor) -> Tensor:
     if not bool((w >= -limit).all()) or not bool(((sums - 1).abs() <= limit * n).all()):
         raise ValueError(
             f"a matrix of shape {tuple(x.shape)} is not doubly stochastic: rows and columns sum to one, with "
-            f"entries of 0 or more. Start with init='haar'."
+            f"entries of 0 or more. Give one of those, as random({n}, {n}) of the same set."
         )
     error = float("inf")
     for q in _candidates(w.clamp_min(0).sqrt(), x.dtype):
@@ -73,8 +84,8 @@ def _root(w: Tensor, x: Tensor) -> Tensor:
         error = min(error, off)
     raise ValueError(
         f"a matrix of shape {tuple(x.shape)} is doubly stochastic, but no rotation was found whose squared entries it "
-        f"has, the nearest being off by {error:.1e}. Start with init='haar', or a matrix that "
-        f"Orthostochastic().random({n}, {n}) gives; all doubly stochastic matrices are DoublyStochastic()."
+        f"has, the nearest being off by {error:.1e}. Give another, as "
+        f"Orthostochastic().random({n}, {n}); all doubly stochastic matrices are DoublyStochastic()."
     )
 
 

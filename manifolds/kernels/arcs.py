@@ -56,7 +56,8 @@ def nearest(name: object, a: Vectors, axes: Axes, r: float) -> Vectors:
     if may_wait(a) and bool(whole(a.detach().abs().amax(axes) == 0).any()):
         raise ValueError(
             f"a zero vector has no nearest point on {name}; got shape {tuple(a.shape)} with a zero vector along "
-            f"{'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}. Give a nonzero start, or init='haar'."
+            f"{'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}. Give others, as "
+            f"random{tuple(a.shape)} of the same set."
         )
     return normalized(a, axes, r)
 

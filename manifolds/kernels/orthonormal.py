@@ -63,6 +63,6 @@ def unique_svd(
     if (found := whole(lacking)).any():
         raise ValueError(
             f"no nearest orthonormal matrix: {int(found.sum())} of {found.numel()} matrices of shape "
-            f"{tuple(a.shape[-2:])} {lack}. Start from another value: init='haar' or init='identity'."
+            f"{tuple(a.shape[-2:])} {lack}. Give others, as random{tuple(a.shape[-2:])} of the same set."
         )
     return w, s, vh

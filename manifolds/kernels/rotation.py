@@ -17,7 +17,10 @@ from .linalg import newton_schulz
 from .orthonormal import unique_svd
 from .polar import factor
 
-LACK = "have deficient rank, below n - 1, or several nearest matrices of determinant 1, as a reflection has"
+LACK = (
+    "have deficient rank, below n - 1, or several nearest matrices of determinant 1, as a reflection has, which "
+    "Orthogonal().nearest takes"
+)
 
 Square = Inexact[Tensor, "*batch n n"]
 Values = Float[Tensor, "*batch n"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +12,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from constraints import BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
+from constraints import (
+    BlockSpec,
+    Riemannian,
+    Trivialization,
+    constrain,
+    export_state_dict,
+    param_groups,
+    rebase,
+    report,
+    unconstrain,
+)
 from constraints.method import Method
 from constraints.solve import minimize
 from manifolds import (
+    DoublyStochastic,
     Euclidean,
     Grassmann,
+    Hyperboloid,
     LowRank,
     Manifold,
     Orthogonal,
+    Orthostochastic,
+    PoincareBall,
     ProductManifold,
     Scaled,
+    Simplex,
     SpecialOrthogonal,
     Sphere,
     Stiefel,
@@ -487,3 +503,36 @@ def test_a_function_that_returns_an_array_is_told(manifold: Any) -> None:
 
     with pytest.raises((TypeError, ValueError), match=r"tensor.* a numpy array of shape \(4, 4\).*torch.as_tensor"):
         constrain(nn.Linear(4, 4), "weight", manifold, init=init)
+
+
+REAL_ONLY = [Simplex(), Hyperboloid(), PoincareBall(), DoublyStochastic(), Scaled(Simplex()), Orthostochastic()]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+@pytest.mark.parametrize("init", [None, "haar"])
+@pytest.mark.parametrize("manifold", REAL_ONLY, ids=str)
+def test_a_complex_weight_on_a_real_set_is_told_by_its_name(manifold: Any, init: Any, method: Method) -> None:
+    model = nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"^0\.weight of Linear.*, shape \(4, 4\): points of .* are real; got dtype"):
+        constrain(model, "0.weight", manifold, method, init=init)
+    assert type(model[0].weight) is nn.Parameter
+    assert list(dict(model.named_parameters())) == ["0.weight", "0.bias"]
+
+
+def test_an_error_of_a_start_names_the_tensor_and_is_not_changed_where_it_does() -> None:
+    def init(w: torch.Tensor) -> torch.Tensor:
+        raise ValueError(text)
+
+    text = "no data for this layer"
+    with pytest.raises(ValueError, match=r"^weight of Linear.*, shape \(4, 4\): no data for this layer$"):
+        constrain(nn.Linear(4, 4), "weight", Stiefel, init=init)
+    text = "weight of Linear(in_features=4, out_features=4, bias=True) has no data"
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        constrain(nn.Linear(4, 4), "weight", Stiefel, init=init)
+
+
+@pytest.mark.parametrize("call", [report, param_groups, rebase, export_state_dict], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("given", [{"weight": 1}, iter(())], ids=["a state dict", "parameters"])
+def test_what_is_no_model_is_told(given: Any, call: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{call.__name__} takes a torch\.nn\.Module; got a \w+\.$"):
+        call(given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from typing import Any
 
 import pytest
@@ -326,3 +327,71 @@ def test_every_block_of_a_start_can_move(kind: Composition, method: Method) -> N
     with pytest.raises(ValueError, match="no gradient moves it"):
         linear.weight = eye
     assert torch.equal(linear.weight, before)
+
+
+PARTS = [(Scaled(Stiefel()), "gain"), (Scaled(Stiefel()), "point"), (Scaled(Stiefel()) ** 2, "gain"), (LowRank(2), "u")]
+
+
+def by_other_optimizer(model: Any, part: nn.Parameter) -> None:
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def by_parameters(model: Any, part: nn.Parameter) -> None:
+    RiemannianAdam(list(model.parameters()))
+
+
+def by_step(model: Any, part: nn.Parameter) -> None:
+    optimizer = RiemannianAdam(model)
+    with torch.no_grad():
+        part.fill_(-1)
+    part.grad = torch.zeros_like(part)
+    optimizer.step()
+
+
+def by_making(model: Any, part: nn.Parameter) -> None:
+    with torch.no_grad():
+        part.fill_(-1)
+    RiemannianAdam(model)
+
+
+@pytest.mark.parametrize("act", [by_other_optimizer, by_parameters, by_step, by_making])
+@pytest.mark.parametrize(("composition", "part"), PARTS)
+def test_an_optimizer_calls_a_part_by_its_dotted_name(composition: Any, part: str, act: Any) -> None:
+    """As constrain does, or as named_parameters does."""
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    constrain(model, "1.weight", composition, Riemannian(), init="haar")
+    names = f"1.weight.{part}", f"1.parametrizations.weight.0.{part}"
+    parameter = model.get_parameter(names[1])
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p) if act is by_other_optimizer and p is parameter else None
+    if act is by_other_optimizer or act is by_parameters:
+        names = ("1.weight.", "1.weight.")  # of one of them
+    with pytest.raises(ValueError, match="|".join(f"^{re.escape(name)}" for name in names)):
+        act(model, parameter)
+    if act is by_step:  # which says: the same constrain once more, with init='haar'
+        manifold = composition.parts(model[1].weight.shape)[part][0]
+        constrain(model, f"1.weight.{part}", manifold, Riemannian(), init="haar")
+        RiemannianAdam(model).step()
+
+
+@pytest.mark.parametrize(("composition", "part"), [each for each in PARTS if each[1] != "gain"])
+def test_an_engine_calls_a_part_by_its_dotted_name(composition: Any, part: str) -> None:
+    """And by its attribute where it says what to assign."""
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    constrain(model, "1.weight", composition, init="haar")
+    parts = model[1].parametrizations.weight[0]
+    who, shape = rf"1\.weight\.{part} of Parts", getattr(parts, part).shape
+
+    with pytest.raises(ValueError, match=rf"^{who}.*module\.{part} = "):
+        setattr(parts, part, torch.zeros(shape))
+    nn.init.ones_(getattr(parts, part))
+    with pytest.raises(ValueError, match=rf"^{who}.*module\.{part} = "):
+        getattr(parts, part)
+    setattr(parts, part, Stiefel().random(*shape))
+    parts.parametrizations[part].original.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=rf"^{who}.*module\.{part} = "):
+        getattr(parts, part)
+    setattr(parts, part, Stiefel().random(*shape))
+    parts.parametrizations[part][0].base_point.data.fill_(2)
+    with pytest.raises(ValueError, match=rf"^{who}.*module\.{part} = "):
+        getattr(parts, part)

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import orthogonal, weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
 from constraints import Riemannian, Trivialization, constrain, export_state_dict
+from constraints.foreign import way_from_another
 from manifolds import Isospectral, LowRank, Scaled, SpectralBall, Stiefel
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -107,3 +108,12 @@ def test_what_another_parametrization_saved_is_told(wrap: Any) -> None:
     if wrap is orthogonal:
         model.load_state_dict(theirs.state_dict())
         torch.testing.assert_close(model[1].weight, theirs[1].weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("here", KINDS)
+@pytest.mark.parametrize("wrap", [orthogonal, weight_norm])
+def test_of_another_parametrization_one_way_out_is_told_everywhere(here: str, wrap: Any) -> None:
+    """Whatever holds the weight here; it names the attribute."""
+    theirs: Any = nn.Sequential(nn.Linear(4, 4), wrap(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match=re.escape(way_from_another("weight"))):
+        made(here).load_state_dict(theirs.state_dict())

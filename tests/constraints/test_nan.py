@@ -15,46 +15,14 @@ from torch import nn
 from benchmarks.accelerator.pretend import pretended
 from constraints import constrain, rebase
 from manifolds import (
-    Correlation,
-    DoublyStochastic,
     Euclidean,
-    FixedRank,
     Grassmann,
-    Hyperboloid,
     Manifold,
-    Oblique,
-    Orthogonal,
-    PoincareBall,
-    Positive,
-    PositiveDefinite,
-    Simplex,
-    Skew,
-    SpecialOrthogonal,
-    Sphere,
     Stiefel,
-    Symmetric,
 )
+from tests.sets import EVERY
 
-SQUARES: list[Manifold] = [
-    Euclidean(),
-    Sphere(),
-    Stiefel(),
-    Orthogonal(),
-    SpecialOrthogonal(),
-    Oblique(),
-    FixedRank(2),
-    Positive(),
-    Simplex(),
-    DoublyStochastic(),
-    Hyperboloid(),
-    PoincareBall(),
-    PositiveDefinite(),
-    PositiveDefinite("log-cholesky"),
-    PositiveDefinite("bures-wasserstein"),
-    Correlation(),
-    Symmetric(),
-    Skew(),
-]
+SQUARES = [manifold for manifold in EVERY if manifold != Grassmann()]  # which has one point there
 TALL: list[Manifold] = [Stiefel(), Grassmann(), Stiefel() * Euclidean()]
 
 

@@ -11,9 +11,20 @@ from torch import Tensor, nn
 
 import constraints.solve
 import manifolds
-from constraints import Riemannian, constrain, param_groups, report
+from constraints import AveragedModel, Riemannian, constrain, param_groups, report
 from constraints.optim import Retracted, RiemannianSGD
-from manifolds import Manifold, Oblique, Orthogonal, PositiveDefinite, SpecialOrthogonal, Stiefel
+from manifolds import (
+    BlockSpec,
+    Manifold,
+    NearestPointManifold,
+    Oblique,
+    Orthogonal,
+    PositiveDefinite,
+    ProductManifold,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+)
 from manifolds.compositions import (
     Composition,
     Hurwitz,
@@ -40,24 +51,42 @@ VALUES: dict[str, tuple[Manifold, Tensor]] = {
 CODE = r"(\S[^;]*?\))"
 
 
+class Layer(nn.Module):
+    """A weight of any shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+
+
 class Off:
     """A layer that is held on the manifold, the value that is off it, and what is refused."""
 
     def __init__(self, manifold: Manifold, value: Tensor) -> None:
         self.manifold, self.value = manifold, value
+        self.texts: list[str] = []
 
     def layer(self, method: Any = None) -> Any:
-        layer = nn.Linear(self.value.shape[1], self.value.shape[0], bias=False)
-        return constrain(layer, "weight", self.manifold, *filter(None, [method]), init="haar")
+        return constrain(Layer(self.value.shape), "weight", self.manifold, *filter(None, [method]), init="haar")
+
+    def refused(self, act: Any, has_init: bool = False) -> str:
+        self.texts.append(refused(act, has_init))
+        return self.texts[-1]
 
     def evaluated(self, code: str, **names: Any) -> Any:
         return eval(code, {**vars(manifolds), "value": self.value, "weight": self.value, **names})
 
 
-def refused(act: Any) -> str:
+def said(text: str, has_init: bool = False) -> str:
+    """The text, which names an option of constrain only where there is one, or where it says to call constrain."""
+    assert has_init or "constrain" in text or "init=" not in text, text
+    return text
+
+
+def refused(act: Any, has_init: bool = False) -> str:
     with pytest.raises(ValueError, match=r"is not on|determinant -1|no nearest|deficient rank") as caught:
         act()
-    return str(caught.value)
+    return said(str(caught.value), has_init)
 
 
 def only(pattern: str, text: str) -> str:
@@ -66,31 +95,31 @@ def only(pattern: str, text: str) -> str:
 
 
 def by_none(off: Off) -> Any:
-    layer = nn.Linear(off.value.shape[1], off.value.shape[0], bias=False)
+    layer = Layer(off.value.shape)
     with torch.no_grad():
         layer.weight.copy_(off.value)
     if off.value.trace() == 8:  # whose nearest rotation is taken
         return constrain(layer, "weight", off.manifold)
-    text = refused(lambda: constrain(layer, "weight", off.manifold))
+    text = off.refused(lambda: constrain(layer, "weight", off.manifold), has_init=True)
     return constrain(layer, "weight", off.manifold, init=re.findall(r"init='(\w+)'", text)[0])
 
 
 def by_init(off: Off) -> Any:
-    layer = nn.Linear(off.value.shape[1], off.value.shape[0], bias=False)
-    text = refused(lambda: constrain(layer, "weight", off.manifold, init=off.value))
+    layer = Layer(off.value.shape)
+    text = off.refused(lambda: constrain(layer, "weight", off.manifold, init=off.value), has_init=True)
     return constrain(layer, "weight", off.manifold, init=off.evaluated(only(r"Pass init=(.*?) (?:to take|for)", text)))
 
 
 def by_function(off: Off) -> Any:
-    layer = nn.Linear(off.value.shape[1], off.value.shape[0], bias=False)
-    text = refused(lambda: constrain(layer, "weight", off.manifold, init=lambda w: off.value))
+    layer = Layer(off.value.shape)
+    text = off.refused(lambda: constrain(layer, "weight", off.manifold, init=lambda w: off.value), has_init=True)
     code = only(r"Let the function return (?:a point, as )?" + CODE + r"(?:, or|\. |\.$)", text)
     return constrain(layer, "weight", off.manifold, init=lambda w: off.evaluated(code))
 
 
 def by_assignment(off: Off) -> Any:
     layer = off.layer()
-    text = refused(lambda: setattr(layer, "weight", off.value))
+    text = off.refused(lambda: setattr(layer, "weight", off.value))
     layer.weight = off.evaluated(
         only(r"Assign (?:a point, as module.weight = )?" + CODE + r"(?: to take|\. |\.$)", text)
     )
@@ -99,7 +128,7 @@ def by_assignment(off: Off) -> Any:
 
 def by_loading(off: Off, method: Any = None) -> Any:
     layer, state = off.layer(method), {"weight": off.value}
-    code = only(r"(state\['weight'\] = .*?\))\. ", refused(lambda: layer.load_state_dict(state)))
+    code = only(r"(state\['weight'\] = .*?\))\. ", off.refused(lambda: layer.load_state_dict(state)))
     exec(code, {**vars(manifolds), "state": state})
     layer.load_state_dict(state)
     return layer
@@ -109,14 +138,37 @@ def by_base(off: Off) -> Any:
     layer = off.layer()
     with torch.no_grad():
         layer.parametrizations.weight[0].base_point.copy_(off.value)
-    code = only(r"module\.weight = " + CODE + r"(?: or |;)", refused(lambda: layer.weight))
+    code = only(r"module\.weight = " + CODE + r"(?: or |;)", off.refused(lambda: layer.weight))
     layer.weight = off.evaluated(code)
     return layer
 
 
+def by_nearest(off: Off) -> Any:
+    """Called by a user, of sets that have it."""
+    if not isinstance(off.manifold, NearestPointManifold):
+        return
+    try:
+        off.manifold.nearest(off.value)
+    except ValueError as error:
+        shape = only(r"as random(\(.*?\)) of the same set\.$", said(str(error)))
+        factor = off.manifold[0] if isinstance(off.manifold, ProductManifold) else off.manifold
+        assert factor.contains(factor.nearest(factor.random(eval(shape))))
+
+
+def by_average(off: Off) -> Any:
+    """Of points whose mean is the value, to rounding, or nothing like it."""
+    if not bool(off.value.eq(0).all()):
+        return
+    layer = off.layer()
+    first, average = layer.weight.detach().clone(), AveragedModel(layer)
+    average.update_parameters(layer)
+    layer.weight = -first
+    off.refused(lambda: average.update_parameters(layer))
+
+
 def by_group(off: Off) -> Any:
     p = nn.Parameter(off.value.clone())
-    code = only(r"weight\.copy_\(" + CODE + r"\)\.$", refused(lambda: RiemannianSGD([group(p, off)], lr=0.1)))
+    code = only(r"weight\.copy_\(" + CODE + r"\)\.$", off.refused(lambda: RiemannianSGD([group(p, off)], lr=0.1)))
     with torch.no_grad():
         p.copy_(off.evaluated(code))
     return RiemannianSGD([group(p, off)], lr=0.1)
@@ -132,7 +184,7 @@ def by_writing(off: Off) -> Any:
     with torch.no_grad():
         layer.weight.copy_(off.value)
     layer.weight.grad = torch.zeros_like(layer.weight)
-    text = refused(optimizer.step)
+    text = off.refused(optimizer.step)
     code = only(r"\.copy_\((.*?)\) under", text)
     init = re.findall(r"init='(\w+)'", text)
     constrain(layer, "weight", off.manifold, Riemannian(), init=init[0] if init else None)
@@ -147,7 +199,7 @@ def by_start(off: Off) -> Any:
     def f(x: Tensor) -> Tensor:
         return x.square().sum()
 
-    text = refused(lambda: constraints.solve.minimize(f, off.value, off.manifold, max_steps=1))
+    text = off.refused(lambda: constraints.solve.minimize(f, off.value, off.manifold, max_steps=1))
     code = only(r"(?:Give (?!its)|such as )" + CODE + r"(?:, or|\.$)", text)
     constraints.solve.minimize(f, tuple(off.value.shape), off.manifold, max_steps=1)
     return constraints.solve.minimize(f, off.evaluated(code, x0=off.value), off.manifold, max_steps=1)
@@ -161,6 +213,8 @@ PLACES: dict[str, Any] = {
     "checkpoint": by_loading,
     "checkpoint, Riemannian": lambda off: by_loading(off, Riemannian()),
     "base": by_base,
+    "nearest": by_nearest,
+    "average": by_average,
     "group": by_group,
     "in place": by_writing,
     "x0": by_start,
@@ -174,6 +228,75 @@ def test_the_way_out_leads_back(place: str, value: str) -> None:
     done = PLACES[place](Off(*VALUES[value]))
     if isinstance(done, nn.Module):
         assert report(done)[0].ok
+
+
+def doubled(x: Tensor, *places: Any) -> Tensor:
+    for place in places:
+        x[place] *= 2
+    return x
+
+
+SOME: dict[str, tuple[Manifold, Tensor, str]] = {
+    "one point": (Stiefel(), 2 * torch.eye(4), ""),
+    "a block": (
+        Orthogonal() ** 3,
+        doubled(torch.eye(4).repeat(3, 1), slice(4, 8)),
+        "(1 of 3 points, the first in block 1)",
+    ),
+    "rows": (Sphere(), doubled(torch.eye(6), 2, 5), "(2 of 6 points, the first at index 2)"),
+    "a stack": (
+        Stiefel(),
+        doubled(torch.eye(4).repeat(2, 3, 1, 1), (1, 0), (1, 2)),
+        "(2 of 6 points, the first at index (1, 0))",
+    ),
+    "blocks of a stack": (
+        ProductManifold((Stiefel(), Orthogonal()), BlockSpec(rows=2, axis=-2)),
+        doubled(torch.eye(4).repeat(3, 2, 1), (slice(1, 3), slice(4, 8))),
+        "(2 of 6 points, the first in block 1 at index 1)",
+    ),
+    "NaN": (
+        Orthogonal() ** 2,
+        torch.cat([torch.eye(4), torch.full((4, 4), torch.nan)]),
+        "(1 of 2 points, the first in block 1)",
+    ),
+    "an open set": (
+        PositiveDefinite() ** 2,
+        torch.cat([torch.eye(4), -torch.eye(4)]),
+        "(1 of 2 points, the first in block 1)",
+    ),
+}
+
+
+@pytest.mark.parametrize("value", SOME)
+@pytest.mark.parametrize(
+    "place",
+    ["init", "function", "assignment", "checkpoint", "checkpoint, Riemannian", "base", "group", "in place", "x0"],
+)
+def test_which_of_many_points_are_off_is_told(place: str, value: str) -> None:
+    """By number and place, whatever holds them."""
+    manifold, x, which = SOME[value]
+    if value == "NaN" and place not in ("base", "group", "in place", "x0"):
+        return  # which says how many entries are
+    off = Off(manifold, x)
+    PLACES[place](off)
+    assert re.findall(r"\(\d+ of \d+ points, the first.*?\)+", off.texts[0]) == [which] * bool(which)
+
+
+@pytest.mark.parametrize("manifold", [Stiefel(), Scaled(Stiefel()), Isospectral()], ids=str)
+def test_which_entries_are_nan_is_told(manifold: Any) -> None:
+    layer: Any = constrain(nn.Linear(4, 4), "weight", manifold)
+    x = layer.weight.detach().clone()
+    x[2, 1] = x[3, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"2 of 16 in shape \(4, 4\), the first at index \(2, 1\)"):
+        layer.weight = x
+
+
+def test_which_entries_are_of_no_such_form_is_told() -> None:
+    layer: Any = constrain(nn.Linear(4, 4), "weight", Scaled(Stiefel()) ** 2, init=torch.eye(4))
+    x = torch.eye(4)
+    x[3, 2] = 1
+    with pytest.raises(ValueError, match=r"\(\d of 16 entries, the first at index \([23], [23]\)\)"):
+        layer.weight = x
 
 
 @pytest.mark.parametrize("place", ["base", "group", "in place"])
@@ -237,9 +360,28 @@ def test_the_way_out_leads_back_to_a_composition(place: str, kind: str, value: s
     try:
         give(x)
     except ValueError as error:
-        (way, name) = re.findall(r"(M\.compose\(.*\)) with M = (.*)\.$", str(error))[0]
+        (way, name) = re.findall(r"(M\.compose\(.*\)) with M = (.*)\.$", said(str(error)))[0]
         names = {**vars(manifolds), **vars(manifolds.compositions)}
         give(eval(way, {"M": eval(name, names), "value": x}))
+    assert report(layer)[0].ok
+
+
+@pytest.mark.parametrize("value", VALUES_OF_PARTS)
+@pytest.mark.parametrize("kind", COMPOSITIONS)
+def test_what_has_no_parts_is_told_what_a_user_can_do(kind: str, value: str) -> None:
+    """decompose, called by a user, has no init; constrain has, and a random start is one."""
+    x, composition = VALUES_OF_PARTS[value], COMPOSITIONS[kind]
+    try:
+        composition.decompose(x)
+    except ValueError as error:
+        said(str(error))
+    layer: Any = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(x)
+    try:
+        constrain(layer, "weight", composition)
+    except ValueError as error:
+        constrain(layer, "weight", composition, init=only(r"Pass init='(\w+)' for a random one", str(error)))  # type: ignore[arg-type]
     assert report(layer)[0].ok
 
 

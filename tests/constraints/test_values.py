@@ -13,20 +13,14 @@ from constraints import Riemannian, Trivialization, constrain
 from constraints.method import Method
 from constraints.values import checksum, is_near
 from manifolds import (
-    Correlation,
     Euclidean,
-    FixedRank,
     Manifold,
     NearestPointManifold,
     Orthogonal,
-    PoincareBall,
-    Positive,
-    PositiveDefinite,
     SpecialOrthogonal,
-    Sphere,
     Stiefel,
-    Symmetric,
 )
+from tests.sets import EVERY
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
 
@@ -87,20 +81,7 @@ class BySvd(NearestPointManifold):
         return Orthogonal().dim(shape)
 
 
-FINITE: list[Manifold] = [
-    BySvd(),
-    Euclidean(),
-    Symmetric(),
-    Sphere(),
-    Stiefel(),
-    SpecialOrthogonal(),
-    FixedRank(2),
-    Positive(),
-    PositiveDefinite(),
-    PoincareBall(),
-    Correlation(),
-    Stiefel() * Euclidean(),
-]
+FINITE: list[Manifold] = [BySvd(), *EVERY, Stiefel() * Euclidean()]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

@@ -342,8 +342,11 @@ def test_what_does_not_compose_is_refused_and_changes_nothing(other: str) -> Non
     getattr(nn.utils.parametrizations, other)(layer)(torch.eye(4))
 
 
-def test_nothing_is_no_value_of_a_trivialized_weight() -> None:
-    layer: Any = constrain(nn.Linear(4, 4), "weight", Stiefel)
+@pytest.mark.parametrize("manifold", [Stiefel, LowRank(2)], ids=str)
+def test_nothing_is_no_value_of_a_computed_weight(manifold: Any) -> None:
+    layer: Any = constrain(nn.Linear(4, 4), "weight", manifold)
+    with pytest.raises(TypeError, match=r"got a numpy array of shape \(4, 4\)\. torch\.as_tensor"):
+        layer.weight = layer.weight.detach().numpy()
     with pytest.raises(TypeError, match=r"is a tensor; got None\. To free it, call unconstrain"):
         layer.weight = None
 

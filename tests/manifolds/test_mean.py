@@ -9,28 +9,17 @@ import torch
 from torch import Tensor
 
 from manifolds import (
-    Correlation,
     Euclidean,
     GeodesicManifold,
     Grassmann,
     Hyperboloid,
     Manifold,
-    Oblique,
-    Orthogonal,
     PoincareBall,
-    Positive,
     PositiveDefinite,
-    Simplex,
-    SpecialOrthogonal,
     Sphere,
     Stiefel,
 )
-
-GEODESIC: list[GeodesicManifold] = [
-    *(Positive(), Euclidean(), Sphere(), Simplex(), Hyperboloid(), PoincareBall(), Oblique(), Correlation()),
-    *(PositiveDefinite(), PositiveDefinite("log-cholesky"), PositiveDefinite("bures-wasserstein")),
-    *(Stiefel(), Grassmann(), Orthogonal(), SpecialOrthogonal()),
-]
+from tests.sets import GEODESIC
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -16,7 +16,7 @@ from ...precision import exact_products
 from ...records import constrained, name_of
 from ...sharding import is_sharded, whole
 from ...values import master_dtype
-from ...ways import point_code
+from ...ways import point_code, which_off
 
 Group = dict[str, Any]
 
@@ -136,7 +136,8 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
         feasible = bool((manifold.residual(x) <= limit).all())
     if not feasible:
         raise ValueError(
-            f"{name_in(groups, p)} of shape {tuple(p.shape)} is not on {manifold}. Use constrain(module, name, "
-            f"{manifold}, Riemannian()), which takes the nearest point or says how to start, or, under "
-            f"torch.no_grad(), weight.copy_({point_code(manifold, p, 'weight')})."
+            f"{name_in(groups, p)} of shape {tuple(p.shape)} is not on "
+            f"{manifold}{which_off(manifold, x, limit)}. Use constrain(module, name, {manifold}, "
+            f"Riemannian()), which takes the nearest point or says how to start, or, under torch.no_grad(), "
+            f"weight.copy_({point_code(manifold, p, 'weight')})."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import scipy.optimize
 import torch
 from torch import Tensor, nn
 
-from constraints import Riemannian, Trivialization, constrain, report
+from constraints import Riemannian, Trivialization, constrain, param_groups, report, unconstrain
 from constraints.optim import RiemannianAdamW, RiemannianMuon, spectral
 from manifolds import (
     BlockSpec,
@@ -19,6 +20,7 @@ from manifolds import (
     Grassmann,
     Manifold,
     Orthogonal,
+    ProductManifold,
     SpecialOrthogonal,
     Sphere,
     Stiefel,
@@ -307,17 +309,51 @@ def test_everything_else_moves_by_adamw() -> None:
     torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("held", [None, "trivialized", "a sphere", "entries"])
+@pytest.mark.parametrize("held", [None, "trivialized", "a sphere"])
 def test_a_module_whose_matrices_are_all_free_is_warned(held: str | None) -> None:
     """Who writes RiemannianMuon(model) in the place of torch's Muon is told what to write, which moves them by Muon."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
     if held is not None:
-        manifold = {"trivialized": Stiefel(), "a sphere": Sphere(), "entries": Euclidean()}[held]
+        manifold = {"trivialized": Stiefel(), "a sphere": Sphere()}[held]
         constrain(model, "0.weight", manifold, Trivialization() if held == "trivialized" else Riemannian())
     with pytest.warns(UserWarning, match=r"moves nothing by Muon here.*Euclidean\(ndim=2\), Riemannian\(\)"):
         RiemannianMuon(model)
     constrain(model, "1.weight", Euclidean(ndim=2), Riemannian())
     RiemannianMuon(model)  # and is told no more
+
+
+@pytest.mark.parametrize("manifold", [Euclidean(), Euclidean() ** 2], ids=str)
+@pytest.mark.parametrize("beside", [None, Stiefel(), Euclidean(ndim=2)], ids=str)
+def test_a_matrix_that_is_held_as_entries_is_told(beside: Any, manifold: Any) -> None:
+    """It goes by AdamW, as if it were free: nobody holds it for that. Followed to the letter, the warning is gone."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    constrain(model, "0.*", Euclidean, Riemannian())  # a bias with it
+    unconstrain(model, "0.weight")
+    packed = isinstance(manifold, ProductManifold)
+    constrain(model, "0.weight", manifold, Riemannian(), layout=BlockSpec(rows=2, axis=-2) if packed else None)
+    if beside is not None:
+        constrain(model, "1.weight", beside, Riemannian())
+    for params in (model, param_groups(model)):
+        with pytest.warns(UserWarning, match=r"by AdamW.* 0\.weight, held on Euclidean") as caught:
+            RiemannianMuon(params)
+        assert len(caught) == 1
+        assert "bias" not in str(caught[0].message)
+    unconstrain(model, "0.weight")
+    constrain(model, "0.weight", Euclidean(ndim=2), Riemannian())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RiemannianMuon(model)
+
+
+def test_what_is_no_matrix_of_one_kind_is_not_told(recwarn: pytest.WarningsRecorder) -> None:
+    """Biases, rows by a choice of one's own, gates that stay free beside one that does not, and what does not train."""
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.Embedding(5, 4), nn.GRU(4, 4), nn.Linear(4, 4))
+    constrain(model, ["0.bias", "3.weight"], Euclidean, Riemannian())
+    constrain(model, "1.weight", Euclidean(ndim=1), Riemannian())
+    constrain(model, "2.weight_hh_l0", Euclidean**2 * Stiefel, Riemannian())
+    model[3].weight.requires_grad_(False)
+    RiemannianMuon(model)
+    assert not recwarn.list
 
 
 def test_a_module_without_free_matrices_is_not_warned(recwarn: pytest.WarningsRecorder) -> None:

@@ -23,7 +23,7 @@ from constraints.solve import (
     betas,
     hessians,
 )
-from manifolds import Euclidean, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import Euclidean, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
 
 F64 = torch.float64
 
@@ -223,3 +223,29 @@ def test_complex_and_dict_problems_in_a_batch(solver: Solver) -> None:
     )  # fmt: skip
     assert found.converged.all()
     torch.testing.assert_close(-found.value, torch.linalg.svdvals(a)[:, 0], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", [TrustRegion, LBFGS, ConjugateGradient, GradientDescent])
+@pytest.mark.parametrize("starts", [1, 3])
+@pytest.mark.parametrize("manifold", [Sphere(), Stiefel(), Orthogonal(), Sphere() * Euclidean(ndim=1)], ids=str)
+def test_of_no_problems_there_is_an_empty_answer(manifold: Any, starts: int, kind: Any) -> None:
+    """As of a batch of which nothing is left; with its shapes, as another batch has."""
+
+    def f(x: Tensor) -> Tensor:
+        return x.pow(4).flatten(1).sum(1)
+
+    shape = (4,) if manifold.ndim == 1 else (4, 4)
+    none, two = (
+        minimize(f, (count, *shape), manifold, solver=kind(), batched=True, starts=starts, max_steps=2, dtype=F64)
+        for count in (0, 2)
+    )
+    for name in ("x", "value", "steps", "converged", "gradient_norm", "determinants", "values_of_starts"):
+        empty, full = getattr(none, name), getattr(two, name)
+        if full is None:
+            assert empty is None
+        else:
+            axis = int(name == "values_of_starts")
+            assert empty.dtype == full.dtype
+            assert tuple(empty.shape) == (*full.shape[:axis], 0, *full.shape[axis + 1 :])
+    assert none.reason == "There are no problems."
+    assert repr(none)
