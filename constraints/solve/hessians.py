@@ -10,8 +10,9 @@ from torch import Tensor
 from manifolds.kernels.steps import is_wide
 
 from .derivative import derivative
-from .numbers import larger, over, where
+from .numbers import any_, eps_of, larger, over, where
 from .problem import Evaluation
+from .solver import reach
 from .space import Rows
 
 Product = Callable[[Rows], Rows]
@@ -32,6 +33,7 @@ def exact(at: Evaluation) -> Product:
     space = at.problem.space
     if not space.is_ambient:
         return pullback(at)
+    at = _twice(at)
     field, straighteners = [], []
     for piece, leaf, g in zip(space.pieces, at.leaves, at.slopes, strict=True):
         s = piece.straightener(leaf.detach(), g.detach())
@@ -51,6 +53,7 @@ def pullback(at: Evaluation) -> Product:
     Source: Boumal (2023), section 5.10.
     """
     space = at.problem.space
+    at = _twice(at)
     slopes = at.slopes
     with torch.enable_grad():
         steps = [torch.zeros_like(part).requires_grad_() for part in space.split(at.x)]
@@ -59,6 +62,32 @@ def pullback(at: Evaluation) -> Product:
         found = derivative(reached, [g.detach() for g in slopes], steps, twice=True)
     bends = [torch.zeros_like(v) if b is None else b for b, v in zip(found, steps, strict=True)]
     return _product(at, [(slopes, at.leaves), (bends, steps)])
+
+
+def _twice(at: Evaluation) -> Evaluation:
+    """at, with a graph that knows second derivatives. ValueError where a gradient of f changes, which autograd takes
+    for constant: of a Function whose backward is `once_differentiable` it knows no second one, and says nothing.
+    Asked once, and only where f seems to be linear."""
+    problem, space, x, slopes = at.problem, at.problem.space, at.x, at.slopes
+    linear = [i for i, g in enumerate(slopes) if not g.requires_grad]
+    if not linear or problem.seen_linear:
+        return at
+    problem.seen_linear, eps = True, eps_of(x.dtype)
+    generator = torch.Generator(x.device).manual_seed(0)
+    v = space.project(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
+    size = space.size(v)
+    y, good = reach(problem, x, v, size > 0, eps ** (1 / 3) * over(larger(space.size(x), 1.0), size))
+    if not any_(good):
+        return at
+    there = problem.at(y).slopes
+    for i in linear:
+        if float((there[i] - slopes[i]).norm()) > 1e3 * eps * float(slopes[i].norm()):
+            raise ValueError(
+                f"torch differentiates f only once: its gradient by {space.pieces[i]} changes, and autograd takes it "
+                f"for constant, as behind a Function that is once_differentiable, or where f is random. Use "
+                f"TrustRegion(hessian=hessians.finite_difference), or LBFGS()."
+            )
+    return at if problem.keeps_graphs else problem.at(x)
 
 
 def finite_difference(at: Evaluation) -> Product:

@@ -92,6 +92,8 @@ class Problem:
         self._call, self._place, self._checked = call, place, False
         self.twice = False
         """Whether second derivatives are wanted, so that the graphs of first ones are kept."""
+        self.seen_linear = False
+        """Whether f was found to be linear where autograd takes it for that, see `hessians`."""
         self._one: Tensor | None = None
         self.graph = torch.enable_grad()
         self.tol = 0.0

@@ -86,6 +86,10 @@ class Space:
         """Coordinates at x made of any a, linear in a; coordinates stay what they are."""
         return self._each(Piece.project, x, a)
 
+    def straight(self, x: Rows, c: Rows) -> Rows:
+        """c, which is tangent at x but for rounding, without that; c itself where all tensors of its shape are."""
+        return c if self._stays else self._each(Piece.project, x, c)
+
     def gradient(self, x: Rows, g: Rows) -> Rows:
         """The Riemannian gradient of what has Euclidean gradient g."""
         return self._each(Piece.gradient, x, g)

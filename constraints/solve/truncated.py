@@ -8,10 +8,13 @@ from typing import NamedTuple
 import torch
 
 from .hessians import Product
-from .numbers import Number, Truth, all_, any_, full, is_finite, larger, no, over, plus, smaller, sqrt, where
+from .numbers import Number, Truth, all_, any_, eps_of, full, is_finite, larger, no, over, plus, smaller, sqrt, where
 from .problem import Problem
 from .solver import State
 from .space import Rows
+
+FLOOR = 4.0
+"""A residual of so many eps of the Euclidean gradient is rounding."""
 
 
 class Step(NamedTuple):
@@ -40,8 +43,12 @@ def minimize_model(
     """
     space, x, r = problem.space, state.x, state.gradient
     v, decrease, at_boundary = torch.zeros_like(r), full(radius, 0.0), active & False
-    # what is below the tolerance of the gradient needs no answer
+    # what is below the tolerance of the gradient needs no answer, and what is rounding of the Euclidean one has none:
+    # conjugate gradients that go on after it turn to directions in which f is flat, and find sizes for them by chance
     target = larger(state.norm * smaller(state.norm**theta, kappa), problem.tol / 10)
+    if space.is_ambient:
+        slopes = space.join([g.detach() for g in state.at.slopes])
+        target = larger(target, FLOOR * eps_of(x.dtype) * space.size(slopes))
     z = r if precondition is None else precondition(x, r)
     rz = space.inner(x, r, z)
     # <v, v>, <v, d> and <d, d> in the norm of the boundary, by recursion
@@ -81,5 +88,6 @@ def minimize_model(
             break
         beta = over(rz_next, rz)
         vd, dd, vv, rz = beta * (vd + step * dd), rz_next + beta * beta * dd, vv_next, rz_next
-        d = plus(-z, beta, d)
+        # rounding leaves a normal part, which no product with H makes smaller, and in the end is all that is left of d
+        d = space.straight(x, plus(-z, beta, d))
     return Step(v, decrease, at_boundary)

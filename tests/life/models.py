@@ -19,6 +19,7 @@ from torch.nn import functional
 from constraints import BlockSpec, Riemannian, Trivialization, constrain
 from constraints.method import Method
 from manifolds import Stiefel
+from tests.seeds import follow
 
 # A character-level GPT ---------------------------------------------------------------------------------------------
 
@@ -242,4 +243,5 @@ def main(name: str, method: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
+    follow()
     main(*sys.argv[1:])

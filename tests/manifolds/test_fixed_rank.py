@@ -235,13 +235,14 @@ def test_a_point_of_few_columns_has_the_derivatives_of_any() -> None:
 
 
 def test_completion_finds_what_was_hidden() -> None:
-    """A matrix 24 x 20 of rank 2 from 60 % of its entries."""
+    """A matrix 24 x 20 of rank 2 from 60 % of its entries; a linear rate, which which of them are seen decides."""
     m, truth = FixedRank(2), of_rank(2, 24, 20)
     seen = torch.rand(24, 20, dtype=F64, generator=torch.Generator().manual_seed(1)) < 0.6
     x = m.nearest(torch.where(seen, truth, 0) / 0.6)
-    for _ in range(150):
-        x = m.retract(x, -1.4 * m.gradient(x, torch.where(seen, x - truth, 0)))
-    assert float((x - truth).norm() / truth.norm()) < 1e-8
+    steps = 0
+    while (x - truth).norm() > 1e-8 * truth.norm() and steps < 3000:
+        x, steps = m.retract(x, -1.4 * m.gradient(x, torch.where(seen, x - truth, 0))), steps + 1
+    assert steps < 3000
 
 
 def test_what_is_of_another_rank_is_told() -> None:

@@ -233,3 +233,21 @@ def test_two_factors_have_four_components() -> None:
     assert found.value < 1e-10
     assert found.determinants is not None
     assert found.determinants.tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("shape", [(30, 3), (12, 5), (3, 30)], ids=str)
+def test_trust_regions_reach_in_float32_what_the_gradient_can(shape: tuple[int, ...]) -> None:
+    """Near an answer that turns freely, x Q for x, neither normal parts nor flat directions take over."""
+    n, wide = max(shape), shape[0] < shape[1]
+
+    def f(x: Tensor) -> Tensor:
+        x = x.mT if wide else x
+        return -(x * (c @ x)).sum()
+
+    for _ in range(5):
+        c = torch.randn(2 * n, n)
+        c = c.T @ c / (2 * n)
+        found = minimize(f, shape, Stiefel, tol=1e-7)
+        slope = 2 * float((c @ (found.x.mT if wide else found.x)).norm())
+        # each entry of a product is off by some eps of its terms, of which the projection makes no more
+        assert min(found.history.norm) < 16 * torch.finfo(torch.float32).eps * slope

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 import constraints
 import manifolds
@@ -22,8 +23,9 @@ from constraints.solve import (
     Solver,
     StrongWolfe,
     TrustRegion,
+    hessians,
 )
-from manifolds import LowRank, Orthogonal, Sphere, Stiefel
+from manifolds import LowRank, Manifold, Orthogonal, PositiveDefinite, Sphere, Stiefel
 
 F64 = torch.float64
 SOLVERS: list[Solver] = [TrustRegion(), LBFGS(), ConjugateGradient(), GradientDescent()]
@@ -224,3 +226,43 @@ def test_a_sharded_model_is_refused_by_name() -> None:
             minimize(lambda: model(torch.ones(2, 3)).sum(), model)
     finally:
         distributed.destroy_process_group()
+
+
+class Energy(torch.autograd.Function):
+    """sum of x^4, whose gradient torch does not differentiate."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.pow(4).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 4 * grad * ctx.saved_tensors[0].pow(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("manifold", "shape"),
+    [(Stiefel(), (5, 2)), (Orthogonal(), (4, 4)), (Sphere(), (6,)), (PositiveDefinite(), (3, 3))],
+    ids=str,
+)
+def test_a_gradient_that_torch_does_not_differentiate_is_refused_by_trust_regions(
+    manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x0 = manifold.random(*shape, dtype=dtype)
+    with pytest.raises(ValueError, match=r"only once.*finite_difference"):
+        minimize(Energy.apply, x0, manifold)
+    layer = nn.ParameterDict({"x": nn.Parameter(x0.clone())})
+    constrain(layer, "x", manifold, Riemannian())
+    with pytest.raises(ValueError, match=r"only once.*finite_difference"):
+        minimize(lambda: Energy.apply(layer["x"]), layer)
+    torch.testing.assert_close(layer["x"].detach(), x0, rtol=0, atol=0)
+    minimize(lambda: (layer["x"] * x0).sum(), layer, max_steps=2)
+    # the ways out, and what is linear, or in pieces
+    for solver in (TrustRegion(hessian=hessians.finite_difference), LBFGS()):
+        assert minimize(Energy.apply, x0, manifold, solver=solver, max_steps=3).steps > 0
+    a = torch.randn(shape, dtype=dtype)
+    minimize(lambda x: (a * x).sum(), x0, manifold, max_steps=3)
+    minimize(lambda x: torch.relu(x).sum(), x0, manifold, max_steps=3)
