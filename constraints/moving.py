@@ -34,8 +34,8 @@ def check_moves(composition: Composition, points: Points, like: Tensor, who: str
         said = f"{who}, shape {tuple(like.shape)}{f', block {i}' if count > 1 else ''}, is where "
         if not math.isfinite(moved) or not math.isfinite(least):
             raise ValueError(
-                f"{said}{composition}, or its derivative, overflows in {str(like.dtype).removeprefix('torch.')}: it "
-                f"would not train. Give one with smaller entries.{way}"
+                f"{said}{composition}, or its derivative, is not finite in "
+                f"{str(like.dtype).removeprefix('torch.')}, as where it overflows. Give one with smaller entries.{way}"
             )
         raise ValueError(
             f"{said}the derivative of {composition} is zero: no gradient moves it from there, whatever the loss. Give "
@@ -71,4 +71,4 @@ def _moves(composition: Composition, points: Points, like: Tensor, place: int) -
 
 def _norm(x: Tensor) -> float:
     """|x|, where no square over- or underflows."""
-    return float(length(x.detach(), x.dim()))
+    return float(length(x.detach(), x.dim())) if x.numel() else 0.0

@@ -110,7 +110,8 @@ class RiemannianMuon(RiemannianOptimizer):
             warnings.warn(
                 "RiemannianMuon moves nothing by Muon here, and the free matrices by AdamW: Riemannian() holds none as "
                 "a matrix. Before you make the optimizer, write constrain(model, names, Euclidean(ndim=2), "
-                "Riemannian()) for those that Muon shall move; or use RiemannianAdamW.",
+                "Riemannian()) for those that Muon shall move, with Euclidean(ndim=2)**k where k matrices are packed, "
+                "as 3 in a GRU; or use RiemannianAdamW.",
                 stacklevel=2,
             )
 
