@@ -37,13 +37,14 @@ class Retracted(Proxy):
     of the skew Omega. There nothing is lost by P, momentum needs no transport, and a rotation Q X of all points is one
     of all steps. They see 0 in place of a weight whose points all have one norm, so that decay, of either kind, does
     nothing there. Where the metric is not that of the ambient space they are coordinates in an orthonormal basis of
-    T_x: a step of lr in each has the metric length lr sqrt(d), as one of RiemannianAdam, at any scale, near an edge
-    too, and decay, which sees P_x(x), pulls as it does elsewhere. All other optimizers see the weight and its tangent
-    vectors as they are.
+    T_x (`manifolds.engine.Isometric`): a step of lr in each has the metric length lr sqrt(d), as one of RiemannianAdam,
+    at any scale, near an edge too, and decay, which sees P_x(x), pulls as it does elsewhere. All other optimizers see
+    the weight and its tangent vectors as they are.
 
-    State: what is called "exp_avg" or "momentum_buffer" is made tangent and transported to the new point; "z" or "ax",
-    a second point, is projected and retracted as x is; everything else, second moments among it, stays as it is, entry
-    by entry. `.grad` is what it was after a step. A closure is called once, before the step. Adam and AdamW move held
+    State: what is called "exp_avg" or "momentum_buffer" is made tangent and transported to the new point, but in an
+    orthonormal basis, where it stays with the second moments of its entries, save that of SGD; "z" or "ax", a second
+    point, is projected and retracted as x is; everything else, second moments among it, stays as it is, entry by entry.
+    `.grad` is what it was after a step. A closure is called once, before the step. Adam and AdamW move held
     tensors on CPU as with fused=True, unless `foreach` or `fused` is given: torch's update in one pass.
 
     optimizer: one of param_groups(model), or with a "manifold" in groups of your own. Its groups and state are those of
@@ -51,8 +52,8 @@ class Retracted(Proxy):
     gradient: (manifold, x, g) -> the tensor that the optimizer is given; the Riemannian gradient by default.
     move: (manifold, x, x' - x, lr) -> the point that is reached; as in the formula by default. Points are on leading
         axes; manifold is a factor where the weight is packed.
-    carry: whether state follows the point; without it state is the optimizer's own. Without it, or with a gradient or
-        move of your own, every optimizer sees the weight as it is.
+    carry: whether state follows the point; without it state is the optimizer's own. Without it, but in an orthonormal
+        basis, and with a gradient or move of your own, every optimizer sees the weight as it is.
 
     Raises TypeError for what is no optimizer, ValueError for those that move by values of the loss (LBFGS), for half
     precision, for those that see a weight as it is where the metric is not that of its entries, SGD and ASGD but, and

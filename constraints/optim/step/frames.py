@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
-from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
 from manifolds.engine import Isometric, engine
 from manifolds.kernels.tiny import batch_last, in_order_of, product
 
@@ -188,13 +188,13 @@ class Frames:
 
     def check_metric(self, groups: Sequence[Group], group: Group) -> None:
         """ValueError where entries are shown whose lengths are not those of the metric, to who may choose theirs."""
-        if not self._plain or self._kind in MULTIPLES:
+        if not self._plain:
             return
         for p in group["params"]:
             for factor, _ in stacks_of(p, group["manifold"]):
-                ways = isinstance(engine(factor), Isometric)
-                if not _is_bent(factor) or (ways and self._knows):
+                if not sees_other_lengths(self._kind, factor):
                     continue
+                ways = isinstance(engine(factor), Isometric)
                 others = "torch.optim.AdamW or its kin, which see coordinates in it" if ways else "torch.optim.SGD"
                 raise ValueError(
                     f"{name_in(groups, p)} of shape {tuple(p.shape)} is on {factor}, whose metric is not that of its "
@@ -209,9 +209,13 @@ def _carried(bucket: Bucket, y: Tensor, m: Tensor, is_mean: bool) -> Tensor:
     return bucket.engine.recall(y, bucket.engine.store(bucket.x, y, c))
 
 
-def _is_bent(factor: Manifold) -> bool:
-    """Whether its metric is not that of the ambient space. The canonical one of Stiefel is, within a factor of 2."""
-    return not isinstance(factor, Stiefel) and type(factor).inner is not Manifold.inner
+def sees_other_lengths(kind: type[Optimizer], manifold: Manifold) -> bool:
+    """Whether an optimizer of this kind is shown entries whose lengths are not those of the metric, and may choose the
+    length of its step. The canonical metric of Stiefel is that of entries within a factor of 2."""
+    if isinstance(manifold, ProductManifold):
+        return any(sees_other_lengths(kind, factor) for factor in manifold.factors)
+    own = not isinstance(manifold, Stiefel) and type(manifold).inner is not Manifold.inner
+    return own and kind not in MULTIPLES and not (kind in ENTRYWISE and isinstance(engine(manifold), Isometric))
 
 
 def is_ambient(factor: Manifold) -> bool:
