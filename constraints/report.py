@@ -16,8 +16,9 @@ from .composing import composed
 from .held import Held, held_once
 from .method import Method
 from .names import check_module, owners
+from .precision import exact_products
 from .sharding import whole
-from .values import at_least_float32, near
+from .values import at_least_float32, rounding
 from .ways import blocks_of, determinant_signs
 
 HEAD = ("", "name", "shape", "manifold", "layout", "method", "worst residual per factor", "det")
@@ -47,8 +48,9 @@ class Record:
 
     @property
     def ok(self) -> bool:
-        """Whether every residual is at most 1e-3, or 4 eps of a half precision weight; NaN is not."""
-        return all(residual <= near(self.dtype) for residual in self.residuals)
+        """Whether every residual is at most `tolerance(dtype)`, as `contains` asks, or 4 eps of a half precision
+        weight, which is a point rounded; NaN is not."""
+        return all(residual <= rounding(self.dtype) for residual in self.residuals)
 
 
 class Report(list[Record]):
@@ -119,7 +121,8 @@ def _worst(factor: Manifold, block: Tensor) -> float:
     if not bool(block.isfinite().all()):
         return math.nan
     try:
-        return max(factor.residual(block).flatten().tolist(), default=0.0)  # of a batch of no points
+        with exact_products(block.device.type):
+            return max(factor.residual(block).flatten().tolist(), default=0.0)  # of a batch of no points
     except ValueError:  # no nearest point to measure the distance to
         return math.inf
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from constraints import AveragedModel, BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.optim import RiemannianSGD
-from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel, tolerance
 
 
 def model() -> nn.Module:
@@ -242,6 +243,33 @@ def test_a_rounded_point_is_a_point(dtype: torch.dtype, method: object) -> None:
     assert row.ok
     assert row.dtype == dtype
     assert row.residuals[0] > 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+def test_ok_is_what_contains_says_of_each_factor(dtype: torch.dtype) -> None:
+    """At residuals beside the tolerance of the dtype, in any factor."""
+    manifold = Stiefel * Sphere(ndim=2)
+    for factor, residual in itertools.product((0, 1), (0.8, 1.2, 0.9e-3 / tolerance(dtype))):
+        model = nn.Module()
+        model.w = nn.Parameter(manifold.random(8, 3, dtype=dtype))
+        constrain(model, "w", manifold, Riemannian())
+        size = (1 + residual * tolerance(dtype)) ** (0.5 if factor == 0 else 1.0)
+        with torch.no_grad():
+            model.w[4 * factor : 4 * factor + 4] *= size
+        (row,) = report(model)
+        assert row.ok == bool(manifold.contains(model.w.detach()).all()) == (residual < 1), (factor, residual)
+        assert str(report(model)).splitlines()[2].startswith("!") != row.ok
+
+
+def test_an_average_by_hand_is_off_and_seen_to_be() -> None:
+    """The mean of points is no point: of two at an angle t it is by 1 - cos(t / 2) too short."""
+    net: Any = constrain(nn.Linear(2, 2), "weight", Stiefel, Riemannian(), init="identity")
+    other = torch.tensor([[math.cos(0.05), -math.sin(0.05)], [math.sin(0.05), math.cos(0.05)]])
+    with torch.no_grad():
+        net.weight.lerp_(other, 0.5)
+    (row,) = report(net)
+    assert row.residuals[0] == pytest.approx(1 - math.cos(0.025) ** 2, rel=1e-2)
+    assert not row.ok
 
 
 # What torch composes on top ------------------------------------------------------------------------------------------

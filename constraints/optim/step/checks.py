@@ -15,7 +15,7 @@ from manifolds.engine import engine
 from ...precision import exact_products
 from ...records import constrained, name_of
 from ...sharding import is_sharded, whole
-from ...values import master_dtype
+from ...values import master_dtype, rounding
 from ...ways import point_code, which_off
 
 Group = dict[str, Any]
@@ -129,9 +129,7 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
     except ValueError as error:
         raise ValueError(f"{name_in(groups, p)} does not hold points of {manifold}: {error}") from error
     x = whole(p.detach()).to(master_dtype(p.dtype))
-    # a float64 weight may come from a float32 model; rounding of a half-precision weight moves X^H X by at most 2 eps
-    coarse = max(tolerance(p.dtype), tolerance(torch.float32))
-    limit = coarse if x.dtype == p.dtype else 4 * torch.finfo(p.dtype).eps
+    limit = max(rounding(p.dtype), tolerance(torch.float32))  # a float64 weight may come from a float32 model
     with exact_products(p.device.type):
         feasible = bool((manifold.residual(x) <= limit).all())
     if not feasible:
