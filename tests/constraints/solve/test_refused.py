@@ -23,7 +23,7 @@ from constraints.solve import (
     StrongWolfe,
     TrustRegion,
 )
-from manifolds import LowRank, Orthogonal, Sphere, Stiefel
+from manifolds import LowRank, Orthogonal, SpecialOrthogonal, SpectralBall, Sphere, Stiefel
 
 F64 = torch.float64
 SOLVERS: list[Solver] = [TrustRegion(), LBFGS(), ConjugateGradient(), GradientDescent()]
@@ -111,8 +111,15 @@ def test_what_is_no_function_is_refused_in_every_form(
         (lambda f: minimize(f, start.long(), Sphere), TypeError, "float32 or float64"),
         (lambda f: minimize(f, "start", Sphere), TypeError, "a tensor, or a shape"),
         (lambda f: minimize(f, start, "Sphere"), TypeError, "is a Manifold"),
+        (lambda f: minimize(f, (5, 4), Sphere, dtype=torch.bfloat16), TypeError, "dtype torch.bfloat16.* Pass dtype="),
+        (lambda f: minimize(f, {"a": (5, 4)}, {"a": Stiefel}, dtype=torch.int64), TypeError, r"x0\['a'\] has dtype"),
+        (lambda f: minimize(f, (5, 4), LowRank(2)), TypeError, r"name, LowRank\(rank=2\), Riemannian\(\)\)"),
+        (lambda f: minimize(f, (5, 4), SpectralBall), TypeError, r"name, SpectralBall, Riemannian\(\)\)"),
+        (lambda f: minimize(f, {"a": start}, Sphere(2.0)), ValueError, r"and Sphere\(radius=2.0\)"),
+        (lambda f: minimize(f, start, {"a": Sphere}), ValueError, "got a Tensor of shape .* and a dict of"),
+        (lambda f: minimize(f, (3, 3), SpecialOrthogonal, both_components=True), ValueError, "are 0. .* connected"),
         (lambda f: minimize(f, start), TypeError, "is a Manifold"),
-        (lambda f: minimize(f, {"a": start}, Sphere), ValueError, "a dict of manifolds"),
+        (lambda f: minimize(f, {"a": start}, Sphere), ValueError, "a dict of manifolds .* and Sphere. "),
         (lambda f: minimize(f, {"a": start}, {"b": Sphere}), ValueError, "same names"),
         (lambda f: minimize(f, {}, {}), ValueError, "empty"),
         (lambda f: minimize(f, {"a": start, "b": start.float()}, {"a": Sphere, "b": Sphere}), ValueError, "precision"),
@@ -224,3 +231,13 @@ def test_a_sharded_model_is_refused_by_name() -> None:
             minimize(lambda: model(torch.ones(2, 3)).sum(), model)
     finally:
         distributed.destroy_process_group()
+
+
+def test_a_composition_is_minimized_over_as_the_refusal_says() -> None:
+    """The best approximation of rank 1 leaves the second singular value."""
+    module = nn.Linear(2, 2, bias=False, dtype=F64)
+    constrain(module, "weight", LowRank(1), Riemannian())
+    target = torch.diag(torch.tensor([3.0, 1.0], dtype=F64))
+    found = minimize(lambda: (module.weight - target).square().sum(), module)
+    assert found.converged
+    assert found.value == pytest.approx(1.0)
