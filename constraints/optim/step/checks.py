@@ -12,6 +12,7 @@ from torch import Tensor
 from manifolds import Manifold, tolerance
 from manifolds.engine import engine
 
+from ...given import kind_of_value
 from ...precision import exact_products
 from ...records import constrained, name_of
 from ...sharding import is_sharded, whole
@@ -22,13 +23,21 @@ Group = dict[str, Any]
 
 
 def check_at_least_zero(group: Group, *names: str) -> None:
-    """ValueError for an option that is negative, NaN or a tensor of several elements."""
+    """ValueError for an option that is negative, NaN or a tensor of several elements, TypeError for no number."""
     for name in names:
         value = group[name]
+        check_number(name, value)
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"{name} is a number or a tensor of one element; got shape {tuple(value.shape)}.")
         if not value >= 0:
             raise ValueError(f"{name} is at least 0; got {value}.")
+
+
+def check_number(name: str, value: Any) -> None:
+    """TypeError for what is neither a real number nor a tensor."""
+    if not isinstance(value, Tensor) and not hasattr(value, "__float__"):
+        way = f" Convert it, as by float({value!r:.40})." if isinstance(value, str) else ""
+        raise TypeError(f"{name} is a number or a tensor of one element; got {kind_of_value(value)}.{way}")
 
 
 def check_group(optimizer: str, group: Group, groups: Sequence[Group], takes_shards: bool = False) -> None:
