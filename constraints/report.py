@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from manifolds import Layout, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
 from manifolds.compositions import ComposedProduct, Composition
 
-from .composing import composed
+from .composing import Parts, composed
 from .held import Held, held_once
 from .method import Method
 from .names import check_module, owners
@@ -32,7 +32,8 @@ class Record:
     A tensor that is composed of several points has one, too, without a method, before those of its parts.
     It is of the constrained tensor itself, also where a parametrization on top, as a gain, makes another one of it.
     composed: the kinds of those on top.
-    residuals: the worst residual of each factor over the batch; NaN where the weight has a NaN.
+    residuals: the worst residual of each factor over the batch; NaN where the weight has a NaN. A part of a composed
+        product is a stack of its factors.
     determinants: for each factor "+", "-", or "+-" within a batch, for real orthogonal blocks; "" for others.
     """
 
@@ -103,7 +104,7 @@ def _record(each: Held) -> Record:
         weight = at_least_float32(each.weight)
     except ValueError:
         weight = torch.full_like(at_least_float32(each.like), math.nan)
-    blocks = blocks_of(manifold, weight)
+    blocks = _blocks(each, weight)
     return Record(
         each.name,
         tuple(weight.shape),
@@ -115,6 +116,15 @@ def _record(each: Held) -> Record:
         tuple(_sign(factor, block) for factor, block in blocks),
         each.composed,
     )
+
+
+def _blocks(each: Held, weight: Tensor) -> list[tuple[Manifold, Tensor]]:
+    """Each factor with its block; a part of a composed product is a stack of equal ones."""
+    parts, manifold = each.owner, each.manifold
+    if isinstance(parts, Parts) and isinstance(parts.composition, ComposedProduct):
+        axis = len(parts.shape) - parts.composition.ndim
+        return [(manifold, block) for block in weight.unbind(axis)]
+    return blocks_of(manifold, weight)
 
 
 def _worst(factor: Manifold, block: Tensor) -> float:

@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from constraints import AveragedModel, BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.optim import RiemannianSGD
-from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel, tolerance
+from manifolds import (
+    Euclidean,
+    Manifold,
+    Orthogonal,
+    ProductManifold,
+    Scaled,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+    tolerance,
+)
 
 
 def model() -> nn.Module:
@@ -55,6 +65,34 @@ def test_a_batch_of_both_signs_says_so() -> None:
     stack.w = nn.Parameter(torch.stack([torch.eye(3), -torch.eye(3)]))
     (row,) = report(constrain(stack, "w", Orthogonal))
     assert row.determinants == ("+-",)
+
+
+@pytest.mark.parametrize("method", [Trivialization(), Riemannian()], ids=repr)
+@pytest.mark.parametrize("batch", [(), (2,)], ids=str)
+def test_a_composed_product_has_the_signs_of_the_product(batch: tuple[int, ...], method: Any) -> None:
+    """A positive gain changes no determinant; what has several factors in one stack says each."""
+    gates = torch.eye(4).repeat(*batch, 3, 1)
+    for start in (0, 8):
+        gates[..., start, :] *= -1
+    rows = []
+    for manifold in (Stiefel**3, Scaled(Stiefel) ** 3):
+        stack = nn.Module()
+        stack.w = nn.Parameter(gates.clone())
+        rows.append(report(constrain(stack, "w", manifold, method, layout=BlockSpec(rows=3, axis=-2))))
+    (plain,), (_, gain, point) = rows
+    assert point.determinants == plain.determinants == ("-", "+", "-")
+    assert len(point.residuals) == len(gain.residuals) == len(plain.residuals) == 3
+    assert point.ok
+
+
+def test_a_composed_product_of_unequal_blocks_has_the_signs_of_its_own() -> None:
+    linear = nn.Linear(3, 12)
+    with torch.no_grad():
+        linear.weight.copy_(torch.cat([torch.eye(3), -torch.eye(3), torch.eye(3), 2 * torch.eye(3)]))
+    constrain(linear, "weight", Orthogonal * Orthogonal * Scaled(Orthogonal) ** 2)
+    signs = {record.name: record.determinants for record in report(linear)}
+    assert signs["weight.point0"] == ("+", "-")
+    assert signs["weight.point1"] == ("+", "+")
 
 
 @pytest.mark.parametrize("factor", [0, 1, 2])

@@ -67,7 +67,7 @@ def test_options_that_are_no_numbers(kind: Any) -> None:
             optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], name: NO_NUMBERS[name]})
         assert len(optimizer.param_groups) == 1
     if "betas" in options:
-        with pytest.raises(TypeError, match="betas of .* are two numbers"):
+        with pytest.raises(TypeError, match=r"betas of .* are two numbers"):
             kind([nn.Parameter(torch.ones(2))], betas=0.9)
     with pytest.raises(TypeError, match=r"got '1e-3'. Convert it, as by float\('1e-3'\)"):
         kind([nn.Parameter(torch.ones(2))], lr="1e-3")
