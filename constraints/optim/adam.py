@@ -15,12 +15,14 @@ from torch.optim.adamw import adamw
 
 from manifolds import Manifold, Stiefel
 
+from ..given import kind_of_value
 from .step import (
     Bucket,
     Group,
     Params,
     RiemannianOptimizer,
     check_at_least_zero,
+    check_number,
     check_ways,
     decays_in,
     rate,
@@ -139,8 +141,12 @@ class RiemannianAdam(RiemannianOptimizer):
 
 
 def check_betas(name: str, group: Group) -> None:
-    """ValueError where one of betas is not in [0, 1)."""
-    for i, beta in enumerate(group["betas"]):
+    """ValueError where one of betas is not in [0, 1), TypeError where they are not two numbers."""
+    betas = group["betas"]
+    if not hasattr(betas, "__len__") or len(betas) != 2:
+        raise TypeError(f"betas of {name} are two numbers, as (0.9, 0.999); got {kind_of_value(betas)}.")
+    for i, beta in enumerate(betas):
+        check_number(f"betas[{i}]", beta)
         if not 0 <= beta < 1:
             raise ValueError(f"betas[{i}] of {name} is in [0, 1); got {beta}.")
 
