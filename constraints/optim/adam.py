@@ -14,6 +14,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
 from manifolds import Manifold, Stiefel
+from manifolds.engine import Isometric
 
 from ..given import kind_of_value
 from .step import (
@@ -192,11 +193,14 @@ def adam_move(bucket: Bucket, group: Group, gradient: Callable[[], Tensor]) -> T
 
 
 def decayed(bucket: Bucket, c: Tensor, size: float | Tensor, pull: float | Tensor) -> Tensor:
-    """size c + pull grad(|x|^2 / 2), in coordinates: a step, and decoupled decay with it, for x - lr lambda x is one
-    along the gradient of half the squared norm."""
+    """size c + pull P_x(x), in coordinates: a step, and with it decoupled decay, x - lr lambda x to first order. On a
+    set whose metric has no frame, grad(|x|^2 / 2) in place of P_x(x), which is the same in the ambient metric."""
     if isinstance(size, Tensor) and size.dim():
         size = bucket.per_point(size)
-    return size * c + pull * bucket.engine.lift(bucket.x, bucket.x)
+    x, engine = bucket.x, bucket.engine
+    return size * c + pull * (
+        engine.frame(x, bucket.factor.project(x, x)) if isinstance(engine, Isometric) else engine.lift(x, x)
+    )
 
 
 def adam_free(state: Any, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
