@@ -25,9 +25,9 @@ def free_parameter(
     """The Parameter at owner.attribute, of this dotted name, if it can be constrained; known are those that are."""
     who = describe(owner, full)
     if attribute in dict(composed(owner)):
-        raise ValueError(
-            f"{who} is composed already, by {dict(composed(owner))[attribute].parts}. Call unconstrain first."
-        )
+        composition = dict(composed(owner))[attribute].parts.composition
+        draws = "; for a new start alone, call its reset_parameters()" * hasattr(owner, "reset_parameters")
+        raise ValueError(f"{who} is composed already, by {composition}. Call unconstrain first{draws}.")
     if attribute in lists_of(owner):
         kinds = ", ".join(type(p).__name__ for p in lists_of(owner)[attribute].children())
         raise ValueError(

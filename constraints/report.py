@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from manifolds import Layout, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
 from manifolds.compositions import ComposedProduct, Composition
 
-from .composing import composed
+from .composing import Parts, composed
 from .held import Held, held_once
 from .method import Method
 from .names import check_module, owners
+from .precision import exact_products
 from .sharding import whole
-from .values import at_least_float32, near
+from .values import at_least_float32, rounding
 from .ways import blocks_of, determinant_signs
 
 HEAD = ("", "name", "shape", "manifold", "layout", "method", "worst residual per factor", "det")
@@ -31,7 +32,8 @@ class Record:
     A tensor that is composed of several points has one, too, without a method, before those of its parts.
     It is of the constrained tensor itself, also where a parametrization on top, as a gain, makes another one of it.
     composed: the kinds of those on top.
-    residuals: the worst residual of each factor over the batch; NaN where the weight has a NaN.
+    residuals: the worst residual of each factor over the batch; NaN where the weight has a NaN. A part of a composed
+        product is a stack of its factors.
     determinants: for each factor "+", "-", or "+-" within a batch, for real orthogonal blocks; "" for others.
     """
 
@@ -47,8 +49,9 @@ class Record:
 
     @property
     def ok(self) -> bool:
-        """Whether every residual is at most 1e-3, or 4 eps of a half precision weight; NaN is not."""
-        return all(residual <= near(self.dtype) for residual in self.residuals)
+        """Whether every residual is at most `tolerance(dtype)`, as `contains` asks, or 4 eps of a half precision
+        weight, which is a point rounded; NaN is not."""
+        return all(residual <= rounding(self.dtype) for residual in self.residuals)
 
 
 class Report(list[Record]):
@@ -101,7 +104,7 @@ def _record(each: Held) -> Record:
         weight = at_least_float32(each.weight)
     except ValueError:
         weight = torch.full_like(at_least_float32(each.like), math.nan)
-    blocks = blocks_of(manifold, weight)
+    blocks = _blocks(each, weight)
     return Record(
         each.name,
         tuple(weight.shape),
@@ -115,11 +118,21 @@ def _record(each: Held) -> Record:
     )
 
 
+def _blocks(each: Held, weight: Tensor) -> list[tuple[Manifold, Tensor]]:
+    """Each factor with its block; a part of a composed product is a stack of equal ones."""
+    parts, manifold = each.owner, each.manifold
+    if isinstance(parts, Parts) and isinstance(parts.composition, ComposedProduct):
+        axis = len(parts.shape) - parts.composition.ndim
+        return [(manifold, block) for block in weight.unbind(axis)]
+    return blocks_of(manifold, weight)
+
+
 def _worst(factor: Manifold, block: Tensor) -> float:
     if not bool(block.isfinite().all()):
         return math.nan
     try:
-        return max(factor.residual(block).flatten().tolist(), default=0.0)  # of a batch of no points
+        with exact_products(block.device.type):
+            return max(factor.residual(block).flatten().tolist(), default=0.0)  # of a batch of no points
     except ValueError:  # no nearest point to measure the distance to
         return math.inf
 

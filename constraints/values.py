@@ -14,6 +14,7 @@ from manifolds import (
     Manifold,
     NearestPointManifold,
     ProductManifold,
+    tolerance,
 )
 from manifolds._points import check_map
 from manifolds.engine import engine, settled
@@ -131,7 +132,13 @@ def _within_rounding(manifold: Manifold, x: Tensor, who: str, way: Way) -> Tenso
 
 def near(dtype: torch.dtype) -> float:
     """The residual up to which a value of this dtype is a rounded point: 1e-3, or 4 eps in half precision."""
-    return max(NEAR, 4 * torch.finfo(dtype).eps)
+    return max(NEAR, rounding(dtype))
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The residual up to which a weight of this dtype is on its manifold: `tolerance`, or 4 eps in half precision,
+    where what is held is a point rounded, which moves X^H X by at most 2 eps."""
+    return tolerance(dtype) if master_dtype(dtype) == dtype else 4 * torch.finfo(dtype).eps
 
 
 def is_near(manifold: Manifold, x: Tensor, dtype: torch.dtype) -> bool:

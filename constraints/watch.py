@@ -145,7 +145,9 @@ def _made(optimizer: Optimizer) -> str:
 def _blind(optimizer: Optimizer, p: Tensor, records: Records, attribute: str) -> ValueError:
     kind = type(optimizer).__name__
     ways = f"constraints.optim.{OURS.get(kind, 'RiemannianAdam')}(model)"
-    if kind not in UNWRAPPED:
+    from .optim.step.frames import sees_other_lengths  # which knows of this watch
+
+    if kind not in UNWRAPPED and not sees_other_lengths(type(optimizer), records.manifolds[attribute]):
         ways += f" or Retracted({kind}(param_groups(model)))"
     return ValueError(
         f"{records.names[attribute]} of shape {tuple(p.shape)} is held on {records.manifolds[attribute]} by "

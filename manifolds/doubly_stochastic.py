@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._points import broadcast, check_axes, check_real, sizes
 from .base import Manifold, check_ndim
-from .engine import Engine
+from .engine import Engine, Isometric
 from .kernels import sinkhorn
 
 Square = Float[Tensor, "*batch n n"]
@@ -98,12 +98,17 @@ class DoublyStochastic(Manifold):
         return _Roots(self)
 
 
-class _Roots(Engine):
+class _Roots(Isometric):
     """Coordinates are frames W = V / sqrt(X), whose Euclidean inner product is the metric."""
 
     def coordinates(self, x: Square, a: Square) -> Square:
         x, a = broadcast(self.manifold, x, a)
         return _without_sums(x, x.sqrt(), a)
+
+    def frame(self, x: Square, v: Square) -> Square:
+        """V / sqrt(X)."""
+        x, v = broadcast(self.manifold, x, v)
+        return v / x.sqrt()
 
     def lift(self, x: Square, g: Square) -> Square:
         x, g = broadcast(self.manifold, x, g)

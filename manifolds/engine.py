@@ -8,6 +8,7 @@ it, and a manifold that has a method of one of the names below is asked itself.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -187,6 +188,19 @@ class Engine:
         """The tensor of this shape whose `split` has these parts, in their order."""
         (part,) = parts
         return part.reshape(tuple(shape))
+
+
+class Isometric(Engine, ABC):
+    """One of a metric that is not that of the ambient space, in coordinates whose Euclidean inner product it is: those
+    in an orthonormal basis of T_x.
+
+    >>> isinstance(engine(Simplex()), Isometric), isinstance(engine(Stiefel()), Isometric)
+    (True, False)
+    """
+
+    @abstractmethod
+    def frame(self, x: Inexact[Tensor, "..."], v: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
+        """Coordinates of the tangent vector v: |frame(x, v)| = norm(x, v)."""
 
 
 NAMES = tuple(name for name, value in vars(Engine).items() if callable(value) and not name.startswith("_"))

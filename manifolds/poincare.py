@@ -14,7 +14,7 @@ from torch import Tensor
 from ._hyperbolic import asinhc, check_curvature
 from ._points import broadcast, check_axes, check_real, sizes
 from .base import GeodesicManifold, check_ndim
-from .engine import Engine
+from .engine import Engine, Isometric
 from .kernels import arcs, ball
 
 Points = Float[Tensor, "*batch n"]
@@ -167,7 +167,7 @@ class PoincareBall(GeodesicManifold):
         return w + (along * x + back * d) * (2 * k / (depth * self._depth(y) + far))
 
 
-class _Conformal(Engine):
+class _Conformal(Isometric):
     """Coordinates are h v, whose Euclidean inner product is the metric."""
 
     manifold: PoincareBall
@@ -176,6 +176,11 @@ class _Conformal(Engine):
 
     def coordinates(self, x: Points, a: Points) -> Points:
         return broadcast(self.manifold, x, a)[1]
+
+    def frame(self, x: Points, v: Points) -> Points:
+        """h v."""
+        x, v = broadcast(self.manifold, x, v)
+        return v * (2 / self.manifold._depth(x))
 
     def lift(self, x: Points, g: Points) -> Points:
         """g / h."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._points import broadcast, sizes
 from .base import GeodesicManifold
-from .engine import Engine
+from .engine import Engine, Isometric
 
 Points = Inexact[Tensor, "*batch"]
 
@@ -107,11 +107,16 @@ class Positive(GeodesicManifold):
         return RelativeEngine(self)
 
 
-class RelativeEngine(Engine):
+class RelativeEngine(Isometric):
     """It keeps w = v / x, which needs no transport."""
 
     def coordinates(self, x: Points, a: Points) -> Points:
         return self.manifold.project(x, a)
+
+    def frame(self, x: Points, v: Points) -> Points:
+        """v / x."""
+        x, v = broadcast(self.manifold, x, v)
+        return v / x
 
     def lift(self, x: Points, g: Points) -> Points:
         """x g."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._points import broadcast, check_axes, check_real, root, sizes
 from .base import GeodesicManifold, check_ndim
-from .engine import Engine
+from .engine import Engine, Isometric
 from .kernels import arcs
 
 Points = Float[Tensor, "*batch n"]
@@ -115,12 +115,17 @@ class Simplex(GeodesicManifold):
         return _Roots(self)
 
 
-class _Roots(Engine):
+class _Roots(Isometric):
     """Coordinates are w = v / sqrt(x), tangent to the sphere of radius 2 at 2 sqrt(x)."""
 
     def coordinates(self, x: Points, a: Points) -> Points:
         x, a = broadcast(self.manifold, x, a)
         return arcs.project(x.sqrt(), a, AXIS, 1)
+
+    def frame(self, x: Points, v: Points) -> Points:
+        """v / sqrt(x)."""
+        x, v = broadcast(self.manifold, x, v)
+        return v / x.sqrt()
 
     def lift(self, x: Points, g: Points) -> Points:
         """sqrt(x) (g - <x, g>)."""

@@ -46,6 +46,7 @@ torch.manual_seed(0)
 # distances (up to one factor), so this is the nearest number of modulus 1, frequency by frequency. ``project``: the
 # tangent vector nearest to a given one; the circle's tangent at z is the line of i z. ``dim``: the degrees of freedom.
 # Of a real filter, half of the phases are free: that of -k is minus that of k, and where k = -k it is 0 or 180 degrees.
+# ``dim_of_complex``, for complex points, is twice that unless it is written; of a complex filter all phases are free.
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class AllPass(NearestPointManifold):
             raise ValueError(f"AllPass holds filters (..., h, w); got shape {tuple(shape)}.")
         h, w = shape[-2:]
         return math.prod(shape[:-2]) * (h * w - (2 - h % 2) * (2 - w % 2)) // 2
+
+    def dim_of_complex(self, shape: Sequence[int]) -> int:
+        """h w: the phases of a complex filter are all free."""
+        return math.prod(shape)
 
 
 def _inverse(spectrum: Tensor, like: Tensor) -> Tensor:

@@ -14,13 +14,16 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
 from manifolds import Manifold, Stiefel
+from manifolds.engine import Isometric
 
+from ..given import kind_of_value
 from .step import (
     Bucket,
     Group,
     Params,
     RiemannianOptimizer,
     check_at_least_zero,
+    check_number,
     check_ways,
     decays_in,
     rate,
@@ -139,8 +142,12 @@ class RiemannianAdam(RiemannianOptimizer):
 
 
 def check_betas(name: str, group: Group) -> None:
-    """ValueError where one of betas is not in [0, 1)."""
-    for i, beta in enumerate(group["betas"]):
+    """ValueError where one of betas is not in [0, 1), TypeError where they are not two numbers."""
+    betas = group["betas"]
+    if not hasattr(betas, "__len__") or len(betas) != 2:
+        raise TypeError(f"betas of {name} are two numbers, as (0.9, 0.999); got {kind_of_value(betas)}.")
+    for i, beta in enumerate(betas):
+        check_number(f"betas[{i}]", beta)
         if not 0 <= beta < 1:
             raise ValueError(f"betas[{i}] of {name} is in [0, 1); got {beta}.")
 
@@ -186,11 +193,14 @@ def adam_move(bucket: Bucket, group: Group, gradient: Callable[[], Tensor]) -> T
 
 
 def decayed(bucket: Bucket, c: Tensor, size: float | Tensor, pull: float | Tensor) -> Tensor:
-    """size c + pull grad(|x|^2 / 2), in coordinates: a step, and decoupled decay with it, for x - lr lambda x is one
-    along the gradient of half the squared norm."""
+    """size c + pull P_x(x), in coordinates: a step, and with it decoupled decay, x - lr lambda x to first order. On a
+    set whose metric has no frame, grad(|x|^2 / 2) in place of P_x(x), which is the same in the ambient metric."""
     if isinstance(size, Tensor) and size.dim():
         size = bucket.per_point(size)
-    return size * c + pull * bucket.engine.lift(bucket.x, bucket.x)
+    x, engine = bucket.x, bucket.engine
+    return size * c + pull * (
+        engine.frame(x, bucket.factor.project(x, x)) if isinstance(engine, Isometric) else engine.lift(x, x)
+    )
 
 
 def adam_free(state: Any, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:

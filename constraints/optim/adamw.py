@@ -11,13 +11,13 @@ from .step import Params
 
 
 class RiemannianAdamW(RiemannianAdam):
-    """x <- R_x(-lr (m^ / (sqrt(v^) + eps) + lambda grad |x|^2 / 2)), m^ and v^ as in `RiemannianAdam`.
+    """x <- R_x(-lr (m^ / (sqrt(v^) + eps) + lambda P_x(x))), m^ and v^ as in `RiemannianAdam`.
 
     On unconstrained tensors and on Euclidean factors that is x - lr lambda x - lr m^ / (sqrt(v^) + eps), the step of
-    torch.optim.AdamW, whose options these are. Elsewhere decay goes against the Riemannian gradient of half the squared
-    norm, so that the point stays on its manifold; where all points have one norm this is 0, as on Stiefel and the
-    sphere, and a weight_decay that is not the default says so. The coordinates of a trivialization, which decay would
-    pull to their base, come from `param_groups` without any.
+    torch.optim.AdamW, whose options these are. Elsewhere it is that to first order: P_x(x) is the Riemannian gradient
+    of half the squared norm in the ambient metric, and on `Hyperboloid` that in its own is taken. Where all points have
+    one norm this is 0, as on Stiefel and the sphere, and a weight_decay that is not the default says so. Coordinates of
+    a trivialization, which decay would pull to their base, come from `param_groups` without any.
 
     weight_decay: lambda. The other options: see `RiemannianAdam`.
     Source: Loshchilov & Hutter, Decoupled weight decay regularization (2019), algorithm 2.

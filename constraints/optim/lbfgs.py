@@ -79,11 +79,7 @@ class RiemannianLBFGS(Optimizer):
         try:
             check_group(type(self).__name__, group, self.param_groups)
             for p in group["params"]:
-                if p.dtype not in DTYPES:
-                    raise TypeError(
-                        f"{name_in(self.param_groups, p)} has dtype {p.dtype}; RiemannianLBFGS works in float32 or "
-                        f"float64, real or complex. Convert the model, as by .float()."
-                    )
+                self._check_dtype(p)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -145,9 +141,17 @@ class RiemannianLBFGS(Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.requires_grad:
+                    self._check_dtype(p)
                     name = name_in(self.param_groups, p)
                     named[name], manifolds[name] = p, group["manifold"] or Euclidean()
         return Parameters(named, manifolds)
+
+    def _check_dtype(self, p: Tensor) -> None:
+        if p.dtype not in DTYPES:
+            raise TypeError(
+                f"{name_in(self.param_groups, p)} has dtype {p.dtype}; RiemannianLBFGS works in float32 or float64, "
+                f"real or complex. Convert the model, as by .float()."
+            )
 
     def _first(self) -> Tensor:
         first: Tensor = self.param_groups[0]["params"][0]

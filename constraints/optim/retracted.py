@@ -10,19 +10,18 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from ..precision import exact_products
-from ..records import constrained
-from ..values import master_dtype
 from ..watch import guided, look
 from .step import Bucket, Group
 from .step.before import check_before, refuse_gradient
-from .step.checks import check_group, name_in, warn_of_decay
+from .step.checks import name_in
 from .step.compiled import outside_of_graphs
 from .step.following import back, carry, check_moments, entries, second_points
 from .step.frames import ENTRYWISE, Frames, Gradient, Move
 from .step.limits import is_fit
 from .step.options import moves
 from .step.plan import Member, Plan
-from .step.proxy import Proxy, check_wrapped, fused, lent, unasked_decay
+from .step.proxy import Proxy, check_wrapped, fused, lent
+from .step.wrapped import check_held, check_precision
 
 
 class Retracted(Proxy):
@@ -37,11 +36,15 @@ class Retracted(Proxy):
     the entries are those of coordinates: of the tangent vector, and on square orthonormal blocks, where it is X Omega,
     of the skew Omega. There nothing is lost by P, momentum needs no transport, and a rotation Q X of all points is one
     of all steps. They see 0 in place of a weight whose points all have one norm, so that decay, of either kind, does
-    nothing there. All other optimizers see the weight and its tangent vectors as they are.
+    nothing there. Where the metric is not that of the ambient space they are coordinates in an orthonormal basis of
+    T_x (`manifolds.engine.Isometric`): a step of lr in each has the metric length lr sqrt(d), as one of RiemannianAdam,
+    at any scale, near an edge too, and decay, which sees P_x(x), pulls as it does elsewhere. All other optimizers see
+    the weight and its tangent vectors as they are.
 
-    State: what is called "exp_avg" or "momentum_buffer" is made tangent and transported to the new point; "z" or "ax",
-    a second point, is projected and retracted as x is; everything else, second moments among it, stays as it is, entry
-    by entry. `.grad` is what it was after a step. A closure is called once, before the step. Adam and AdamW move held
+    State: what is called "exp_avg" or "momentum_buffer" is made tangent and transported to the new point, but in an
+    orthonormal basis, where it stays with the second moments of its entries, save that of SGD; "z" or "ax", a second
+    point, is projected and retracted as x is; everything else, second moments among it, stays as it is, entry by entry.
+    `.grad` is what it was after a step. A closure is called once, before the step. Adam and AdamW move held
     tensors on CPU as with fused=True, unless `foreach` or `fused` is given: torch's update in one pass.
 
     optimizer: one of param_groups(model), or with a "manifold" in groups of your own. Its groups and state are those of
@@ -49,12 +52,13 @@ class Retracted(Proxy):
     gradient: (manifold, x, g) -> the tensor that the optimizer is given; the Riemannian gradient by default.
     move: (manifold, x, x' - x, lr) -> the point that is reached; as in the formula by default. Points are on leading
         axes; manifold is a factor where the weight is packed.
-    carry: whether state follows the point; without it state is the optimizer's own. Without it, or with a gradient or
-        move of your own, every optimizer sees the weight as it is.
+    carry: whether state follows the point; without it state is the optimizer's own. Without it, but in an orthonormal
+        basis, and with a gradient or move of your own, every optimizer sees the weight as it is.
 
     Raises TypeError for what is no optimizer, ValueError for those that move by values of the loss (LBFGS), for half
-    precision, and as `RiemannianOptimizer` does. A gradient that is not finite is an error on CPU, before anything
-    changes; on an accelerator the factor is left where it was, counted in `skipped`.
+    precision, for those that see a weight as it is where the metric is not that of its entries, SGD and ASGD but, and
+    as `RiemannianOptimizer` does. A gradient that is not finite is an error on CPU, before anything changes; on an
+    accelerator the factor is left where it was, counted in `skipped`.
     Source: Li et al., StelLA (2025), arXiv 2510.01938, algorithm 1, which is gradient, step, projection, retraction.
 
     >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel, Riemannian())
@@ -84,7 +88,7 @@ class Retracted(Proxy):
         self._skipped: dict[torch.device, Tensor] = {}
         self._trained: dict[Tensor, Tensor] = {}  # the points, while others are in their place
         for group in self.param_groups:
-            self._check(group)
+            check_held(self.inner, group, self._frame)
         look(self)
 
     # Parameters ------------------------------------------------------------------------------------------
@@ -93,7 +97,7 @@ class Retracted(Proxy):
         """Add parameters; checked as those given at the start, and not added if there is anything wrong with them."""
         self.inner.add_param_group(param_group)
         try:
-            self._check(self.param_groups[-1])
+            check_held(self.inner, self.param_groups[-1], self._frame)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -151,9 +155,9 @@ class Retracted(Proxy):
         """That of the optimizer, with the repr of each group's manifold, and as "retracted" in what numbers it sees it;
         under "retracted" of all what is kept of rounding."""
         saved = super().state_dict()
-        for group in saved["param_groups"]:
+        for group, mine in zip(saved["param_groups"], self.param_groups, strict=True):
             if group["manifold"] is not None:
-                group["retracted"] = self._frame.sees
+                group["retracted"] = self._frame.sees(mine)
         keys = [key for group in saved["param_groups"] for key in group["params"]]
         kept = {key: self._held.get(p) for key, p in zip(keys, self._parameters(), strict=True)}
         saved["retracted"] = {key: dict(entry) for key, entry in kept.items() if entry is not None}
@@ -163,13 +167,14 @@ class Retracted(Proxy):
         """As that of the optimizer; manifolds stay those of this one. Raises ValueError where their reprs differ, and
         for the state of an optimizer of another kind, or of one that is not Retracted, or was in another way."""
         groups = state_dict["param_groups"]
-        for i, group in enumerate(groups):
-            if group.get("manifold") is not None and group.get("retracted") != self._frame.sees:
-                what = group.get("retracted")
+        for i, (group, mine) in enumerate(zip(groups, self.param_groups, strict=False)):
+            sees = None if mine["manifold"] is None else self._frame.sees(mine)
+            what = group.get("retracted")
+            if group.get("manifold") is not None and sees is not None and what != sees:
                 raise ValueError(
                     f"group {i} of the saved state is "
                     f"{'not of Retracted' if what is None else f'of an optimizer that saw {what}'}, and here "
-                    f"{type(self.inner).__name__} sees {self._frame.sees}. Make the optimizer that it was saved by, "
+                    f"{type(self.inner).__name__} sees {sees}. Make the optimizer that it was saved by, "
                     f"with the same gradient, move and carry, or start without it."
                 )
         plain = [{key: value for key, value in group.items() if key != "retracted"} for group in groups]
@@ -190,36 +195,6 @@ class Retracted(Proxy):
 
     # How -------------------------------------------------------------------------------------------------
 
-    def _check(self, group: Group) -> None:
-        kind = type(self.inner).__name__
-        group.setdefault("manifold", None)
-        known = constrained()
-        for p in group["params"]:
-            if group["manifold"] is None and id(p) in known:
-                records, attribute = known[id(p)]
-                raise ValueError(
-                    f"{name_in(self.param_groups, p)} of shape {tuple(p.shape)} is constrained to "
-                    f"{records.manifolds[attribute]}, but came without a manifold. Write Retracted({kind}("
-                    f"param_groups(model))), whose groups carry their manifold."
-                )
-        check_group("Retracted", group, self.param_groups)
-        if group["manifold"] is None:
-            return
-        for p in group["params"]:
-            self._check_precision(p)
-        if group.get("differentiable"):
-            raise ValueError(f"Retracted takes no {kind} with differentiable=True: a step on a manifold has no graph.")
-        if "weight_decay" in group:
-            warn_of_decay(group, unasked_decay(self.inner))
-
-    def _check_precision(self, p: Tensor) -> None:
-        if p.dtype != master_dtype(p.dtype):
-            raise ValueError(
-                f"{name_in(self.param_groups, p)} has dtype {p.dtype}, in which {type(self.inner).__name__} loses most "
-                f"of its step. Keep the model in float32, and compute under torch.autocast; or take RiemannianAdam, "
-                f"which keeps a float32 master."
-            )
-
     def _plan_step(self) -> Plan:
         """The plan for the held parameters that have a gradient, with theirs gathered."""
         groups = [(i, group) for i, group in enumerate(self.param_groups) if group["manifold"] is not None]
@@ -232,7 +207,7 @@ class Retracted(Proxy):
         options = tuple((i, group["manifold"], len(each)) for (i, group), each in zip(groups, given, strict=True))
         if self._plan is None or not self._plan.fits(params, options, self._held):
             for p in params:
-                self._check_precision(p)
+                check_precision(self.param_groups, p, type(self.inner).__name__)
                 if type(self.inner) in ENTRYWISE:
                     check_moments(self.param_groups, p, self.state.get(p, {}))
             members = [

@@ -7,7 +7,17 @@ from typing import Any
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from .step import Bucket, Group, Params, RiemannianOptimizer, check_at_least_zero, check_ways, rate, travel
+from .step import (
+    Bucket,
+    Group,
+    Params,
+    RiemannianOptimizer,
+    check_at_least_zero,
+    check_number,
+    check_ways,
+    rate,
+    travel,
+)
 
 
 class RiemannianSGD(RiemannianOptimizer):
@@ -74,6 +84,7 @@ class RiemannianSGD(RiemannianOptimizer):
 
     def _check_options(self, group: Group) -> None:
         check_at_least_zero(group, "lr", "momentum", "weight_decay")
+        check_number("dampening", group["dampening"])
         check_ways("RiemannianSGD", group)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(

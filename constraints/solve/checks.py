@@ -22,7 +22,8 @@ FLOOR = 1e2
 class Check:
     """The errors of a Taylor model at step lengths t, and the slope of the line through them on logarithmic axes.
 
-    slope: NaN where every error is rounding: the model is exact, as that of a linear f on Euclidean.
+    slope: NaN where every error is rounding: the model is exact, as that of a linear f on Euclidean; 0 where the term
+    that is checked is rounding too, so that nothing is known, as of an f that hardly changes near x.
     expected: what it is for right derivatives: 2 for `check_gradient`, 3 for `check_hessian`; a model that is better
     than that, for a special f, has a larger one.
 
@@ -109,7 +110,10 @@ def _check(
             largest = max(abs(value) for _, value in ends)
             rounding.append(FLOOR * eps * (largest + t * abs(first) + t * t * abs(second)))
     kept = [(t, e) for t, e, r in zip(sizes, errors, rounding, strict=True) if e > r and t < 2.0**-3]
-    return Check(what, sizes, errors, _slope(kept), 2 if hessian is None else 3)
+    slope, term, power = _slope(kept), *((first, 1) if hessian is None else (second, 2))
+    if math.isnan(slope) and term and all(t**power * abs(term) <= r for t, r in zip(sizes, rounding, strict=True)):
+        slope = 0.0
+    return Check(what, sizes, errors, slope, 2 if hessian is None else 3)
 
 
 WINDOW = 6

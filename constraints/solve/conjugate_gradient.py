@@ -17,8 +17,8 @@ from .solver import Solver, State
 from .space import Rows
 
 AWAY = 0.03
-"""A direction that lies still is fastened where x has moved since by so large a part of |x|. Before, its normal part is
-about as small a part of it, and changes the curve of nearest points by its square."""
+"""A direction that lies still is fastened where x, turning as one, has moved since by so large a part of |x|. Before,
+its normal part is about as small a part of it, and changes the curve of nearest points by its square."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +88,7 @@ class ConjugateGradient(Solver):
         bend = over(after - slope, found.t * squared)
         half = where(found.done, over(-slope, 2 * found.t * squared), new.norm)
         away = over(new.length, stride) + (memory["away"] if memory else 0.0)
-        if space.lies_still and not (space.is_curved and space.takes_any and all_(away < AWAY)):
+        if space.lies_still and not (space.turns_as_one and all_(away < AWAY)):
             d, away = space.fasten(new.x, d), full(slope, 0.0)
         kept = {
             "d": d,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .descent import Downhill, first_step, search_along
-from .numbers import Truth, is_finite, no, over, where
+from .numbers import Truth, all_, is_finite, no, over, where
 from .options import check_kind
 from .problem import Problem
 from .searches import Armijo, LineSearch
@@ -39,7 +39,9 @@ class GradientDescent(Solver):
         carried = space.transport(x, new.x, g)
         curvature = space.inner(new.x, carried, carried - new.gradient)
         t = over(found.t * space.inner(new.x, carried, carried), curvature)
-        t = where((curvature > 0) & is_finite(t), t, where(found.done, 2 * found.t, first_step(problem, new)))
+        known = (curvature > 0) & is_finite(t)
+        if not all_(known):
+            t = where(known, t, where(found.done, 2 * found.t, first_step(problem, new)))
         new.memory["t"] = where(ended, t, first)
         new.stuck = state.stuck | (ended & no(found.done))
         return new

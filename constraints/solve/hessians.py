@@ -122,17 +122,16 @@ def _product(
 
     def times(v: Rows) -> Rows:
         problem.counts.hessians += 1
-        parts, total = space.split(space.vector(at.x, v)), None
+        parts = space.split(space.vector(at.x, v))
+        sums: list[Tensor | None] = [None] * len(parts)
         for indices, field, inputs in known:
-            if not indices and not bent:
-                continue
-            outputs, weights = [field[i] for i in indices], [parts[i] for i in indices]
-            found = derivative(outputs, weights, inputs, keep=True) if indices else [None] * len(parts)
-            each = [p.new_zeros(p.shape) if g is None else g for g, p in zip(found, parts, strict=True)]
-            for i, s in bent:
-                each[i] = each[i] - (s @ parts[i] if is_wide(parts[i]) else parts[i] @ s)
-            rows = space.join(each)
-            total = rows if total is None else total + rows
-        return torch.zeros_like(v) if total is None else space.gradient(at.x, total)
+            if indices:
+                outputs, weights = [field[i] for i in indices], [parts[i] for i in indices]
+                found = derivative(outputs, weights, inputs, keep=True)
+                sums = [a if b is None else b if a is None else a + b for a, b in zip(sums, found, strict=True)]
+        total = [p.new_zeros(p.shape) if g is None else g for g, p in zip(sums, parts, strict=True)]
+        for i, s in bent:
+            total[i] = total[i] - (s @ parts[i] if is_wide(parts[i]) else parts[i] @ s)
+        return space.gradient(at.x, space.join(total))
 
     return times

@@ -55,7 +55,8 @@ def minimize(
     `values_of_starts`. both_components: also from the mirror image of each factor on O(n), at most four of them.
 
     Descent finds a point where the gradient vanishes; that it is the least one, only the problem can say.
-    Raises ValueError where x0 is not on the manifold, f is not finite at any start, or f is no function as above.
+    Raises ValueError where x0 is not on the manifold, or f is no function as above. Where f is not finite at any start,
+    the value is NaN or Inf, `converged` is False, and `reason` says so.
 
     >>> c = torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64))
     >>> found = minimize(lambda x: -(x * (c @ x)).sum(), (4, 2), Stiefel, dtype=c.dtype)

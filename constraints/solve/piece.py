@@ -13,6 +13,8 @@ from torch import Tensor
 
 from manifolds import (
     Euclidean,
+    FixedRank,
+    Grassmann,
     Manifold,
     NearestPointManifold,
     Oblique,
@@ -145,7 +147,9 @@ def is_ambient(manifold: Manifold) -> bool:
 
 
 def is_curved(manifold: Manifold) -> bool:
-    """Whether no part of it is flat, and its metric is known to be that of the ambient space."""
+    """Whether it is known to bend by one unit on a way of length |x|, for vectors, or less, in the ambient metric."""
     if isinstance(manifold, ProductManifold):
         return all(map(is_curved, manifold.factors))
-    return is_ambient(manifold) and not engine(manifold).flat
+    return type(manifold) in (FixedRank, Grassmann, Oblique, Orthogonal, SpecialOrthogonal, Sphere, Stiefel) and (
+        is_ambient(manifold)
+    )

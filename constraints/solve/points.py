@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from manifolds import Manifold, tolerance
+from manifolds.compositions import Composition
 from manifolds.engine import engine, settled
 
 from ..given import kind_of_value
@@ -55,6 +56,7 @@ def points_of(
         if isinstance(value, Tensor):
             points[name] = _checked(name, value.detach(), manifolds[name])
         elif isinstance(value, (tuple, list)) and all(isinstance(n, int) for n in value):
+            _check_dtype(name, torch.get_default_dtype() if dtype is None else dtype, "Pass dtype=torch.float64")
             points[name] = manifolds[name].random(tuple(value), generator=generator, dtype=dtype, device=device)
             drawn = True
         else:
@@ -95,6 +97,12 @@ def check_alike(points: Mapping[Any, Tensor]) -> None:
 
 def _manifold(manifold: Any) -> Manifold:
     manifold = manifold() if isinstance(manifold, type) and issubclass(manifold, Manifold) else manifold
+    if issubclass(manifold if isinstance(manifold, type) else type(manifold), Composition):
+        said = manifold.__name__ if isinstance(manifold, type) else repr(manifold)
+        raise TypeError(
+            f"manifold is a Manifold; got {said}, which makes a tensor of several points. Write "
+            f"constrain(module, name, {said}, Riemannian()) for a weight of a module, and minimize(closure, module)."
+        )
     if not isinstance(manifold, Manifold):
         raise TypeError(
             f"manifold is a Manifold, such as Stiefel() or Sphere() * Stiefel(); got {kind_of_value(manifold)}."
@@ -103,10 +111,7 @@ def _manifold(manifold: Any) -> Manifold:
 
 
 def _checked(name: Name, x: Tensor, manifold: Manifold) -> Tensor:
-    if x.dtype not in DTYPES:
-        raise TypeError(
-            f"{_who(name)} has dtype {x.dtype}; solvers work in float32 or float64, real or complex. Write x0.double()."
-        )
+    _check_dtype(name, x.dtype, "Write x0.double()")
     manifold.dim(x.shape)
     with exact_products(x.device.type), torch.no_grad():
         residual = manifold.residual(x)
@@ -126,9 +131,18 @@ def _checked(name: Name, x: Tensor, manifold: Manifold) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
+def _check_dtype(name: Name, dtype: torch.dtype, way: str) -> None:
+    if dtype not in DTYPES:
+        raise TypeError(f"{_who(name)} has dtype {dtype}; solvers work in float32 or float64, real or complex. {way}.")
+
+
 def _who(name: Name) -> str:
     return "x0" if name is None else f"x0[{name!r}]"
 
 
 def _said(value: Any) -> str:
-    return f"a dict of {sorted(value)}" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+    if isinstance(value, Mapping):
+        return f"a dict of {sorted(value)}"
+    if isinstance(value, type) and issubclass(value, Manifold):
+        return value.__name__
+    return repr(value) if isinstance(value, Manifold) else kind_of_value(value)

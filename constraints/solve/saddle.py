@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,16 @@ from .space import Rows
 SHRINK, TRIALS = 0.25, 8
 
 
-def least_curvature(problem: Problem, state: State, times: Product, products: int) -> tuple[Number, Rows]:
-    """(<v, H v>, v) with v the unit vector where that is least among those in the Krylov space of a random vector.
+class Curvature(NamedTuple):
+    """<v, H v> for the unit vector v where that is least among those that were seen, and the largest |<v, H v>|."""
+
+    least: Number
+    v: Rows
+    largest: Number
+
+
+def least_curvature(problem: Problem, state: State, times: Product, products: int) -> Curvature:
+    """Curvatures in the Krylov space of a random vector.
 
     Lanczos: an upper bound of the smallest eigenvalue of H, from so many products with it. NaN, and v = 0, where these
     are not finite.
@@ -55,8 +64,11 @@ def least_curvature(problem: Problem, state: State, times: Product, products: in
     values = torch.where(known, values, math.nan)
     weights = vectors[..., :, 0]
     v = torch.stack([each * weights[..., i : i + 1] for i, each in enumerate(basis)]).sum(0)
-    least = values[..., :1] if problem.space.batched else values[0].item()
-    return least, torch.where(known, v, torch.zeros_like(v))
+    least, largest = values[..., :1], values.abs().amax(-1, keepdim=True)
+    v = torch.where(known, v, torch.zeros_like(v))
+    if problem.space.batched:
+        return Curvature(least, v, largest)
+    return Curvature(least.item(), v, largest.item())
 
 
 def leave(problem: Problem, state: State, curvature: Number, v: Rows, wants: Truth) -> State:

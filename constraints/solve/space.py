@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from manifolds import Orthogonal, SpecialOrthogonal, Sphere, Stiefel
+
 from .numbers import Number, sqrt, where
 from .piece import Piece, is_curved
 
@@ -189,7 +191,9 @@ class Space:
         def compute(x: Rows, u: Rows, v: Rows) -> Tensor:
             pieces = zip(self.pieces, self.split(x), self.split(u), self.split(v), strict=True)
             numbers = [piece.manifold.inner(*parts) for piece, *parts in pieces]
-            total = sum(n.reshape(len(n), -1).sum(1, keepdim=True) if self.batched else n.sum() for n in numbers)
+            if self.batched:  # of a batch of none reshape(0, -1) knows no size
+                numbers = [n.flatten(1).sum(1, keepdim=True) if n.dim() > 1 else n[:, None] for n in numbers]
+            total = sum(n if self.batched else n.sum() for n in numbers)
             # as wide as the rows, as what stands for those on which a manifold raises
             return total.expand_as(v)  # type: ignore[union-attr]
 
@@ -208,15 +212,21 @@ class Space:
         return v.norm(dim=-1, keepdim=True) if self.batched else v.norm().item()
 
     def stride(self, x: Rows) -> Number:
-        """How long a first step is: as the point, which it turns by 45 degrees at most; 1 unless it `is_curved`."""
+        """How long a first step is: as the point, so that one vector turns by 45 degrees; 1 unless it `is_curved`."""
         if not self.is_curved:
             return x.new_ones(len(x), 1) if self.batched else 1.0
         size = self.size(x)
         return where(size > 0, size, 1.0)
 
     @cached_property
+    def turns_as_one(self) -> bool:
+        """Whether all of x turns by about the part of |x| that it moves, and `retract` takes any vector."""
+        kinds = (Orthogonal, SpecialOrthogonal, Sphere, Stiefel)
+        return len(self.pieces) == 1 and type(self.pieces[0].manifold) in kinds and self.is_curved and self.takes_any
+
+    @cached_property
     def is_curved(self) -> bool:
-        """Whether no part is flat, and the metric that of the ambient space: where |x| is the measure of a turn."""
+        """Whether |x| is the measure of a turn in every part."""
         return all(is_curved(piece.manifold) for piece in self.pieces)
 
     def dim(self) -> int:

@@ -151,7 +151,13 @@ class Starts:
         found = {name: determinants(self.manifolds[name], p, lead) for name, p in points.items()}
         counts = {name: 0 if signs is None else signs.shape[-1] for name, signs in found.items()}
         total = sum(counts.values())
-        if not 0 < total <= MOST_FACTORS:
+        if not total:
+            raise ValueError(
+                f"both_components=True starts also from the mirror image of each factor on O(n), of one to "
+                f"{MOST_FACTORS} factors; there are 0. SO(n), U(n) and matrices of fewer columns are connected, and "
+                f"have no other component: leave it out."
+            )
+        if total > MOST_FACTORS:
             raise ValueError(
                 f"both_components=True starts also from the mirror image of each factor on O(n), of one to "
                 f"{MOST_FACTORS} factors; there are {total}. Leave it out, or give the starts as a batch."

@@ -127,11 +127,13 @@ class TrustRegion(Solver):
         if not self.saddle_products or not problem.space.dim():
             return state, at_rest & False
         times = state.memory.get("times") or self.hessian(state.at)
-        curvature, v = least_curvature(problem, state, times, min(self.saddle_products, problem.space.dim()))
+        seen = least_curvature(problem, state, times, min(self.saddle_products, problem.space.dim()))
+        curvature, v = seen.least, seen.v
         state.memory["curvature"] = curvature
-        # less than this is rounding of products with H
-        stride = problem.space.stride(state.x)
-        falls = at_rest & (curvature * stride * stride < -math.sqrt(torch.finfo(state.x.dtype).eps))
+        # less than this is rounding of products with H, or of f
+        eps, stride = torch.finfo(state.x.dtype).eps, problem.space.stride(state.x)
+        falls = at_rest & (curvature < -math.sqrt(eps) * seen.largest)
+        falls = falls & (-curvature * stride * stride > 100 * eps * abs(state.value))
         if not any_(falls):
             return state, falls
         after = leave(problem, state, curvature, v, falls)

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from .._points import broadcast, inner
 from ..base import Manifold
-from ..engine import Engine
+from ..engine import Isometric
 from ..kernels.linalg import sym
 from .metric import Metric, Square
 
 
-class ConeEngine(Engine):
+class ConeEngine(Isometric):
     def __init__(self, manifold: Manifold, metric: Metric) -> None:
         super().__init__(manifold)
         self.metric = metric
@@ -20,6 +20,10 @@ class ConeEngine(Engine):
     def coordinates(self, x: Square, a: Square) -> Square:
         """What of A is a frame."""
         return self.metric.frames(broadcast(self.manifold, x, a)[1])
+
+    def frame(self, x: Square, v: Square) -> Square:
+        """W of V."""
+        return self.metric.frame(*broadcast(self.manifold, x, v))
 
     def lift(self, x: Square, g: Square) -> Square:
         """The frame of the gradient."""

@@ -130,6 +130,15 @@ class Case:
         noise = torch.randn(self.shape, generator=self.generator(number), dtype=self.dtype, device=self.device)
         return self.unit(noise)
 
+    def dim(self) -> int:
+        """The real degrees of freedom of the points."""
+        return (self.manifold.dim_of_complex if self.dtype.is_complex else self.manifold.dim)(self.shape)
+
+    def basis(self) -> Tensor:
+        """Tensors of the shape of the points, on one more batch axis: an orthonormal basis of them over the reals."""
+        units = torch.eye(self.x.numel(), dtype=self.dtype, device=self.device).reshape(-1, *self.shape)
+        return torch.cat([units, 1j * units]) if self.dtype.is_complex else units
+
     def tangent(self, number: int, at: Tensor | None = None) -> Tensor:
         """A tangent vector of norm 1 at x, or at another point, zero where there is no other. On open sets 1 is the
         larger of two norms, the ambient one and that of the metric, and of both sides x + 2v is in the set too: a

@@ -76,7 +76,7 @@ class ConformanceError(AssertionError):
 
 def check_manifold(
     manifold: Manifold | type[Manifold],
-    shape: Sequence[int],
+    shape: int | Sequence[int],
     *,
     dtype: torch.dtype | Sequence[torch.dtype] | None = None,
     device: torch.device | str | None = None,
@@ -84,7 +84,8 @@ def check_manifold(
 ) -> None:
     """Measures every theorem of the contract of `Manifold` on points of this shape, and reports all that fail.
 
-    shape: that of the points, batch axes included; small sizes will do, as a theorem that fails, fails there too.
+    shape: that of the points, batch axes included, 6 meaning (6,); small sizes will do, as a theorem that fails,
+        fails there too.
     dtype: one or several; None means float32, float64, complex64 and complex128.
     seed: of all random draws; the result is a function of the arguments.
     Raises ConformanceError, with one line for each broken theorem. NaN breaks a theorem, and so does an exception.
@@ -94,16 +95,20 @@ def check_manifold(
     """
     __tracebackhide__ = True  # pytest then ends at the call, with the report
     manifold = manifold() if isinstance(manifold, type) else manifold
+    given = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    if not all(hasattr(size, "__index__") for size in given):
+        raise TypeError(f"the shape of points is written as 4 or (4, 3); got {shape!r}.")
+    shape = given
     dtypes = DTYPES if dtype is None else (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
     place = torch.get_default_device() if device is None else torch.device(device)
     failures: list[Failure] = []
     skipped: dict[str, None] = {}
     for one in dtypes:
-        broken = _check(Case(manifold, tuple(shape), one, place, seed), failures)
+        broken = _check(Case(manifold, shape, one, place, seed), failures)
         skipped.update(dict.fromkeys(broken))
     if failures:
         names = {f.theorem for f in failures}
-        subject = f"{manifold!r} on points of shape {tuple(shape)}"
+        subject = f"{manifold!r} on points of shape {shape}"
         raise ConformanceError(subject, failures, [name for name in skipped if name not in names])
 
 

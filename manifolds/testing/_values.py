@@ -51,8 +51,9 @@ def _(case: Case) -> Iterator[Finding]:
     yield holds(len(text) <= 200 and "\n" not in text and " at 0x" not in text, f"{text[:80]!r}...")
 
 
-@theorem("dim: additive", "dim((3, *shape)) = 3 dim(shape), an integer >= 0", ground=False)
+@theorem("dim: additive", "dim((3, *shape)) = 3 dim(shape), an integer >= 0; and dim_of_complex", ground=False)
 def _(case: Case) -> Iterator[Finding]:
-    one, three = case.manifold.dim(case.shape), case.manifold.dim((3, *case.shape))
-    yield holds(isinstance(one, int) and one >= 0, f"dim({case.shape}) is {one!r}")
-    yield holds(three == 3 * one, f"dim({(3, *case.shape)}) is {three!r}, dim({case.shape}) is {one!r}")
+    for of in (case.manifold.dim, case.manifold.dim_of_complex)[: 1 + case.dtype.is_complex]:
+        one, three, name = of(case.shape), of((3, *case.shape)), of.__name__
+        yield holds(isinstance(one, int) and one >= 0, f"{name}({case.shape}) is {one!r}")
+        yield holds(three == 3 * one, f"{name}({(3, *case.shape)}) is {three!r}, {name}({case.shape}) is {one!r}")

@@ -194,8 +194,19 @@ def test_names_groups_and_reports_speak_of_the_weight_and_its_parts(method: Meth
     inside = ".parametrizations" if end else ""
     assert {f"1.parametrizations.weight.0{inside}.{part}{end}" for part in "uv"} < held
     assert "1.parametrizations.weight.0.s" in held
-    with pytest.raises(ValueError, match="composed already"):
+    with pytest.raises(ValueError, match=r"by LowRank\(rank=2\)\. Call unconstrain .*reset_parameters\(\)"):
         constrain(model, "1.weight", LowRank(2), method)
+
+
+@methods
+@pytest.mark.parametrize("composition", [LowRank(2), Scaled(Stiefel), SpectralBall()], ids=repr)
+def test_reset_parameters_draws_a_new_start(composition: Composition, method: Method) -> None:
+    """The way out of the message above, for the next fold."""
+    layer = made(composition, method)
+    before = layer.weight.detach().clone()
+    layer.reset_parameters()
+    assert (layer.weight - before).abs().max() > 0.01
+    assert all(record.ok for record in report(layer))
 
 
 @methods

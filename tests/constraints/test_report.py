@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,17 @@ from torch import Tensor, nn
 
 from constraints import AveragedModel, BlockSpec, Riemannian, Trivialization, constrain, report, unconstrain
 from constraints.optim import RiemannianSGD
-from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import (
+    Euclidean,
+    Manifold,
+    Orthogonal,
+    ProductManifold,
+    Scaled,
+    SpecialOrthogonal,
+    Sphere,
+    Stiefel,
+    tolerance,
+)
 
 
 def model() -> nn.Module:
@@ -54,6 +65,34 @@ def test_a_batch_of_both_signs_says_so() -> None:
     stack.w = nn.Parameter(torch.stack([torch.eye(3), -torch.eye(3)]))
     (row,) = report(constrain(stack, "w", Orthogonal))
     assert row.determinants == ("+-",)
+
+
+@pytest.mark.parametrize("method", [Trivialization(), Riemannian()], ids=repr)
+@pytest.mark.parametrize("batch", [(), (2,)], ids=str)
+def test_a_composed_product_has_the_signs_of_the_product(batch: tuple[int, ...], method: Any) -> None:
+    """A positive gain changes no determinant; what has several factors in one stack says each."""
+    gates = torch.eye(4).repeat(*batch, 3, 1)
+    for start in (0, 8):
+        gates[..., start, :] *= -1
+    rows = []
+    for manifold in (Stiefel**3, Scaled(Stiefel) ** 3):
+        stack = nn.Module()
+        stack.w = nn.Parameter(gates.clone())
+        rows.append(report(constrain(stack, "w", manifold, method, layout=BlockSpec(rows=3, axis=-2))))
+    (plain,), (_, gain, point) = rows
+    assert point.determinants == plain.determinants == ("-", "+", "-")
+    assert len(point.residuals) == len(gain.residuals) == len(plain.residuals) == 3
+    assert point.ok
+
+
+def test_a_composed_product_of_unequal_blocks_has_the_signs_of_its_own() -> None:
+    linear = nn.Linear(3, 12)
+    with torch.no_grad():
+        linear.weight.copy_(torch.cat([torch.eye(3), -torch.eye(3), torch.eye(3), 2 * torch.eye(3)]))
+    constrain(linear, "weight", Orthogonal * Orthogonal * Scaled(Orthogonal) ** 2)
+    signs = {record.name: record.determinants for record in report(linear)}
+    assert signs["weight.point0"] == ("+", "-")
+    assert signs["weight.point1"] == ("+", "+")
 
 
 @pytest.mark.parametrize("factor", [0, 1, 2])
@@ -242,6 +281,33 @@ def test_a_rounded_point_is_a_point(dtype: torch.dtype, method: object) -> None:
     assert row.ok
     assert row.dtype == dtype
     assert row.residuals[0] > 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+def test_ok_is_what_contains_says_of_each_factor(dtype: torch.dtype) -> None:
+    """At residuals beside the tolerance of the dtype, in any factor."""
+    manifold = Stiefel * Sphere(ndim=2)
+    for factor, residual in itertools.product((0, 1), (0.8, 1.2, 0.9e-3 / tolerance(dtype))):
+        model = nn.Module()
+        model.w = nn.Parameter(manifold.random(8, 3, dtype=dtype))
+        constrain(model, "w", manifold, Riemannian())
+        size = (1 + residual * tolerance(dtype)) ** (0.5 if factor == 0 else 1.0)
+        with torch.no_grad():
+            model.w[4 * factor : 4 * factor + 4] *= size
+        (row,) = report(model)
+        assert row.ok == bool(manifold.contains(model.w.detach()).all()) == (residual < 1), (factor, residual)
+        assert str(report(model)).splitlines()[2].startswith("!") != row.ok
+
+
+def test_an_average_by_hand_is_off_and_seen_to_be() -> None:
+    """The mean of points is no point: of two at an angle t it is by 1 - cos(t / 2) too short."""
+    net: Any = constrain(nn.Linear(2, 2), "weight", Stiefel, Riemannian(), init="identity")
+    other = torch.tensor([[math.cos(0.05), -math.sin(0.05)], [math.sin(0.05), math.cos(0.05)]])
+    with torch.no_grad():
+        net.weight.lerp_(other, 0.5)
+    (row,) = report(net)
+    assert row.residuals[0] == pytest.approx(1 - math.cos(0.025) ** 2, rel=1e-2)
+    assert not row.ok
 
 
 # What torch composes on top ------------------------------------------------------------------------------------------

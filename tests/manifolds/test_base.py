@@ -47,6 +47,9 @@ class Oblique(NearestPointManifold):
         *batch, n, p = shape
         return torch.Size(batch).numel() * (n - 1) * p
 
+    def dim_of_complex(self, shape: Sequence[int]) -> int:
+        return self.dim(shape) + torch.Size(shape).numel()
+
 
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4), (1, 2), (4, 1)], ids=str)
 def test_four_methods_are_a_manifold(shape: tuple[int, ...]) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manifolds import Euclidean, GeodesicManifold, Manifold, Orthogonal
+from manifolds import Euclidean, GeodesicManifold, Manifold, NearestPointManifold, Orthogonal
 from manifolds.engine import Engine, engine
 from manifolds.testing import ConformanceError, check_manifold
 from manifolds.testing._case import within
@@ -693,6 +693,37 @@ def test_the_report_has_the_right_lines(broken: type[Manifold]) -> None:
 def test_a_broken_factor_breaks_the_product() -> None:
     error = report(Euclidean * OrderZero() * Sound(), (3 * N,))
     assert error.theorems == ("retract: first order",)
+
+
+@dataclass(frozen=True)
+class Columns(NearestPointManifold):
+    """Unit vectors, complex ones too, whose degrees of freedom are left at twice the real ones."""
+
+    ndim = 1
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        return a - x * (x.conj() * a).real.sum(-1, keepdim=True)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        return x / x.norm(dim=-1, keepdim=True)
+
+    def dim(self, shape: Any) -> int:
+        return Sound().dim(shape)
+
+
+def test_degrees_of_freedom_of_complex_points_are_the_real_rank() -> None:
+    """2 n - 1 of a unit vector, and not 2 (n - 1)."""
+    with pytest.raises(
+        ConformanceError, match=rf"the rank is {2 * N - 1}, and dim_of_complex\S* is {2 * N - 2}, 2 dim"
+    ):
+        check_manifold(Columns, (N,), dtype=torch.complex128)
+    check_manifold(Columns, (N,), dtype=torch.float64)
+
+
+def test_a_number_is_a_shape_of_one_axis_and_nothing_else_is() -> None:
+    check_manifold(Sound, N, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"the shape of points is written as 4 or \(4, 3\); got 4.0"):
+        check_manifold(Sound, 4.0)  # type: ignore[arg-type]
 
 
 def test_a_theorem_that_raises_is_a_line_with_the_message() -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
-from manifolds.engine import NAMES, Engine, engine, settled
+from manifolds.engine import NAMES, Engine, Isometric, engine, settled
+from tests.sets import EVERY
 
 MANIFOLDS: list[Manifold] = [Euclidean(), Sphere(), Stiefel(), Orthogonal(), SpecialOrthogonal(), Stiefel**2]
 each = pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
@@ -121,3 +122,17 @@ def test_settled_is_the_nearest_point_or_what_polish_leaves() -> None:
     x = torch.tensor([3.0, 4.0])
     assert torch.equal(settled(Sphere(), x), x / 5)
     assert torch.equal(settled(Open(), -x), x)
+
+
+@pytest.mark.parametrize("manifold", [m for m in EVERY if isinstance(engine(m), Isometric)], ids=str)
+def test_isometric_coordinates_have_the_metric_as_their_inner_product(manifold: Manifold) -> None:
+    """|frame(x, v)| = |v|_x, and lift is the frame of the gradient."""
+    generator = torch.Generator().manual_seed(0)
+    x = manifold.random(3, 3, generator=generator, dtype=torch.float64)
+    v, g = manifold.random_tangent(x, generator), torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    by = engine(manifold)
+    assert isinstance(by, Isometric)
+    c, axes = by.frame(x, v), tuple(range(-manifold.ndim, 0))
+    torch.testing.assert_close((c * c).sum(axes) if axes else c * c, manifold.inner(x, v, v))
+    torch.testing.assert_close(by.coordinates(x, c), c)
+    torch.testing.assert_close(by.lift(x, g), by.frame(x, manifold.gradient(x, g)))

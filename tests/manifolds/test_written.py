@@ -61,6 +61,10 @@ class Generalized(Manifold):
             raise ValueError(f"a point is ({len(self.weights)}, p) with p <= {len(self.weights)}; got {tuple(shape)}.")
         return math.prod(batch) * (n * p - p * (p + 1) // 2)
 
+    def dim_of_complex(self, shape: Sequence[int]) -> int:
+        """2 n p - p^2: of a Hermitian equation the diagonal is real."""
+        return 2 * self.dim(shape) + math.prod(shape) // shape[-2]
+
 
 @dataclass(frozen=True)
 class DualQuaternions(Manifold):

@@ -2,7 +2,7 @@
 what is checked before anything changes, and the state."""
 
 from .bucket import Bucket
-from .checks import Group, check_at_least_zero, check_ways
+from .checks import Group, check_at_least_zero, check_number, check_ways
 from .optimizer import Params, RiemannianOptimizer
 from .options import decays_in, rate
 from .travel import travel
@@ -13,6 +13,7 @@ __all__ = [
     "Params",
     "RiemannianOptimizer",
     "check_at_least_zero",
+    "check_number",
     "check_ways",
     "decays_in",
     "rate",

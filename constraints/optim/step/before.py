@@ -12,9 +12,11 @@ from manifolds.kernels.tiny import total_norm
 from ...watch import off
 from .bucket import Bucket
 from .checks import Group, name_in
+from .following import check_moments
 from .limits import is_fit, limit
-from .plan import Plan
+from .plan import Plan, State
 from .rows import Leaf
+from .work import Part
 
 FIND = "Look for the cause in the loss, or skip this step"
 
@@ -29,6 +31,16 @@ def check_before(groups: Sequence[Group], plan: Plan) -> None:
         if (leaf := _not_finite(bucket)) is not None:
             what = f"NaN or Inf, or a norm whose square overflows in {bucket.dtype}"
             refuse_gradient(groups, plan.members[leaf.member].named, what, FIND)
+
+
+def check_free(groups: Sequence[Group], free: Sequence[Part], state: State) -> None:
+    """ValueError where the moments of a free parameter are of another dtype than it has now, as after `model.to`, which
+    torch would find when others have moved."""
+    for _, group, params in free:
+        key = "momentum_buffer" if group.get("fused") and "dampening" in group else "exp_avg"
+        for p in params:
+            if (entry := state.get(p)) and (m := entry.get(key)) is not None and m.dtype is not p.dtype:
+                check_moments(groups, p, entry)
 
 
 def refuse_gradient(groups: Sequence[Group], p: Tensor, what: str, way: str) -> NoReturn:

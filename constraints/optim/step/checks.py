@@ -12,23 +12,32 @@ from torch import Tensor
 from manifolds import Manifold, tolerance
 from manifolds.engine import engine
 
+from ...given import kind_of_value
 from ...precision import exact_products
 from ...records import constrained, name_of
 from ...sharding import is_sharded, whole
-from ...values import master_dtype
+from ...values import master_dtype, rounding
 from ...ways import point_code, which_off
 
 Group = dict[str, Any]
 
 
 def check_at_least_zero(group: Group, *names: str) -> None:
-    """ValueError for an option that is negative, NaN or a tensor of several elements."""
+    """ValueError for an option that is negative, NaN or a tensor of several elements, TypeError for no number."""
     for name in names:
         value = group[name]
+        check_number(name, value)
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"{name} is a number or a tensor of one element; got shape {tuple(value.shape)}.")
         if not value >= 0:
             raise ValueError(f"{name} is at least 0; got {value}.")
+
+
+def check_number(name: str, value: Any) -> None:
+    """TypeError for what is neither a real number nor a tensor."""
+    if not isinstance(value, Tensor) and not hasattr(value, "__float__"):
+        way = f" Convert it, as by float({value!r:.40})." if isinstance(value, str) else ""
+        raise TypeError(f"{name} is a number or a tensor of one element; got {kind_of_value(value)}.{way}")
 
 
 def check_group(optimizer: str, group: Group, groups: Sequence[Group], takes_shards: bool = False) -> None:
@@ -129,9 +138,7 @@ def _check_value(groups: Sequence[Group], p: Tensor, manifold: Manifold) -> None
     except ValueError as error:
         raise ValueError(f"{name_in(groups, p)} does not hold points of {manifold}: {error}") from error
     x = whole(p.detach()).to(master_dtype(p.dtype))
-    # a float64 weight may come from a float32 model; rounding of a half-precision weight moves X^H X by at most 2 eps
-    coarse = max(tolerance(p.dtype), tolerance(torch.float32))
-    limit = coarse if x.dtype == p.dtype else 4 * torch.finfo(p.dtype).eps
+    limit = max(rounding(p.dtype), tolerance(torch.float32))  # a float64 weight may come from a float32 model
     with exact_products(p.device.type):
         feasible = bool((manifold.residual(x) <= limit).all())
     if not feasible:

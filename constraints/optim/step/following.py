@@ -29,10 +29,14 @@ def check_moments(groups: Sequence[Group], p: Tensor, entry: Mapping[str, Any]) 
     for key in MOMENTA:
         m = entry.get(key)
         if isinstance(m, Tensor) and (m.shape, m.dtype) != (p.shape, p.dtype):
+            way = (
+                "Convert all state, optimizer.load_state_dict(optimizer.state_dict())"
+                if m.shape == p.shape
+                else "Drop its state, optimizer.state.pop(parameter), to start again"
+            )
             raise ValueError(
                 f"{name_in(groups, p)} has the shape {tuple(p.shape)} and {p.dtype} now, and its {key!r} "
-                f"{tuple(m.shape)} and {m.dtype}. Nothing was changed. Drop its state, optimizer.state.pop(parameter), "
-                f"to start again, or make a new optimizer."
+                f"{tuple(m.shape)} and {m.dtype}. Nothing was changed. {way}, or make a new optimizer."
             )
 
 

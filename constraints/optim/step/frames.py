@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
+from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
-from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Stiefel
+from manifolds import Euclidean, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
+from manifolds.engine import Isometric, engine
 from manifolds.kernels.tiny import batch_last, in_order_of, product
 
 from .bucket import Bucket
+from .checks import Group, name_in, stacks_of
 from .limits import length
 
 Gradient = Callable[[Manifold, Tensor, Tensor], Tensor]
@@ -21,6 +23,8 @@ Move = Callable[[Manifold, Tensor, Tensor, Any], Tensor]
 
 ENTRYWISE = frozenset({SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop})
 """Optimizers that move an entry by what its gradients were, and see nothing else of the weight but for its decay."""
+MULTIPLES: tuple[type[Optimizer], ...] = (SGD, ASGD)
+"""Those whose steps are sums of what they are given: of a length that is that of the gradient, in any numbers."""
 
 
 class Frame(Protocol):
@@ -72,11 +76,48 @@ class Coordinates:
         return bucket.advance(engine.coordinates(x, d), 1.0)
 
     def carried(self, bucket: Bucket, y: Tensor, m: Tensor, is_mean: bool) -> Tensor:
-        c = m if is_mean else bucket.engine.coordinates(bucket.x, m)
-        return bucket.engine.recall(y, bucket.engine.store(bucket.x, y, c))
+        return _carried(bucket, y, m, is_mean)
 
     def stays(self, bucket: Bucket) -> bool:
         return _is_square(bucket) or isinstance(bucket.factor, Euclidean)
+
+
+@dataclass(frozen=True)
+class Orthonormal:
+    """Coordinates in an orthonormal basis of T_x, where the metric is not that of entries: an entry of a step is as
+    long as it says. The weight is 0 where nothing decays, and is seen as the tangent vector P_x(x) where it does.
+
+    A momentum that second moments divide entry by entry stays with its entries as they do: where transport turns it, as
+    along an edge, what is large would be divided by what is small. Only that of SGD is transported."""
+
+    optimizer: Optimizer
+
+    def given(self, bucket: Bucket) -> Tensor:
+        return bucket.engine.lift(bucket.x, bucket.g)
+
+    def start(self, bucket: Bucket) -> Tensor:
+        if not self._decays(bucket):
+            return torch.zeros(bucket.shape, dtype=bucket.dtype, device=bucket.device)
+        return _copied(self._weight(bucket), bucket.shape)
+
+    def displacement(self, bucket: Bucket, end: Tensor) -> Tensor:
+        return end - self._weight(bucket) if self._decays(bucket) else end
+
+    def reach(self, bucket: Bucket, d: Tensor, lr: Any) -> Tensor:
+        return bucket.advance(bucket.engine.coordinates(bucket.x, d), 1.0)
+
+    def carried(self, bucket: Bucket, y: Tensor, m: Tensor, is_mean: bool) -> Tensor:
+        return _carried(bucket, y, m, is_mean)
+
+    def stays(self, bucket: Bucket) -> bool:
+        return type(self.optimizer) is not SGD
+
+    def _weight(self, bucket: Bucket) -> Tensor:
+        assert isinstance(bucket.engine, Isometric)
+        return bucket.engine.frame(bucket.x, bucket.factor.project(bucket.x, bucket.x))
+
+    def _decays(self, bucket: Bucket) -> bool:
+        return bool(self.optimizer.param_groups[bucket.kind.group].get("weight_decay", 0) != 0)
 
 
 @dataclass(frozen=True)
@@ -120,16 +161,61 @@ class Ambient:
 
 
 class Frames:
-    """The frame of each bucket. Coordinates are for `ENTRYWISE` optimizers on points whose gradient is a projection,
-    where nothing else was asked for."""
+    """The frame of each bucket. Coordinates are for `ENTRYWISE` optimizers where nothing else was asked for, on points
+    whose gradient is a projection, and on those of an `Isometric` engine."""
 
     def __init__(self, optimizer: Optimizer, gradient: Gradient | None, move: Move | None, carry: bool) -> None:
-        self._ambient, self._coordinates = Ambient(gradient, move), Coordinates()
-        plain = gradient is None and move is None and carry
-        self.sees = "coordinates" if plain and type(optimizer) in ENTRYWISE else "weights"
+        self._ambient, self._coordinates, self._orthonormal = (
+            Ambient(gradient, move),
+            Coordinates(),
+            Orthonormal(optimizer),
+        )
+        self._kind, self._plain = type(optimizer), gradient is None and move is None
+        self._knows = self._plain and self._kind in ENTRYWISE
+        self._carries = carry
 
     def __call__(self, bucket: Bucket) -> Frame:
-        return self._coordinates if self.sees == "coordinates" and is_ambient(bucket.factor) else self._ambient
+        if self._knows and isinstance(bucket.engine, Isometric):
+            return self._orthonormal
+        return self._coordinates if self._knows and self._carries and is_ambient(bucket.factor) else self._ambient
+
+    def sees(self, group: Group) -> str:
+        """What the optimizer sees of the parameters of this group."""
+        stacks = (stack for p in group["params"] if self._knows for stack in stacks_of(p, group["manifold"]))
+        if any(isinstance(engine(factor), Isometric) for factor, _ in stacks):
+            return "orthonormal coordinates"
+        return "coordinates" if self._knows and self._carries else "weights"
+
+    def check_metric(self, groups: Sequence[Group], group: Group) -> None:
+        """ValueError where entries are shown whose lengths are not those of the metric, to who may choose theirs."""
+        if not self._plain:
+            return
+        for p in group["params"]:
+            for factor, _ in stacks_of(p, group["manifold"]):
+                if not sees_other_lengths(self._kind, factor):
+                    continue
+                ways = isinstance(engine(factor), Isometric)
+                others = "torch.optim.AdamW or its kin, which see coordinates in it" if ways else "torch.optim.SGD"
+                raise ValueError(
+                    f"{name_in(groups, p)} of shape {tuple(p.shape)} is on {factor}, whose metric is not that of its "
+                    f"entries: {self._kind.__name__} may move them by lr, however far that is here. Write "
+                    f"RiemannianAdam(model), or Retracted of {others}; or, if a smaller gradient means a smaller step "
+                    f"to it, pass gradient=lambda manifold, x, g: manifold.gradient(x, g)."
+                )
+
+
+def _carried(bucket: Bucket, y: Tensor, m: Tensor, is_mean: bool) -> Tensor:
+    c = m if is_mean else bucket.engine.coordinates(bucket.x, m)
+    return bucket.engine.recall(y, bucket.engine.store(bucket.x, y, c))
+
+
+def sees_other_lengths(kind: type[Optimizer], manifold: Manifold) -> bool:
+    """Whether an optimizer of this kind is shown entries whose lengths are not those of the metric, and may choose the
+    length of its step. The canonical metric of Stiefel is that of entries within a factor of 2."""
+    if isinstance(manifold, ProductManifold):
+        return any(sees_other_lengths(kind, factor) for factor in manifold.factors)
+    own = not isinstance(manifold, Stiefel) and type(manifold).inner is not Manifold.inner
+    return own and kind not in MULTIPLES and not (kind in ENTRYWISE and isinstance(engine(manifold), Isometric))
 
 
 def is_ambient(factor: Manifold) -> bool:

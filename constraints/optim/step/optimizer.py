@@ -15,7 +15,7 @@ from ...precision import exact_products
 from ...riemannian import param_groups
 from ...sharding import is_sharded
 from ...watch import look
-from .before import check_before
+from .before import check_before, check_free
 from .bucket import Bucket
 from .checks import Group, check_group, name_in, warn_of_decay
 from .compiled import outside_of_graphs
@@ -113,6 +113,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             if self._shards is not None:
                 self._shards.check_alike(self.param_groups)
             work = sort(self.param_groups, self._takes_sparse, self._shards is not None)
+            check_free(self.param_groups, work.free, self.state)
             plans, finish = self._plans(work)
             with exact_products(*{device for plan in plans for device in plan.devices}):
                 for plan in plans:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from constraints import Riemannian, constrain, param_groups
 from constraints.optim import RiemannianAdam, RiemannianAdamW
-from manifolds import Euclidean, NearestPointManifold, Sphere, Stiefel
+from manifolds import Euclidean, Manifold, NearestPointManifold, Positive, PositiveDefinite, Sphere, Stiefel
 
 
 @dataclass(frozen=True)
@@ -106,3 +106,16 @@ def test_decay_in_a_batch_of_points_with_their_own_sizes() -> None:
     ours.step()
     plain.step()
     torch.testing.assert_close(w.detach(), v.detach() - 0.05, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("manifold", [Positive(), PositiveDefinite(), PositiveDefinite("bures-wasserstein")], ids=str)
+def test_decay_takes_the_same_part_of_a_point_of_any_size(manifold: Manifold, scale: float) -> None:
+    """x - lr lambda x to first order, in every metric; the gradient of |x|^2 / 2 grows with x^2 and more."""
+    x = scale * (torch.eye(3, dtype=torch.float64) + 0.1 * torch.ones(3, 3, dtype=torch.float64))
+    p = torch.nn.Parameter(x.clone())
+    optimizer = RiemannianAdamW([{"params": [p], "manifold": manifold}], lr=1e-2, weight_decay=0.1)
+    p.grad = torch.zeros_like(p)
+    for _ in range(10):
+        optimizer.step()
+    torch.testing.assert_close(p.detach(), x * (1 - 1e-3) ** 10, rtol=1e-4, atol=0)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from constraints import param_groups, riemannian
-from constraints.optim import RiemannianAdam, RiemannianSGD
+from constraints.optim import RiemannianAdam, RiemannianAdamW, RiemannianMuon, RiemannianSGD
 from manifolds import Orthogonal, SpecialOrthogonal, Sphere, Stiefel
 
 ADAM: list[tuple[dict[str, Any], str]] = [
@@ -43,6 +43,34 @@ def test_options_out_of_range(kind: Any, options: dict[str, Any], message: str) 
     with pytest.raises(ValueError, match=message):
         optimizer.add_param_group({"params": [q], **options})
     assert len(optimizer.param_groups) == 1
+
+
+NO_NUMBERS = {
+    "lr": "1e-3",
+    "weight_decay": None,
+    "eps": [1e-8],
+    "momentum": "0.9",
+    "dampening": "0",
+    "betas": (0.9, "1"),
+}
+
+
+@pytest.mark.parametrize("kind", [RiemannianAdam, RiemannianAdamW, RiemannianSGD, RiemannianMuon])
+def test_options_that_are_no_numbers(kind: Any) -> None:
+    """A TypeError that says which, also for a group: what a configuration file gives may be a string."""
+    options = kind([nn.Parameter(torch.ones(2))]).defaults
+    for name in NO_NUMBERS.keys() & options.keys():
+        with pytest.raises(TypeError, match=rf"{name}.* is a number or a tensor of one element; got "):
+            kind([nn.Parameter(torch.ones(2))], **{name: NO_NUMBERS[name]})
+        optimizer = kind([nn.Parameter(torch.ones(2))])
+        with pytest.raises(TypeError, match=rf"{name}.* is a number or a tensor of one element; got "):
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], name: NO_NUMBERS[name]})
+        assert len(optimizer.param_groups) == 1
+    if "betas" in options:
+        with pytest.raises(TypeError, match=r"betas of .* are two numbers"):
+            kind([nn.Parameter(torch.ones(2))], betas=0.9)
+    with pytest.raises(TypeError, match=r"got '1e-3'. Convert it, as by float\('1e-3'\)"):
+        kind([nn.Parameter(torch.ones(2))], lr="1e-3")
 
 
 @pytest.fixture

@@ -109,10 +109,14 @@ def test_state_of_another_shape_is_refused_in_a_step(kind: str, dtype: torch.dty
     p.grad = torch.randn(count, 6, 6, dtype=dtype)
     before = p.detach().clone()
     if dtype == torch.float32 or kind.startswith("retracted"):
-        with pytest.raises(ValueError, match=r"parameter 0 of group 0 has the shape .*state\.pop\(parameter\)"):
+        way = r"state\.pop\(parameter\)" if dtype == torch.float32 else r"load_state_dict\(optimizer\.state_dict\(\)\)"
+        with pytest.raises(ValueError, match=f"parameter 0 of group 0 has the shape .*{way}"):
             optimizer.step()
         assert torch.equal(p.detach(), before)
-        optimizer.state.pop(p)
+        if dtype == torch.float32:
+            optimizer.state.pop(p)
+        else:
+            optimizer.load_state_dict(optimizer.state_dict())
     optimizer.step()  # ours follows a weight to another dtype
     assert not torch.equal(p.detach(), before)
     assert Stiefel().residual(p.detach()).max() < 1e-5

@@ -23,7 +23,8 @@ from constraints.solve import (
     betas,
     hessians,
 )
-from manifolds import Euclidean, Orthogonal, SpecialOrthogonal, Sphere, Stiefel
+from manifolds import Euclidean, Grassmann, SpecialOrthogonal, Sphere, Stiefel
+from tests.sets import EVERY
 
 F64 = torch.float64
 
@@ -227,14 +228,14 @@ def test_complex_and_dict_problems_in_a_batch(solver: Solver) -> None:
 
 @pytest.mark.parametrize("kind", [TrustRegion, LBFGS, ConjugateGradient, GradientDescent])
 @pytest.mark.parametrize("starts", [1, 3])
-@pytest.mark.parametrize("manifold", [Sphere(), Stiefel(), Orthogonal(), Sphere() * Euclidean(ndim=1)], ids=str)
+@pytest.mark.parametrize("manifold", [*EVERY, Stiefel("canonical"), Sphere() * Euclidean(ndim=1)], ids=str)
 def test_of_no_problems_there_is_an_empty_answer(manifold: Any, starts: int, kind: Any) -> None:
     """As of a batch of which nothing is left; with its shapes, as another batch has."""
 
     def f(x: Tensor) -> Tensor:
         return x.pow(4).flatten(1).sum(1)
 
-    shape = (4,) if manifold.ndim == 1 else (4, 4)
+    shape = (4, 2) if isinstance(manifold, Grassmann) else (4, 4)[-max(manifold.ndim, 1) :]
     none, two = (
         minimize(f, (count, *shape), manifold, solver=kind(), batched=True, starts=starts, max_steps=2, dtype=F64)
         for count in (0, 2)

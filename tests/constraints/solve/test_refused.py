@@ -25,7 +25,16 @@ from constraints.solve import (
     TrustRegion,
     hessians,
 )
-from manifolds import LowRank, Manifold, Orthogonal, PositiveDefinite, Sphere, Stiefel
+from manifolds import (
+    LowRank,
+    Manifold,
+    Orthogonal,
+    PositiveDefinite,
+    SpecialOrthogonal,
+    SpectralBall,
+    Sphere,
+    Stiefel,
+)
 
 F64 = torch.float64
 SOLVERS: list[Solver] = [TrustRegion(), LBFGS(), ConjugateGradient(), GradientDescent()]
@@ -113,8 +122,15 @@ def test_what_is_no_function_is_refused_in_every_form(
         (lambda f: minimize(f, start.long(), Sphere), TypeError, "float32 or float64"),
         (lambda f: minimize(f, "start", Sphere), TypeError, "a tensor, or a shape"),
         (lambda f: minimize(f, start, "Sphere"), TypeError, "is a Manifold"),
+        (lambda f: minimize(f, (5, 4), Sphere, dtype=torch.bfloat16), TypeError, "dtype torch.bfloat16.* Pass dtype="),
+        (lambda f: minimize(f, {"a": (5, 4)}, {"a": Stiefel}, dtype=torch.int64), TypeError, r"x0\['a'\] has dtype"),
+        (lambda f: minimize(f, (5, 4), LowRank(2)), TypeError, r"name, LowRank\(rank=2\), Riemannian\(\)\)"),
+        (lambda f: minimize(f, (5, 4), SpectralBall), TypeError, r"name, SpectralBall, Riemannian\(\)\)"),
+        (lambda f: minimize(f, {"a": start}, Sphere(2.0)), ValueError, r"and Sphere\(radius=2.0\)"),
+        (lambda f: minimize(f, start, {"a": Sphere}), ValueError, "got a Tensor of shape .* and a dict of"),
+        (lambda f: minimize(f, (3, 3), SpecialOrthogonal, both_components=True), ValueError, "are 0. .* connected"),
         (lambda f: minimize(f, start), TypeError, "is a Manifold"),
-        (lambda f: minimize(f, {"a": start}, Sphere), ValueError, "a dict of manifolds"),
+        (lambda f: minimize(f, {"a": start}, Sphere), ValueError, "a dict of manifolds .* and Sphere. "),
         (lambda f: minimize(f, {"a": start}, {"b": Sphere}), ValueError, "same names"),
         (lambda f: minimize(f, {}, {}), ValueError, "empty"),
         (lambda f: minimize(f, {"a": start, "b": start.float()}, {"a": Sphere, "b": Sphere}), ValueError, "precision"),
@@ -266,3 +282,13 @@ def test_a_gradient_that_torch_does_not_differentiate_is_refused_by_trust_region
     a = torch.randn(shape, dtype=dtype)
     minimize(lambda x: (a * x).sum(), x0, manifold, max_steps=3)
     minimize(lambda x: torch.relu(x).sum(), x0, manifold, max_steps=3)
+
+
+def test_a_composition_is_minimized_over_as_the_refusal_says() -> None:
+    """The best approximation of rank 1 leaves the second singular value."""
+    module = nn.Linear(2, 2, bias=False, dtype=F64)
+    constrain(module, "weight", LowRank(1), Riemannian())
+    target = torch.diag(torch.tensor([3.0, 1.0], dtype=F64))
+    found = minimize(lambda: (module.weight - target).square().sum(), module)
+    assert found.converged
+    assert found.value == pytest.approx(1.0)

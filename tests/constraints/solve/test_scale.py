@@ -21,9 +21,9 @@ from constraints.solve import (
     check_hessian,
     hessians,
 )
-from constraints.solve.conjugate_gradient import AWAY
 from constraints.solve.piece import Piece
 from constraints.solve.points import points_of
+from constraints.solve.problem import Evaluation
 from constraints.solve.solver import start
 from constraints.solve.space import Space
 from constraints.solve.starts import Starts
@@ -82,7 +82,7 @@ REGIONS = [TrustRegion(), TrustRegion(hessian=hessians.finite_difference)]
 
 
 @pytest.mark.parametrize("solver", SOLVERS + REGIONS, ids=repr)
-@pytest.mark.parametrize("power", [-10, 10])
+@pytest.mark.parametrize("power", [-30, 10])
 def test_no_solver_depends_on_the_unit_of_length(solver: Solver, power: int) -> None:
     """A power of 2 rounds nothing: all numbers are those of the unit sphere, and as they are for matrices of a rank.
 
@@ -110,11 +110,12 @@ def test_no_solver_depends_on_the_unit_of_length(solver: Solver, power: int) -> 
 
 @pytest.mark.parametrize("power", [-20, 0, 20])
 def test_saddles_are_left_and_derivatives_checked_in_any_unit(power: int) -> None:
-    a, r = torch.diag(torch.arange(6.0, dtype=F64)), 2.0**power
-    saddle = r * torch.eye(6, dtype=F64)[3]
-    found = minimize(lambda x: (x / r) @ a @ (x / r), saddle, Sphere(radius=r), tol=1e-7 / r)
-    assert found.converged
-    assert abs(found.value) < 1e-12
+    tol, a, r = 1e-4, torch.diag(torch.arange(6.0, dtype=F64)), 2.0**power
+    for dtype, unit in [(F64, 1.0), (F64, 2.0**-30), (torch.float32, 1.0)]:  # of f, too
+        saddle, b, far = r * torch.eye(6, dtype=dtype)[3], a.to(dtype), tol * unit / r
+        found = minimize(lambda x: unit * ((x / r) @ b @ (x / r)), saddle, Sphere(radius=r), tol=far)  # noqa: B023
+        assert found.converged
+        assert abs(found.value) < 1e-5 * unit
     x = Sphere(radius=r).random(6, dtype=F64)
     assert abs(check_gradient(lambda x: (x / r).exp().sum(), x, Sphere(radius=r)).slope - 2) < 0.2
     assert abs(check_hessian(lambda x: (x / r).exp().sum(), x, Sphere(radius=r)).slope - 3) < 0.2
@@ -136,8 +137,39 @@ def test_a_direction_is_tangent_where_the_point_has_moved(manifold: Manifold, sh
             d, away = state.memory["d"], state.memory["away"]
             normal = d - problem.space.fasten(state.x, d)
             kept += away > 0
-            assert away < AWAY
+            assert away < 0.05
             # of what d is made of each was tangent at a point of the way, whose curvature is 1 / |x| or, on Stiefel, 1
             longest = d.norm() + state.norm
             assert normal.norm() <= (10 * away + 1e-12) * longest
     assert kept
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_wrong_derivatives_are_seen_near_0(scale: float) -> None:
+    target, x = torch.randn(6, 5, dtype=F64), scale * FixedRank(2).random(6, 5, dtype=F64)
+
+    def f(x: Tensor) -> Tensor:
+        return (x - target).square().sum()
+
+    def twice(at: Evaluation) -> Callable[[Tensor], Tensor]:
+        times = hessians.exact(at)
+        return lambda v: 2 * times(v)
+
+    assert check_gradient(f, x, FixedRank(2)).ok
+    assert check_hessian(f, x, FixedRank(2)).ok
+    assert not check_gradient(lambda x: f(x) + (target * x.detach()).sum(), x, FixedRank(2)).ok
+    assert not check_hessian(f, x, FixedRank(2), hessian=twice).ok
+
+
+def test_a_check_that_sees_rounding_alone_is_not_passed() -> None:
+    a, x = torch.randn(5, dtype=F64), Sphere().random(5, dtype=F64)
+    for check in (check_gradient, check_hessian):
+        assert not check(lambda x: 1 + 1e-18 * (a * x).sum(), x, Sphere).ok
+    assert check_gradient(lambda x: (a * x).sum(), a, Euclidean(ndim=1)).ok
+
+
+def test_directions_of_several_points_are_fastened_at_every_step() -> None:
+    """|x| of all of them says nothing of the small one."""
+    space, _ = space_of((Sphere(radius=1e4), (5,)), (Sphere(), (5,)))
+    assert space.is_curved
+    assert not space.turns_as_one
