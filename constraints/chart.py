@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from .moments import changed, drop, is_known
+from .names import read, written
 from .precision import exact_products
 from .sharding import is_sharded, put, whole
 from .spoiled import is_spoiled
@@ -109,8 +110,8 @@ def _change(coordinates: Any, optimizers: Sequence[Optimizer]) -> Momentum:
             raise ValueError(
                 f"the base of {held.name}, shape {tuple(base.shape)}, cannot move to the weight with the momentum of "
                 f"its optimizer: a factorization fails, so far away it is, or so near the edge of {manifold}. Train "
-                f"with smaller steps; or assign the weight to itself, module.{held.attribute} = "
-                f"module.{held.attribute}.detach(), which drops that momentum."
+                f"with smaller steps; or assign the weight to itself, "
+                f"{written(held.attribute, read(held.attribute) + '.detach()')}, which drops that momentum."
             ) from error
     fine = point.isfinite().all()  # no base is made of what is not; NaN stays in the coordinates, to be seen
     left = torch.where(fine, 0, original)

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from manifolds import Euclidean, Manifold
 from manifolds._points import NotRealError
 from manifolds.compositions import Composition
+from manifolds.kernels.others import without_others
 
 from .copying import forget_computed_weights, make_copyable
 from .finite import check_finite
@@ -20,7 +21,7 @@ from .given import AS_TENSOR, kind_of_value, no_assigned, no_tensor
 from .memo import Memo
 from .method import Site
 from .moving import check_moves, of_blocks
-from .names import attribute_of, lists_of
+from .names import attribute_of, lists_of, written
 from .passes import unwatch, watch
 from .precision import exact_products
 from .replaced import replace
@@ -51,8 +52,8 @@ class Parts(nn.Module):
         if self.memo.was_changed():
             raise ValueError(
                 f"{self.name} was changed in place, which does nothing to a weight that is computed from the parts of "
-                f"{self.composition}. Assign a tensor instead, module.{attribute_of(self.name)} = value, or change a "
-                f"part."
+                f"{self.composition}. Assign a tensor instead, {written(attribute_of(self.name), 'value')}, or "
+                f"change a part."
             )
         return self.memo.read(self._key, self.compute, *self.parameters(), *self.buffers())
 
@@ -248,8 +249,8 @@ def admitted(composition: Composition, value: Any, like: Tensor, who: str, has_i
     points = _decomposed(composition, x, who, has_init)
     made = composition.made(points, x.shape)
     off, within = (x - made).abs(), near(like.dtype) * max(1.0, float(x.abs().max())) if x.numel() else 0.0
-    if bool((off > within).any()):
-        far = (off > within).nonzero()
+    if not bool((off <= within).all()):  # NaN is not <=
+        far = (~(off <= within)).nonzero()
         said = (
             f"{who} is not of the form {composition}: the nearest of that form is off by {float(off.max()):.1e} "
             f"in an entry ({len(far)} of {x.numel()} entries, the first at index {tuple(far[0].tolist())})."
@@ -273,7 +274,7 @@ def _decomposed(composition: Composition, x: Tensor, who: str, has_init: bool) -
         raise
     except ValueError as error:
         way = _way(composition, x, has_init)
-        raise ValueError(f"{who}, shape {tuple(x.shape)}: {error}{way}") from error
+        raise ValueError(f"{who}, shape {tuple(x.shape)}: {without_others(error)}{way}") from error
     check_moves(composition, points, x, who, _way(composition, x, has_init))
     return points
 

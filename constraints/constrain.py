@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from manifolds import Layout, Manifold
+from manifolds._points import NotRealError
 from manifolds.compositions import Composition
 
 from .checkpoints import unwatch_loading, watch_loading
@@ -142,7 +143,7 @@ def _holding(chosen: Manifold | Composition, method: Method, sites: list[Site], 
             return lambda: method.hold(sites, chosen, value)
         points = initial_points(chosen, parameter, init, who)
     except ValueError as error:
-        if who in str(error):
+        if who in str(error) or type(error) not in (ValueError, NotRealError):  # a function's own
             raise
         raise ValueError(f"{who}, shape {tuple(parameter.shape)}: {error}") from error
     return lambda: hold_parts(sites, chosen, points, partial(_hold_part, method, sites[0].name))

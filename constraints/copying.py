@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .names import describe, lists_of
+from .names import describe, lists_of, written
 from .records import KEY
 from .recurrent import weights_of_threads
 from .resetting import make_resettable
@@ -68,7 +68,7 @@ def _refusing(register: Callable[[nn.Module, str, nn.Parameter | None], None]) -
         if name in lists_of(module):
             raise ValueError(
                 f"{describe(module, name)} is computed by a parametrization, and no Parameter can take its place. "
-                f"Assign a tensor, module.{name} = value.detach(), which moves it there, or unconstrain it first."
+                f"Assign a tensor, {written(name, 'value.detach()')}, which moves it there, or unconstrain it first."
             )
         pruned = name.removesuffix("_orig")  # where torch.nn.utils.prune puts what it takes for a Parameter
         if type(param) is torch.Tensor and pruned in lists_of(module):

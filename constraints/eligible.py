@@ -13,7 +13,7 @@ from manifolds.compositions import Composition
 
 from .composing import composed
 from .method import Method, Site
-from .names import computed_from, describe, lists_of
+from .names import computed_from, describe, lists_of, read, written
 from .records import Records
 from .riemannian import Riemannian
 from .values import check_whole
@@ -61,8 +61,8 @@ def free_parameter(
         to = "complex64" if parameter.is_complex() else "float32"
         raise ValueError(
             f"{who} has dtype {str(parameter.dtype).removeprefix('torch.')}, shape {tuple(parameter.shape)}; "
-            f"{method} holds {dtypes}. Put another in its place, module.{attribute} = "
-            f"torch.nn.Parameter(module.{attribute}.to(torch.{to}))."
+            f"{method} holds {dtypes}. Put another in its place, "
+            f"{written(attribute, f'torch.nn.Parameter({read(attribute)}.to(torch.{to}))')}."
         )
     if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.max_norm is not None:
         raise ValueError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from manifolds._points import length
 from manifolds.compositions import ComposedProduct, Composition
 
 Points = dict[str, Tensor]
@@ -25,18 +27,25 @@ def of_blocks(composition: Composition, like: Tensor, block: Callable[[int, Tens
 def check_moves(composition: Composition, points: Points, like: Tensor, who: str, way: str = "") -> None:
     """ValueError where no first-order change of the parts changes the tensor, or a block of it. way: another one."""
     count = len(composition) if isinstance(composition, ComposedProduct) else 1
-    stuck = [i for i in range(count) if not _moves(composition, points, like, i)]
-    if stuck:
-        which = f", block {stuck[0]}" if count > 1 else ""
+    for i in range(count):
+        moved, least = _moves(composition, points, like, i)
+        if moved > least:
+            continue
+        said = f"{who}, shape {tuple(like.shape)}{f', block {i}' if count > 1 else ''}, is where "
+        if not math.isfinite(moved) or not math.isfinite(least):
+            raise ValueError(
+                f"{said}{composition}, or its derivative, is not finite in "
+                f"{str(like.dtype).removeprefix('torch.')}, as where it overflows. Give one with smaller entries.{way}"
+            )
         raise ValueError(
-            f"{who}, shape {tuple(like.shape)}{which}, is where the derivative of {composition} is zero: no gradient "
-            f"moves it from there, whatever the loss. Give one near that value, not at it.{way}"
+            f"{said}the derivative of {composition} is zero: no gradient moves it from there, whatever the loss. Give "
+            f"one near that value, not at it.{way}"
         )
 
 
 @torch.enable_grad()
-def _moves(composition: Composition, points: Points, like: Tensor, place: int) -> bool:
-    """Whether the parts have anywhere to go to first order when a random change of one block is asked for."""
+def _moves(composition: Composition, points: Points, like: Tensor, place: int) -> tuple[float, float]:
+    """How far the parts go to first order when a random change of one block is asked for, and what is rounding."""
     generator = torch.Generator().manual_seed(0)
 
     def random(i: int, x: Tensor) -> Tensor:
@@ -48,13 +57,18 @@ def _moves(composition: Composition, points: Points, like: Tensor, place: int) -
     leaves = {name: points[name].detach().clone().requires_grad_() for name in held}
     made = composition.made({**points, **leaves}, like.shape)
     if asked.numel() == 0 or not made.requires_grad or not composition.dim(like.shape):
-        return True  # there is but one such tensor
+        return math.inf, 0.0  # there is but one such tensor
     pulled = torch.autograd.grad(made, list(leaves.values()), asked.to(made.dtype), allow_unused=True)
-    length = size = 0.0
+    sizes, lengths = [0.0], [0.0]
     for (name, manifold), g in zip(held.items(), pulled, strict=True):
         p = leaves[name].detach()
-        size += float(p.abs().square().sum())
-        length += 0.0 if g is None else float(manifold.project(p, g).abs().square().sum())
+        sizes.append(_norm(p))
+        lengths.append(0.0 if g is None else _norm(manifold.project(p, g)))
     # an entry that is off by eps is the square of one that is off by its root
-    least: float = torch.finfo(made.dtype).eps ** 0.5 * float(made.detach().norm()) * float(asked.norm())
-    return length > 0 and (length * size) ** 0.5 > least
+    least: float = torch.finfo(made.dtype).eps ** 0.5 * _norm(made) * _norm(asked)
+    return _norm(torch.tensor(lengths, dtype=torch.float64)) * _norm(torch.tensor(sizes, dtype=torch.float64)), least
+
+
+def _norm(x: Tensor) -> float:
+    """|x|, where no square over- or underflows."""
+    return float(length(x.detach(), x.dim())) if x.numel() else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from keyword import iskeyword
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -31,6 +32,18 @@ def describe(owner: nn.Module, attribute: str) -> str:
 def attribute_of(described: str) -> str:
     """The attribute of a tensor that messages call so."""
     return described.partition(" of ")[0].rpartition(".")[2]
+
+
+def written(attribute: str, value: str, module: str = "module") -> str:
+    """Code that gives module this attribute, which may be the number of a ParameterList."""
+    plain = attribute.isidentifier() and not iskeyword(attribute)
+    return f"{module}.{attribute} = {value}" if plain else f"setattr({module}, {attribute!r}, {value})"
+
+
+def read(attribute: str, module: str = "module") -> str:
+    """Code that reads it."""
+    plain = attribute.isidentifier() and not iskeyword(attribute)
+    return f"{module}.{attribute}" if plain else f"getattr({module}, {attribute!r})"
 
 
 def parameters_of(owner: nn.Module) -> dict[str, nn.Parameter | None]:

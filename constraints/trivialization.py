@@ -25,7 +25,7 @@ from .inside import is_traced
 from .leaving import release
 from .memo import Memo
 from .method import Method, Site
-from .names import attribute_of, lists_of
+from .names import attribute_of, lists_of, read, written
 from .passes import watch
 from .precision import exact_products
 from .schedule import schedule
@@ -140,7 +140,7 @@ class Trivialized(nn.Module):
         if self.memo.was_changed():
             raise ValueError(
                 f"{self.name} was changed in place, which does nothing to a weight that is computed by "
-                f"Trivialization(). Assign a point of {self.manifold} instead, module.{self.attribute} = value, or "
+                f"Trivialization(). Assign a point of {self.manifold} instead, {written(self.attribute, 'value')}, or "
                 f"constrain it with init=; to work on a copy, take one by .detach().clone()."
             )
         return self.memo.read(original, self.compute, self.base_point)
@@ -168,12 +168,13 @@ class Trivialized(nn.Module):
         if settled_at is None:
             shape = tuple(base.shape)
             random, point = random_code(self.manifold, base), point_code(self.manifold, base)
+            assignment = written(self.attribute, random)
             which = which_off(self.manifold, base, near(base.dtype))
             raise ValueError(
                 f"{self.name} has no value: its base, shape {shape}, was changed to a tensor that is not on "
                 f"{self.manifold}{which}, as by an initializer, an average over parameters(), or by fully_shard "
-                f"of a model that began differently on each process. Assign a point, module.{self.attribute} = "
-                f"{random}{'' if point == random else f' or {point}'}; to average models, use "
+                f"of a model that began differently on each process. Assign a point, "
+                f"{assignment}{'' if point == random else f' or {point}'}; to average models, use "
                 f"constraints.AveragedModel; to shard one, make it by the same seed everywhere."
             )
         if own:
@@ -216,7 +217,7 @@ class Trivialized(nn.Module):
         raise ValueError(
             f"{self.name} has no value: its coordinates, shape {tuple(original.shape)}, have NaN or infinite "
             f"entries, or are too far from their base. Look for the step that put them there, assign a point of "
-            f"{self.manifold}, module.{self.attribute} = value, then rebase(model, optimizer), which drops the "
+            f"{self.manifold}, {written(self.attribute, 'value')}, then rebase(model, optimizer), which drops the "
             f"state of the optimizer if it has NaN, too; train with smaller steps or with rebase_every=."
         ) from failure
 
@@ -224,7 +225,8 @@ class Trivialized(nn.Module):
         """ValueError: torch calls it where this is registered for another tensor, which would share the base."""
         raise ValueError(
             f"the parametrization of {self.name} is of that tensor alone. Call constrain on the other module, too; to "
-            f"give it the same value, assign it, other.{self.attribute} = module.{self.attribute}.detach()."
+            f"give it the same value, "
+            f"assign it, {written(self.attribute, read(self.attribute) + '.detach()', 'other')}."
         )
 
     def admit(self, value: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from manifolds import (
 )
 from manifolds._points import check_map
 from manifolds.engine import engine, settled
+from manifolds.kernels.others import without_others
 from manifolds.kernels.transforms import is_transformed
 
 from .finite import check_finite
@@ -102,7 +103,7 @@ def nearest(manifold: Manifold, x: Tensor, who: str, way: Way = INIT) -> Tensor:
             y = check_map(manifold, "nearest", exact, manifold.nearest(exact)).to(x)
     except ValueError as error:
         where, reason = _culprit(manifold, exact)
-        said = f"{who}, shape {tuple(x.shape)}{where}: {str(reason or error).removesuffix('.')}."
+        said = f"{who}, shape {tuple(x.shape)}{where}: {(reason or without_others(error)).removesuffix('.')}."
         raise ValueError(f"{said} {filled(way.other, manifold, x)}") from error
     with exact_products(y.device.type):
         on = bool((manifold.residual(y) <= near(y.dtype)).all())
@@ -216,5 +217,5 @@ def _culprit(manifold: Manifold, x: Tensor) -> tuple[str, str]:
         if isinstance(manifold, NearestPointManifold):
             manifold.nearest(x)
     except ValueError as error:
-        return "", str(error)
+        return "", without_others(error)
     return "", ""

@@ -11,6 +11,7 @@ from torch import Tensor
 from manifolds import Manifold, NearestPointManifold, Orthogonal, ProductManifold, SpecialOrthogonal
 from manifolds.engine import engine
 
+from .names import written
 from .precision import exact_products
 
 NEAR = 1e-3  # a given value with a residual up to this is taken for a rounded point, and rounded back
@@ -37,7 +38,7 @@ FUNCTION = Way(
 def assigned(attribute: str) -> Way:
     """To module.attribute."""
     return Way(
-        "Assign {nearest}(value) to take the nearest point.", f"Assign a point, as module.{attribute} = {{random}}."
+        "Assign {nearest}(value) to take the nearest point.", f"Assign a point, as {written(attribute, '{random}')}."
     )
 
 

@@ -14,7 +14,7 @@ def product(left: Manifold, right: Manifold | type[Manifold]) -> ProductManifold
     if isinstance(other, Composition):  # whose product takes both
         return NotImplemented
     if not isinstance(other, Manifold):
-        power_of = f" {left}**{right} is {right} of them." if isinstance(right, int) else ""
+        power_of = f" {left}**{right} is {right} of them." if type(right) is int and right > 0 else ""
         raise TypeError(f"{left} * {right!r}: a product is taken with a manifold, as in Stiefel * Euclidean.{power_of}")
     return ProductManifold((*_factors(left), *_factors(other)))
 

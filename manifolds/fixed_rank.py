@@ -14,6 +14,7 @@ from .base import NearestPointManifold, check_ndim, tolerance
 from .engine import Engine
 from .kernels import lowrank, truncation
 from .kernels.linalg import may_look, may_wait, on_accelerator
+from .kernels.others import OTHERS
 from .kernels.transforms import is_recorded, whole
 
 Points = Inexact[Tensor, "*batch n m"]
@@ -71,7 +72,7 @@ class FixedRank(NearestPointManifold):
         if (may_look(x) if known else may_wait(x)) and bool(whole(s[..., self.rank - 1] <= self._least(s)).any()):
             raise ValueError(
                 f"a matrix of rank below {self.rank} has no nearest point on {self}; got shape {tuple(x.shape)} with "
-                f"one. Take a smaller rank, or give others, as random{tuple(x.shape)} of the same set."
+                f"one, which needs a smaller rank. {OTHERS}"
             )
         return u, s, v
 

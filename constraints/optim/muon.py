@@ -98,18 +98,20 @@ class RiemannianMuon(RiemannianOptimizer):
         of_entries = [group for group in self.param_groups if _is_of_entries(group["manifold"])]
         names = [name_in(self.param_groups, p) for group in of_entries for p in _matrices(group) if name_of(p)]
         if names:
+            kinds = dict.fromkeys(_of_matrices(group["manifold"]) for group in of_entries if _matrices(group))
+            ways = " or ".join(f"constrain(model, names, {kind})" for kind in kinds)
             warnings.warn(
                 f"RiemannianMuon moves matrices by AdamW, entry by entry: {', '.join(names[:3])}"
                 f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}, held on Euclidean. Before you make the "
-                f"optimizer, unconstrain them, and write constrain(model, names, Euclidean(ndim=2), Riemannian()) for "
-                f"those that Muon shall move; free ones go by AdamW.",
+                f"optimizer, unconstrain them, and write {ways} for those that Muon shall move; free ones go by AdamW.",
                 stacklevel=2,
             )
         elif any(map(_has_free_matrices, groups)) and not any(map(_has_matrices, groups)):
             warnings.warn(
                 "RiemannianMuon moves nothing by Muon here, and the free matrices by AdamW: Riemannian() holds none as "
                 "a matrix. Before you make the optimizer, write constrain(model, names, Euclidean(ndim=2), "
-                "Riemannian()) for those that Muon shall move; or use RiemannianAdamW.",
+                "Riemannian()) for those that Muon shall move, with Euclidean(ndim=2)**k where k matrices are packed, "
+                "as 3 in a GRU; or use RiemannianAdamW.",
                 stacklevel=2,
             )
 
@@ -194,6 +196,14 @@ def _is_of_entries(manifold: Manifold | None) -> bool:
     """Whether points are single numbers, which move as what is free does."""
     factors = manifold.factors if isinstance(manifold, ProductManifold) else (manifold,)
     return all(factor == Euclidean() for factor in factors)
+
+
+def _of_matrices(manifold: Manifold) -> str:
+    """What makes matrices of these entries, as arguments of constrain."""
+    if not isinstance(manifold, ProductManifold):
+        return "Euclidean(ndim=2), Riemannian()"
+    layout = "" if manifold.stacked else f", layout={manifold.layout!r}"
+    return f"Euclidean(ndim=2)**{len(manifold)}, Riemannian(){layout}"
 
 
 def _adamw(group: Group) -> Group:

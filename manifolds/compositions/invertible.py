@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..base import check_ndim
 from ..kernels.linalg import sym
+from ..kernels.others import OTHERS
 from ..orthogonal import SpecialOrthogonal
 from ..positive_definite import PositiveDefinite
 from ._svd import checked, each
@@ -50,10 +51,18 @@ class Invertible(Composition):
         if bool(wrong.any()):
             raise ValueError(
                 f"{int(wrong.sum())} of {signs.numel()} matrices of shape {tuple(x.shape[-2:])} have a determinant "
-                f"that is not positive, and no path of invertible ones leads there. Flip the sign of a row."
+                f"that is not positive, and no path of invertible ones leads there. {_mended(wide[wrong])}"
             )
         q = SpecialOrthogonal().nearest(wide)
         p = sym(q.mH @ wide)
         if not bool(PositiveDefinite().contains(p.to(x.dtype)).all()):
-            raise ValueError(f"a matrix of shape {tuple(x.shape)} is singular to rounding. Give another.")
+            raise ValueError(f"a matrix of shape {tuple(x.shape)} is singular to rounding. {OTHERS}")
         return {"q": q.to(x.dtype), "p": p.to(x.dtype)}
+
+
+def _mended(wrong: Square) -> str:
+    """What makes the determinants of these positive, if anything does."""
+    s = each(torch.linalg.svdvals, wrong, wrong[..., 0].abs())
+    if bool((s[..., -1] <= s[..., 0] * s.shape[-1] * torch.finfo(s.dtype).eps).any()):
+        return OTHERS
+    return "Divide a row of each by det / |det|." if wrong.is_complex() else "Flip the sign of a row of each."

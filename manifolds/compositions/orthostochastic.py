@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._points import check_real
 from ..base import check_ndim, tolerance
+from ..kernels.others import OTHERS
 from ..orthogonal import SpecialOrthogonal
 from ._svd import checked, each
 from .base import Composition, Parts
@@ -73,7 +74,7 @@ def _root(w: Tensor, x: Tensor) -> Tensor:
     if not bool((w >= -limit).all()) or not bool(((sums - 1).abs() <= limit * n).all()):
         raise ValueError(
             f"a matrix of shape {tuple(x.shape)} is not doubly stochastic: rows and columns sum to one, with "
-            f"entries of 0 or more. Give one of those, as random({n}, {n}) of the same set."
+            f"entries of 0 or more. {OTHERS}"
         )
     error = float("inf")
     for q in _candidates(w.clamp_min(0).sqrt(), x.dtype):
@@ -84,8 +85,7 @@ def _root(w: Tensor, x: Tensor) -> Tensor:
         error = min(error, off)
     raise ValueError(
         f"a matrix of shape {tuple(x.shape)} is doubly stochastic, but no rotation was found whose squared entries it "
-        f"has, the nearest being off by {error:.1e}. Give another, as "
-        f"Orthostochastic().random({n}, {n}); all doubly stochastic matrices are DoublyStochastic()."
+        f"has, the nearest being off by {error:.1e}; all doubly stochastic matrices are DoublyStochastic(). {OTHERS}"
     )
 
 

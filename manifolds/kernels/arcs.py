@@ -12,6 +12,7 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .linalg import may_wait
+from .others import OTHERS
 from .transforms import whole
 
 Axes = tuple[int, ...]
@@ -56,8 +57,7 @@ def nearest(name: object, a: Vectors, axes: Axes, r: float) -> Vectors:
     if may_wait(a) and bool(whole(a.detach().abs().amax(axes) == 0).any()):
         raise ValueError(
             f"a zero vector has no nearest point on {name}; got shape {tuple(a.shape)} with a zero vector along "
-            f"{'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}. Give others, as "
-            f"random{tuple(a.shape)} of the same set."
+            f"{'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}. {OTHERS}"
         )
     return normalized(a, axes, r)
 

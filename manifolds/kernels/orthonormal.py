@@ -9,6 +9,7 @@ from jaxtyping import Inexact
 from torch import Tensor
 
 from .linalg import may_wait, newton_schulz
+from .others import OTHERS
 from .polar import factor
 from .transforms import whole
 
@@ -63,6 +64,6 @@ def unique_svd(
     if (found := whole(lacking)).any():
         raise ValueError(
             f"no nearest orthonormal matrix: {int(found.sum())} of {found.numel()} matrices of shape "
-            f"{tuple(a.shape[-2:])} {lack}. Give others, as random{tuple(a.shape[-2:])} of the same set."
+            f"{tuple(a.shape[-2:])} {lack}. {OTHERS}"
         )
     return w, s, vh

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from constraints import (
     report,
     unconstrain,
 )
+from constraints.composing import admitted
 from constraints.method import Method
 from constraints.optim import RiemannianAdam
 from manifolds import (
@@ -338,6 +340,38 @@ def test_every_block_of_a_start_can_move(kind: Composition, method: Method) -> N
     with pytest.raises(ValueError, match="no gradient moves it"):
         linear.weight = eye
     assert torch.equal(linear.weight, before)
+
+
+@pytest.mark.parametrize(
+    "kind", [Scaled(Stiefel()), LowRank(4), Isospectral(), PositiveSemidefinite(), Invertible()], ids=str
+)
+def test_overflow_is_no_zero_derivative(kind: Composition) -> None:
+    """|W| of twice the largest number of float32; what is below moves, however large or small it is."""
+    linear: Any = constrain(nn.Linear(4, 4), "weight", kind, init="haar")
+    with pytest.raises(ValueError, match=r"not finite in float32.*smaller entries"):
+        linear.weight = 3.3e38 * torch.eye(4)
+    for size in (1e30, 1e-30):
+        linear.weight = size * torch.eye(4)
+        torch.testing.assert_close(linear.weight / size, torch.eye(4))
+
+
+@dataclass(frozen=True)
+class Broken(Composition):
+    """A part that is its own tensor, but for an entry that is NaN."""
+
+    def parts(self, shape: Any) -> Any:
+        return {"x": (None, tuple(shape))}
+
+    def compose(self, *, x: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.cat([x[:1] * torch.nan, x[1:]])
+
+    def decompose(self, x: Tensor) -> dict[str, Tensor]:
+        return {"x": x}
+
+
+def test_what_composes_to_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"is not of the form Broken.*4 of 16 entries, the first at index \(0, 0\)"):
+        admitted(Broken(), torch.eye(4), torch.eye(4), "weight")
 
 
 PARTS = [(Scaled(Stiefel()), "gain"), (Scaled(Stiefel()), "point"), (Scaled(Stiefel()) ** 2, "gain"), (LowRank(2), "u")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from manifolds import (
     SpecialOrthogonal,
     Stiefel,
 )
+from manifolds.compositions import Composition, LowRank
 from tests.sets import EVERY
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
@@ -107,3 +109,19 @@ def test_a_start_is_on_the_device_of_the_tensor(manifold: Stiefel, init: object,
         constrain(layer, "weight", manifold, method, init=init)  # type: ignore[arg-type]
     assert layer.weight.device.type == "cpu"
     assert bool(manifold.contains(layer.weight).all())
+
+
+@pytest.mark.parametrize("manifold", [Stiefel(), Stiefel() ** 2, LowRank(2)], ids=str)
+def test_an_error_of_the_init_function_arrives_as_it_is(manifold: Manifold | Composition) -> None:
+    layer = nn.Linear(4, 8)
+    before = layer.weight.detach().clone()
+    with pytest.raises(json.JSONDecodeError) as caught:
+        constrain(layer, "weight", manifold, init=lambda w: json.loads("{"))
+    assert caught.value.pos == 1
+    with pytest.raises(ValueError, match=r"weight of Linear.*: mine$"):  # a plain one tells whose it is
+        constrain(layer, "weight", manifold, init=raises)
+    assert torch.equal(layer.weight, before)
+
+
+def raises(w: Tensor) -> Tensor:
+    raise ValueError("mine")

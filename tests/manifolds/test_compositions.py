@@ -271,3 +271,22 @@ def test_a_batch_of_tensors_may_be_empty(composition: Composition, shape: tuple[
 def test_orthostochastic_matrices_are_real() -> None:
     with pytest.raises(ValueError, match="are real"):
         Orthostochastic().decompose(torch.eye(2, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_what_is_not_invertible_is_told_what_makes_it_so(dtype: torch.dtype) -> None:
+    """Where anything does: a singular matrix is singular with a row of another sign."""
+    x = torch.randn(5, 3, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    phase = torch.linalg.det(x) / torch.linalg.det(x).abs()
+    x[:, 0] /= phase[:, None]
+    x[0, 0] *= -1
+    way = "Divide a row of each by det / " if dtype.is_complex else "Flip the sign of a row of each"
+    with pytest.raises(ValueError, match=way):
+        Invertible().decompose(x)
+    x[0, 1] /= torch.linalg.det(x)[0] / torch.linalg.det(x)[0].abs()
+    q, p = Invertible().decompose(x).values()
+    torch.testing.assert_close(q @ p, x)
+    x[0, 2] = 0
+    for singular in (torch.zeros_like(x), x):
+        with pytest.raises(ValueError, match="Give others, as the method random"):
+            Invertible().decompose(singular)

@@ -374,3 +374,9 @@ def test_blocks_of_too_few_axes_are_an_error_that_says_which_axis_counts() -> No
     manifold = ProductManifold((Stiefel(),) * 6, layout)
     with pytest.raises(ValueError, match=r"points of 2 axes.*6 blocks of shape \(36,\).*counts the blocks"):
         manifold.residual(torch.ones(6, 4, 3, 3))
+
+
+@pytest.mark.parametrize("number", [0, -1, True, 2.0])
+def test_a_power_that_there_is_not_is_not_offered(number: Any) -> None:
+    with pytest.raises(TypeError, match=r"as in Stiefel \* Euclidean\.$"):
+        Stiefel * number

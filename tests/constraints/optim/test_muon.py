@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from typing import Any
 
@@ -322,6 +323,20 @@ def test_a_module_whose_matrices_are_all_free_is_warned(held: str | None) -> Non
     RiemannianMuon(model)  # and is told no more
 
 
+def test_packed_matrices_that_are_held_as_entries_are_told_what_fits_the_pack() -> None:
+    gru: Any = nn.GRU(4, 4)
+    constrain(gru, "weight_hh_l0", Euclidean() ** 3, Riemannian(), layout=BlockSpec(rows=3, axis=-2))
+    with pytest.warns(UserWarning, match=r"Euclidean\(ndim=2\)\*\*3, Riemannian\(\)") as caught:
+        RiemannianMuon(gru)
+    unconstrain(gru, "weight_hh_l0")
+    (code,) = re.findall(r"(constrain\(model, .*\)) for those", str(caught[0].message))
+    eval(code, {**globals(), "model": gru, "names": "weight_hh_l0"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RiemannianMuon(gru)
+    assert report(gru)[0].manifold == ProductManifold((Euclidean(ndim=2),) * 3, BlockSpec(rows=3, axis=-2))
+
+
 @pytest.mark.parametrize("manifold", [Euclidean(), Euclidean() ** 2], ids=str)
 @pytest.mark.parametrize("beside", [None, Stiefel(), Euclidean(ndim=2)], ids=str)
 def test_a_matrix_that_is_held_as_entries_is_told(beside: Any, manifold: Any) -> None:
@@ -339,7 +354,8 @@ def test_a_matrix_that_is_held_as_entries_is_told(beside: Any, manifold: Any) ->
         assert len(caught) == 1
         assert "bias" not in str(caught[0].message)
     unconstrain(model, "0.weight")
-    constrain(model, "0.weight", Euclidean(ndim=2), Riemannian())
+    (code,) = re.findall(r"(constrain\(model, .*\)) for those", str(caught[0].message))
+    eval(code, {**globals(), "model": model, "names": "0.weight"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         RiemannianMuon(model)
