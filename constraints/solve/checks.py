@@ -54,7 +54,7 @@ class Check:
 
 def check_gradient(f: Callable[..., Any], x: Any, manifold: Any, *, generator: torch.Generator | None = None) -> Check:
     """|f(R_x(tv)) - f(x) - t <grad f(x), v>| = O(t^2) along a random unit tangent vector v, the larger one of v and -v;
-    |v| = |x| where no part of the manifold is flat and the metric is that around it.
+    |v| = |x| on spheres, `Oblique`, `Stiefel`, O(n), `Grassmann`, `FixedRank` and products of these.
 
     f, x and manifold as for `minimize`; x is best not a critical point, in float64. Raises ValueError or TypeError as
     `minimize` does. Source: Boumal (2023), section 4.8.

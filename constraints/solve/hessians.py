@@ -93,7 +93,8 @@ def _twice(at: Evaluation) -> Evaluation:
 def finite_difference(at: Evaluation) -> Product:
     """(T grad f(R_x(hv)) - grad f(x)) / h with T the transport back to x: a retraction and a gradient for each product,
     right to half the digits where the metric is that of the ambient space, with other metrics at critical points only.
-    For f that torch differentiates only once. h |v| = eps^(1/2) |x|, or eps^(1/2) max(1, |x|) where a part is flat."""
+    For f that torch differentiates only once. h |v| = eps^(1/2) |x| where |x| measures a turn in every part, as on
+    Stiefel, else eps^(1/2) max(1, |x|)."""
     space, problem, x = at.problem.space, at.problem, at.x
     gradient = at.gradient
     size = torch.finfo(x.dtype).eps ** 0.5 * (space.stride(x) if space.is_curved else larger(space.size(x), 1.0))

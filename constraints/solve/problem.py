@@ -93,7 +93,7 @@ class Problem:
         self.twice = False
         """Whether second derivatives are wanted, so that the graphs of first ones are kept."""
         self.seen_linear = False
-        """Whether f was found to be linear where autograd takes it for that, see `hessians`."""
+        """Whether it was asked if f is linear, where autograd takes it for that, see `hessians`."""
         self._one: Tensor | None = None
         self.graph = torch.enable_grad()
         self.tol = 0.0

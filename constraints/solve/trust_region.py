@@ -36,8 +36,8 @@ class TrustRegion(Solver):
     preconditioner: (x, v) -> a tangent vector near H^-1 v, linear in v, symmetric and positive definite in the metric.
     x, v and what it returns have the form of x0, with its leading axis where batched=True; of a model they are dicts by
     the names of its parameters. With several starts it is called for each. What it returns is projected.
-    radius: the first one, None for |x| where no part of the manifold is flat and the metric is that around it, else
-    sqrt(dim) / 8. max_inner: products with H in one step, None for dim.
+    radius: the first one, None for |x| on spheres, `Oblique`, `Stiefel`, O(n), `Grassmann`, `FixedRank` and products of
+    these, else sqrt(dim) / 8. max_inner: products with H in one step, None for dim.
     saddle_products: where the gradient vanishes, so many products look for a direction of negative curvature, along
     which a saddle is left; 0 for not looking. The least curvature that was seen is that of the result.
     Raises ValueError for options out of range.
