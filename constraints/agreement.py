@@ -20,6 +20,11 @@ def check_agreement(model: nn.Module) -> None:
     for every hundredth step. All processes of the default group call it. It sees what drifts apart where nobody
     averages gradients, as under `ignored_params=` of fully_shard. Pieces of sharded tensors are not looked at.
     Raises RuntimeError where there is no process group.
+
+    >>> layer = constrain(torch.nn.Linear(4, 4), "weight", Stiefel)
+    >>> torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    >>> check_agreement(layer)  # says nothing: they agree
+    >>> torch.distributed.destroy_process_group()
     """
     if not distributed.is_initialized():
         raise RuntimeError("check_agreement compares processes; call torch.distributed.init_process_group first.")

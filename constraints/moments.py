@@ -24,21 +24,11 @@ FIRST = {
 }
 """Means of gradients, or one gradient, and the second moments that they are divided by."""
 
-ELEMENTWISE = {
-    "acc_delta",
-    "col_var",
-    "exp_avg_sq",
-    "exp_inf",
-    "max_exp_avg_sq",
-    "mu_product",
-    "row_var",
-    "square_avg",
-    "step",
-    "step_size",
-    "sum",
-    "variance",
-}
-"""Second moments, sizes of steps and counts, which stay as they are."""
+SECOND = ("exp_avg_sq", "exp_inf", "max_exp_avg_sq", "square_avg", "sum")
+"""What steps are divided by, entry by entry: means of squares, or of absolute values."""
+
+ELEMENTWISE = {*SECOND, "acc_delta", "col_var", "mu_product", "row_var", "step", "step_size", "variance"}
+"""What does not turn with the coordinates: second moments, sizes of steps and counts."""
 
 
 def is_known(optimizer: Optimizer, parameter: Tensor) -> bool:
@@ -60,13 +50,18 @@ def drop(optimizer: Optimizer, parameter: Tensor) -> None:
 def changed(
     state: dict[str, Any], change: Callable[[Tensor], Tensor], manifold: Manifold
 ) -> list[tuple[Tensor, Tensor]]:
-    """(what the state has, what it is after the change), for first moments.
+    """(what the state has, what it is after the change), for first and second moments.
 
-    Second moments stay. A covector from far away is as long as the way, squared: no first moment gets longer, or the
-    next step would be, and what was already long would come to be longer still. And where entries had no gradient so
-    far, and are divided by next to nothing, it is cut: no entry gets a longer step than any had before.
+    Directions of entries mix, so that none may be divided by next to nothing for its own gradients have been small: a
+    second moment below the mean of its point becomes that mean, the others stay, and no step gets longer by it. Where
+    they all stay, Adam at a rate that stays leaves an optimum that it had reached, by the directions of those entries.
+
+    A covector from far away is as long as the way, squared: no first moment gets longer, or the next step would be, and
+    what was already long would come to be longer still. And where entries of a point had no gradient so far, it is cut:
+    no entry gets a longer step than any had before.
     """
-    pairs = []
+    raised = {key: _raised(whole(state[key]), manifold) for key in SECOND if isinstance(state.get(key), Tensor)}
+    pairs = [(state[key], new) for key, new in raised.items()]
     for key, divisors in FIRST.items():
         if not isinstance(kept := state.get(key), Tensor):
             continue
@@ -75,10 +70,23 @@ def changed(
         new = new / _growth(new, old, manifold).abs().clamp_min(1)
         if present := [divisor for divisor in divisors if divisor in state]:
             # what is kept as "momentum_buffer" beside a second moment, by RMSprop, is divided by it already
-            rms = _root(whole(state[present[0]]), present[0]) if key != "momentum_buffer" else torch.ones_like(old)
-            new = _held_back(new, old, rms)
+            before = after = torch.ones_like(old)
+            if key != "momentum_buffer":
+                before, after = (_root(t, present[0]) for t in (whole(state[present[0]]), raised[present[0]]))
+            new = _held_back(new, old, before, after)
         pairs.append((kept, new))
     return pairs
+
+
+def _raised(second: Tensor, manifold: Manifold) -> Tensor:
+    """The second moments, those below the mean over their point that mean; of real and imaginary parts alike."""
+    parts = []
+    for factor, part in engine(manifold).split(second):
+        axes, real = tuple(range(-factor.ndim, 0)), torch.view_as_real(part) if part.is_complex() else part[..., None]
+        least = real.mean((-1, *(axis - 1 for axis in axes)), keepdim=True)
+        raised = torch.maximum(real, least)
+        parts.append(torch.view_as_complex(raised) if part.is_complex() else raised[..., 0])
+    return engine(manifold).join(parts, second.shape)
 
 
 def _root(divisor: Tensor, key: str) -> Tensor:
@@ -98,10 +106,10 @@ def _growth(new: Tensor, old: Tensor, manifold: Manifold) -> Tensor:
     return engine(manifold).join(parts, new.shape)
 
 
-def _held_back(new: Tensor, old: Tensor, rms: Tensor) -> Tensor:
-    """The new moment, cut where |new| / rms would be larger than the largest |old| / rms."""
+def _held_back(new: Tensor, old: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """The new moment, cut where |new| / after would be larger than the largest |old| / before, of roots of seconds."""
     if new.is_complex():
-        parts = (torch.view_as_real(t.resolve_conj()) for t in (new, old, rms))
+        parts = (torch.view_as_real(t.resolve_conj()) for t in (new, old, before, after))
         return torch.view_as_complex(_held_back(*parts))
-    bound = torch.where(rms > 0, old.abs() / rms, 0).amax() * rms
+    bound = torch.where(before > 0, old.abs() / before, 0).amax() * after
     return torch.minimum(torch.maximum(new, -bound), bound)

@@ -78,6 +78,7 @@ def register_packing(kind: type[nn.Module], rule: Rule) -> None:
 
     From then on a manifold that says nothing about the blocks, or has another number of them, is an error that lists
     the readings as code. Subclasses are covered, and may have a rule of their own.
+    Raises TypeError for what is no class of modules, or no function.
 
     >>> class FusedAttention(torch.nn.Linear): ...
     >>> register_packing(FusedAttention, lambda module, attribute: Packing.stack("q", "k", "v"))

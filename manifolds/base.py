@@ -213,7 +213,10 @@ class NearestPointManifold(Manifold):
         """argmin over y in M of |y - x|: the point of M nearest to x. Keeps a point where it is."""
 
     def residual(self, x: Inexact[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """|x - nearest(x)|, one number per point: the distance from feasibility. NaN where x has a NaN."""
+        """|x - nearest(x)|, one number per point: the distance from feasibility. NaN where x has a NaN.
+
+        Raises LinAlgError where `nearest` does for finite x.
+        """
         check_axes(self, x.shape)
         try:
             near = self.nearest(x)

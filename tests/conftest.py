@@ -28,7 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a test with many parameters a sample, one for each base seed, spread over all of them: `make slow` runs all.
 
-    A list goes by one of its parameters after another; steps of the golden section meet every value of each.
+    A list goes by one of its parameters after another; steps of the golden section meet every value of each. Tests that
+    read the source are quick and marked `every_case`: a name that nobody's turn it was would go unread.
     """
     if config.getoption("--every-case") or any("::" in each for each in config.args):
         return
@@ -39,6 +40,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seed = config.getoption("--base-seed")
     for group in cases.values():
         ordered = sorted(group, key=lambda item: item.nodeid)
+        if group[0].get_closest_marker("every_case"):
+            kept.update(group)
+            continue
         order = sorted(range(len(ordered)), key=lambda i: (i + seed) * GOLDEN % 1)
         kept.update(ordered[i] for i in order[: config.getoption("--cases")])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])

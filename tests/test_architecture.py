@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.every_case
 ROOT = Path(__file__).parent.parent
 
 # Beside the standard library. Whatever is not listed is refused: what comes later in the rule, and what no user has.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.every_case
 HERE = Path(__file__).parent
 FILES = sorted(file.relative_to(HERE).as_posix() for file in HERE.rglob("test_*.py"))
 # Calls that assert: of pytest, torch, numpy, hypothesis.find, run(check=True), this library

@@ -205,6 +205,7 @@ def examples() -> dict[str, doctest.DocTest]:
 EXAMPLES = examples()
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_public_name_has_an_example_that_runs(name: str) -> None:
     test = EXAMPLES[name]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from manifolds import Manifold
 
+pytestmark = pytest.mark.every_case
 MODULES = (
     "manifolds",
     "manifolds.retractions",

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import manifolds
-from constraints import AveragedModel, Riemannian, Trivialization, constrain
+from constraints import AveragedModel, Riemannian, Trivialization, constrain, moments, rebase
 from constraints.optim import RiemannianAdam
+from constraints.rebase import Rebased
 from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
 from manifolds.engine import engine
 from manifolds.positive_definite import Name
@@ -85,7 +86,7 @@ def test_every_point_of_the_component_is_reached_as_soon_as_by_others(
     manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     """All goals, at one rate, and in the middle in no more steps than the slower of the Riemannian engine and of an
-    exponential whose base stays, but for one in eight: charts bend by that much before the base moves."""
+    exponential whose base stays, but for one in five: charts bend by that much before the base moves."""
     start, goals = targets(manifold, shape, dtype)
     module = held(start, manifold)
     ours = steps_taken(module, goals, torch.optim.Adam(module.parameters(), lr=0.05), 250, manifold.ndim)
@@ -98,7 +99,7 @@ def test_every_point_of_the_component_is_reached_as_soon_as_by_others(
         module = held(start, type(manifold)(retraction=retractions.exp), rebase_every=math.inf)
         optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
         others.append(steps_taken(module, goals, optimizer, 250, manifold.ndim))
-    assert ours[len(ours) // 2] <= 1.125 * max(each[len(each) // 2] for each in others)
+    assert ours[len(ours) // 2] <= 1.2 * max(each[len(each) // 2] for each in others)
 
 
 @pytest.mark.parametrize("shape", [(40, 3), (3, 40)], ids=str)
@@ -120,6 +121,25 @@ def test_the_leading_subspace_is_found_from_every_start(shape: tuple[int, int]) 
         rates.step()
     # to a direction turned into the next one by less than a hundredth of a radian: the gap times its square
     assert bool((values[-3:].sum() - found <= 1e-4 * (values[-3] - values[-4])).all())
+
+
+@pytest.mark.parametrize("shape", [(60, 4), (4, 60)], ids=str)
+def test_what_is_reached_is_not_left_at_a_rate_that_stays(shape: tuple[int, int]) -> None:
+    """1,500 steps, in which second moments fall by a factor of 4.5: entries whose own were small while others moved
+    would be stepped along too far, and the weight would circle about the optimum. To the rounding of 240 terms."""
+    generator = torch.Generator().manual_seed(0)
+    basis = Stiefel().random(60, 60, generator=generator, dtype=torch.float64)
+    matrix = (basis * torch.linspace(1, 10, 60, dtype=torch.float64)) @ basis.mT
+    best = torch.linspace(1, 10, 60, dtype=torch.float64)[-4:].sum()
+    module = held(Stiefel().random(10, *shape, generator=generator, dtype=torch.float64), Stiefel())
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for step in range(1500):
+        optimizer.zero_grad()
+        w = module.w if shape[0] == 60 else module.w.mT
+        found = (w * (matrix @ w)).sum((-2, -1))
+        (-found.sum()).backward()
+        optimizer.step()
+        assert step < 500 or bool((best - found <= 1e-12 * best).all())
 
 
 def test_a_fixed_base_does_not_reach_them() -> None:
@@ -175,10 +195,10 @@ CHANGED: list[tuple[Manifold, tuple[int, ...]]] = [
 ]
 
 
-def far(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Any, Tensor]:
+def far(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype, **options: Any) -> tuple[Any, Tensor]:
     """A module whose coordinates are long, with a gradient, and its weight."""
     generator = torch.Generator().manual_seed(1)
-    module = held(manifold.random(*shape, generator=generator, dtype=dtype), manifold)
+    module = held(manifold.random(*shape, generator=generator, dtype=dtype), manifold, **options)
     original = module.parametrizations.w.original
     with torch.no_grad():
         original.copy_(torch.randn(shape, generator=generator, dtype=dtype))
@@ -261,6 +281,40 @@ def test_two_optimizers_of_one_weight_are_both_carried() -> None:
     carried = engine(SpecialOrthogonal()).recenter(base, point, c, kept[(step + 1) % 2])
     lengths = [t.flatten(1).norm(dim=1)[:, None, None] for t in (carried, kept[(step + 1) % 2])]
     torch.testing.assert_close(idle, carried * (lengths[1] / lengths[0]).clamp_max(1), rtol=1e-9, atol=1e-12)
+
+
+SECONDS: dict[str, Any] = {
+    "Adam": torch.optim.Adam,
+    "AdamW with amsgrad": lambda p, lr: torch.optim.AdamW(p, lr, amsgrad=True, weight_decay=0),
+    "Adamax": torch.optim.Adamax,
+    "NAdam": torch.optim.NAdam,
+    "RAdam": torch.optim.RAdam,
+    "RMSprop, centered": lambda p, lr: torch.optim.RMSprop(p, lr, centered=True, momentum=0.9),
+    "Adadelta": torch.optim.Adadelta,
+    "Adagrad": torch.optim.Adagrad,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize(("manifold", "shape"), CHANGED, ids=str)
+@pytest.mark.parametrize("name", SECONDS)
+def test_second_moments_are_at_least_the_mean_of_their_point(
+    name: str, manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Those below become that mean, the others stay, of real and imaginary parts as of two entries."""
+    module, _ = far(manifold, shape, dtype, rebase_every=math.inf)
+    original = module.parametrizations.w.original
+    optimizer = SECONDS[name]([original], lr=1e-30)
+    optimizer.step()
+    before = {key: kept.clone() for key, kept in optimizer.state[original].items() if key in moments.SECOND}
+    assert rebase(module, optimizer) == [Rebased("w", "carried")]
+    assert before
+    for key, old in before.items():
+        new = optimizer.state[original][key]
+        for (factor, now), (_, then) in zip(engine(manifold).split(new), engine(manifold).split(old), strict=True):
+            now, then = (torch.view_as_real(t) if t.is_complex() else t[..., None] for t in (now, then))
+            mean = then.mean(tuple(range(-factor.ndim - 1, 0)), keepdim=True)
+            torch.testing.assert_close(now, then.maximum(mean))
 
 
 def _cayley_of(q: Tensor) -> Tensor:
