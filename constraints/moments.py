@@ -17,17 +17,28 @@ from manifolds.engine import engine
 from .sharding import whole
 
 FIRST = {
-    "exp_avg": ("exp_avg_sq", "exp_inf", "max_exp_avg_sq"),
+    "exp_avg": ("max_exp_avg_sq", "exp_avg_sq", "exp_inf"),
     "grad_avg": ("square_avg",),
     "momentum_buffer": ("square_avg",),
     "prev": (),
 }
 """Means of gradients, or one gradient, and the second moments that they are divided by."""
 
-SECOND = ("exp_avg_sq", "exp_inf", "max_exp_avg_sq", "square_avg", "sum")
-"""What steps are divided by, entry by entry: means of squares, or of absolute values."""
+FADES = ("exp_avg_sq", "exp_inf", "square_avg")
+"""What steps are divided by, entry by entry, and what fades: means of squares, the largest absolute value."""
 
-ELEMENTWISE = {*SECOND, "acc_delta", "col_var", "mu_product", "row_var", "step", "step_size", "variance"}
+ELEMENTWISE = {
+    *FADES,
+    "acc_delta",
+    "col_var",
+    "max_exp_avg_sq",
+    "mu_product",
+    "row_var",
+    "step",
+    "step_size",
+    "sum",
+    "variance",
+}
 """What does not turn with the coordinates: second moments, sizes of steps and counts."""
 
 
@@ -52,39 +63,48 @@ def changed(
 ) -> list[tuple[Tensor, Tensor]]:
     """(what the state has, what it is after the change), for first and second moments.
 
-    Directions of entries mix, so that none may be divided by next to nothing for its own gradients have been small: a
-    second moment below the mean of its point becomes that mean, the others stay, and no step gets longer by it. Where
-    they all stay, Adam at a rate that stays leaves an optimum that it had reached, by the directions of those entries.
+    Directions of entries mix, so that none may be divided by next to nothing for its own gradients have been small: of
+    second moments that fade, those below the median of their point become that median, the others stay. (Where they all
+    stay, Adam at a rate that stays leaves an optimum that it had reached, by the directions of those entries. A median,
+    for it does not follow one outlier, nor grow from move to move.) Those that only grow, of AMSGrad and Adagrad, stay.
 
     A covector from far away is as long as the way, squared: no first moment gets longer, or the next step would be, and
-    what was already long would come to be longer still. And where entries of a point had no gradient so far, it is cut:
-    no entry gets a longer step than any had before.
+    what was already long would come to be longer still. And where entries had no gradient so far, and are divided by
+    next to nothing, it is cut: no entry gets a longer step than any of the tensor had before.
     """
-    raised = {key: _raised(whole(state[key]), manifold) for key in SECOND if isinstance(state.get(key), Tensor)}
-    pairs = [(state[key], new) for key, new in raised.items()]
+    keys = ("max_exp_avg_sq",) if "max_exp_avg_sq" in state else FADES
+    seconds = {key: whole(state[key]) for key in keys if isinstance(state.get(key), Tensor)}
+    raised = {key: _raised(t, manifold) if key in FADES else t for key, t in seconds.items()}
+    pairs = [(state[key], t) for key, t in raised.items() if key in FADES]
     for key, divisors in FIRST.items():
         if not isinstance(kept := state.get(key), Tensor):
             continue
         old = whole(kept)
         new = change(old)
         new = new / _growth(new, old, manifold).abs().clamp_min(1)
-        if present := [divisor for divisor in divisors if divisor in state]:
+        if present := [divisor for divisor in divisors if divisor in seconds]:
             # what is kept as "momentum_buffer" beside a second moment, by RMSprop, is divided by it already
             before = after = torch.ones_like(old)
             if key != "momentum_buffer":
-                before, after = (_root(t, present[0]) for t in (whole(state[present[0]]), raised[present[0]]))
+                before, after = (_root(t[present[0]], present[0]) for t in (seconds, raised))
             new = _held_back(new, old, before, after)
         pairs.append((kept, new))
     return pairs
 
 
 def _raised(second: Tensor, manifold: Manifold) -> Tensor:
-    """The second moments, those below the mean over their point that mean; of real and imaginary parts alike."""
+    """The second moments, those below the median of their point that median; of real and imaginary parts alike. Entries
+    of flat sets never turn, and stay."""
     parts = []
     for factor, part in engine(manifold).split(second):
-        axes, real = tuple(range(-factor.ndim, 0)), torch.view_as_real(part) if part.is_complex() else part[..., None]
-        least = real.mean((-1, *(axis - 1 for axis in axes)), keepdim=True)
-        raised = torch.maximum(real, least)
+        if engine(factor).flat or factor.ndim == 0:
+            parts.append(part)
+            continue
+        real = torch.view_as_real(part.resolve_conj()) if part.is_complex() else part[..., None]
+        # sorted: `median` is not deterministic on accelerators
+        values = real.flatten(-factor.ndim - 1).sort().values
+        median = values[..., (values.shape[-1] - 1) // 2]
+        raised = torch.maximum(real, median[(..., *(None,) * (factor.ndim + 1))])
         parts.append(torch.view_as_complex(raised) if part.is_complex() else raised[..., 0])
     return engine(manifold).join(parts, second.shape)
 

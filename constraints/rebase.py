@@ -34,11 +34,11 @@ def rebase(module: nn.Module, optimizer: Optimizer | None = None) -> list[Rebase
 
     Gradients, and the first moments that an optimizer of torch keeps, are carried: they become what they are in the new
     coordinates, the old ones under the inverse adjoint of the derivative of the change, and no longer than they were.
-    Of second moments those below the mean over their point become that mean, for directions of entries mix; the others
-    stay. What other optimizers keep has no counterpart that is known here: it is dropped, so that the tensor starts as
-    in a new optimizer. So it is for ASGD, which averages coordinates, and for LBFGS, which has one history for all its
-    parameters and loses it all. An optimizer that keeps more than `optimizer.state[parameter]` has to be made anew by
-    who called this.
+    Of second moments that fade those below the median of their point become that median, for directions of entries mix;
+    the others, and all on flat sets, stay. What other optimizers keep has no counterpart that is known here: it is
+    dropped, so that the tensor starts as in a new optimizer. So it is for ASGD, which averages coordinates, and for
+    LBFGS, which has one history for all its parameters and loses it all. An optimizer that keeps more than
+    `optimizer.state[parameter]` has to be made anew by who called this.
     Riemannian constraints have no base and are left alone. Returns what was done, tensor by tensor, a tied one once.
     Raises ValueError, before anything moves, where a weight has NaN or infinite entries.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import manifolds
-from constraints import AveragedModel, Riemannian, Trivialization, constrain, moments, rebase
+from constraints import AveragedModel, Riemannian, Trivialization, constrain, rebase
 from constraints.optim import RiemannianAdam
 from constraints.rebase import Rebased
 from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
@@ -86,7 +86,7 @@ def test_every_point_of_the_component_is_reached_as_soon_as_by_others(
     manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     """All goals, at one rate, and in the middle in no more steps than the slower of the Riemannian engine and of an
-    exponential whose base stays, but for one in five: charts bend by that much before the base moves."""
+    exponential whose base stays, but for one in eight: charts bend by that much before the base moves."""
     start, goals = targets(manifold, shape, dtype)
     module = held(start, manifold)
     ours = steps_taken(module, goals, torch.optim.Adam(module.parameters(), lr=0.05), 250, manifold.ndim)
@@ -99,7 +99,7 @@ def test_every_point_of_the_component_is_reached_as_soon_as_by_others(
         module = held(start, type(manifold)(retraction=retractions.exp), rebase_every=math.inf)
         optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
         others.append(steps_taken(module, goals, optimizer, 250, manifold.ndim))
-    assert ours[len(ours) // 2] <= 1.2 * max(each[len(each) // 2] for each in others)
+    assert ours[len(ours) // 2] <= 1.125 * max(each[len(each) // 2] for each in others)
 
 
 @pytest.mark.parametrize("shape", [(40, 3), (3, 40)], ids=str)
@@ -283,38 +283,82 @@ def test_two_optimizers_of_one_weight_are_both_carried() -> None:
     torch.testing.assert_close(idle, carried * (lengths[1] / lengths[0]).clamp_max(1), rtol=1e-9, atol=1e-12)
 
 
-SECONDS: dict[str, Any] = {
-    "Adam": torch.optim.Adam,
-    "AdamW with amsgrad": lambda p, lr: torch.optim.AdamW(p, lr, amsgrad=True, weight_decay=0),
-    "Adamax": torch.optim.Adamax,
-    "NAdam": torch.optim.NAdam,
-    "RAdam": torch.optim.RAdam,
-    "RMSprop, centered": lambda p, lr: torch.optim.RMSprop(p, lr, centered=True, momentum=0.9),
-    "Adadelta": torch.optim.Adadelta,
-    "Adagrad": torch.optim.Adagrad,
+SECONDS: dict[str, tuple[Any, bool]] = {  # whether its second moments fade
+    "Adam": (torch.optim.Adam, True),
+    "AdamW with amsgrad": (lambda p, lr: torch.optim.AdamW(p, lr, amsgrad=True, weight_decay=0), False),
+    "Adamax": (torch.optim.Adamax, True),
+    "NAdam": (torch.optim.NAdam, True),
+    "RAdam": (torch.optim.RAdam, True),
+    "RMSprop, centered": (lambda p, lr: torch.optim.RMSprop(p, lr, centered=True, momentum=0.9), True),
+    "Adadelta": (torch.optim.Adadelta, True),
+    "Adagrad": (torch.optim.Adagrad, False),
 }
+SECOND = ("exp_avg_sq", "exp_inf", "max_exp_avg_sq", "square_avg", "sum")
+TURNED = [*CHANGED, (Euclidean(ndim=2), (3, 4)), (manifolds.Symmetric(), (4, 4)), (manifolds.Grassmann(), (5, 2))]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
-@pytest.mark.parametrize(("manifold", "shape"), CHANGED, ids=str)
+@pytest.mark.parametrize(("manifold", "shape"), TURNED, ids=str)
 @pytest.mark.parametrize("name", SECONDS)
-def test_second_moments_are_at_least_the_mean_of_their_point(
+def test_second_moments_that_fade_are_at_least_the_median_of_their_point(
     name: str, manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    """Those below become that mean, the others stay, of real and imaginary parts as of two entries."""
+    """Of real and imaginary parts as of two entries. On flat sets, where nothing turns, all stay to the bit; and a
+    second move, without a step between, changes none."""
+    make, fades = SECONDS[name]
     module, _ = far(manifold, shape, dtype, rebase_every=math.inf)
     original = module.parametrizations.w.original
-    optimizer = SECONDS[name]([original], lr=1e-30)
+    optimizer = make([original], lr=1e-30)
     optimizer.step()
-    before = {key: kept.clone() for key, kept in optimizer.state[original].items() if key in moments.SECOND}
-    assert rebase(module, optimizer) == [Rebased("w", "carried")]
+    before = {key: kept.clone() for key, kept in optimizer.state[original].items() if key in SECOND}
     assert before
-    for key, old in before.items():
-        new = optimizer.state[original][key]
-        for (factor, now), (_, then) in zip(engine(manifold).split(new), engine(manifold).split(old), strict=True):
-            now, then = (torch.view_as_real(t) if t.is_complex() else t[..., None] for t in (now, then))
-            mean = then.mean(tuple(range(-factor.ndim - 1, 0)), keepdim=True)
-            torch.testing.assert_close(now, then.maximum(mean))
+    for _ in range(2):
+        assert rebase(module, optimizer) == [Rebased("w", "carried")]
+        for key, old in before.items():
+            new = optimizer.state[original][key]
+            for (factor, now), (_, then) in zip(engine(manifold).split(new), engine(manifold).split(old), strict=True):
+                if not fades or isinstance(factor, Euclidean | manifolds.Symmetric):
+                    assert torch.equal(now, then)
+                    continue
+                now, then = (torch.view_as_real(t) if t.is_complex() else t[..., None] for t in (now, then))
+                median = then.flatten(-factor.ndim - 1).quantile(0.5, -1, interpolation="lower")
+                assert torch.equal(now, then.maximum(median.reshape(*median.shape, *(1,) * (factor.ndim + 1))))
+        with torch.no_grad():
+            original.copy_(torch.randn(shape, dtype=dtype) / 8)
+
+
+@pytest.mark.parametrize("every", [1, 16])
+def test_second_moments_do_not_grow_from_move_to_move(every: int) -> None:
+    """Rows of gradients that are ten times as large as the others: at most the half that was below is raised, to what
+    the other half has, so that the mean stays below twice what it is without any move."""
+    means = {}
+    for rebased in (every, math.inf):
+        generator = torch.Generator().manual_seed(0)
+        start = Stiefel().random(20, 4, generator=generator, dtype=torch.float64)
+        module = held(start, Stiefel(), rebase_every=rebased)
+        original = module.parametrizations.w.original
+        optimizer = torch.optim.Adam([original], lr=1e-4)
+        scale = torch.ones(20, 1, dtype=torch.float64)
+        scale[:2] = 10
+        for _ in range(300):
+            optimizer.zero_grad()
+            (module.w * scale * torch.randn(20, 4, generator=generator, dtype=torch.float64)).sum().backward()
+            optimizer.step()
+        means[rebased] = float(optimizer.state[original]["exp_avg_sq"].mean())
+    assert means[every] < 2 * means[math.inf]
+
+
+@pytest.mark.parametrize("spike", [1e6, math.inf])
+def test_an_outlier_stops_its_own_entry_alone(spike: float) -> None:
+    module, _ = far(Stiefel(), (2, 5, 3), torch.float32, rebase_every=math.inf)
+    original = module.parametrizations.w.original
+    optimizer = torch.optim.Adam([original], lr=1e-30)
+    optimizer.step()
+    second = optimizer.state[original]["exp_avg_sq"]
+    most = second.flatten(1).amax(1)[:, None, None]
+    second[0, 0, 0] = spike
+    rebase(module, optimizer)
+    assert int((second > most).sum()) == 1
 
 
 def _cayley_of(q: Tensor) -> Tensor:
