@@ -70,7 +70,8 @@ def changed(
 
     A covector from far away is as long as the way, squared: no first moment gets longer, or the next step would be, and
     what was already long would come to be longer still. And where entries had no gradient so far, and are divided by
-    next to nothing, it is cut: no entry gets a longer step than any of the tensor had before.
+    next to nothing, it is cut: no entry gets a longer step than any of the tensor had before, but for centered RMSprop,
+    where the mean is a part of what it is divided by.
     """
     keys = ("max_exp_avg_sq",) if "max_exp_avg_sq" in state else FADES
     seconds = {key: whole(state[key]) for key in keys if isinstance(state.get(key), Tensor)}
@@ -97,14 +98,14 @@ def _raised(second: Tensor, manifold: Manifold) -> Tensor:
     of flat sets never turn, and stay."""
     parts = []
     for factor, part in engine(manifold).split(second):
-        if engine(factor).flat or factor.ndim == 0:
+        if engine(factor).flat:
             parts.append(part)
             continue
         real = torch.view_as_real(part.resolve_conj()) if part.is_complex() else part[..., None]
         # sorted: `median` is not deterministic on accelerators
         values = real.flatten(-factor.ndim - 1).sort().values
-        median = values[..., (values.shape[-1] - 1) // 2]
-        raised = torch.maximum(real, median[(..., *(None,) * (factor.ndim + 1))])
+        median = per_point(values[..., (values.shape[-1] - 1) // 2], factor.ndim + 1)
+        raised = torch.maximum(real, median)
         parts.append(torch.view_as_complex(raised) if part.is_complex() else raised[..., 0])
     return engine(manifold).join(parts, second.shape)
 

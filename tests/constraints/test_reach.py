@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import manifolds
 from constraints import AveragedModel, Riemannian, Trivialization, constrain, rebase
+from constraints.moments import changed
 from constraints.optim import RiemannianAdam
 from constraints.rebase import Rebased
 from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
@@ -359,6 +360,19 @@ def test_an_outlier_stops_its_own_entry_alone(spike: float) -> None:
     second[0, 0, 0] = spike
     rebase(module, optimizer)
     assert int((second > most).sum()) == 1
+
+
+def test_under_amsgrad_no_entry_is_stepped_along_by_more_than_any_before() -> None:
+    """|M| over the root of what AMSGrad divides by, the largest so far, under changes that turn all entries."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        mean, root, above = torch.randn(3, 6, 3, generator=generator, dtype=torch.float64)
+        state = {"exp_avg": mean, "exp_avg_sq": root.pow(4), "max_exp_avg_sq": root.pow(4) * (1 + above.exp())}
+        turn = Orthogonal().random(18, 18, generator=generator, dtype=torch.float64)
+        pairs = changed(state, lambda m, turn=turn: (turn @ m.flatten()).view(6, 3), Stiefel())
+        assert len(pairs) == 1
+        longest = [(m.abs() / state["max_exp_avg_sq"].sqrt()).max() for m in pairs[0]]
+        assert longest[1] <= longest[0] * (1 + 1e-14)  # one product and one quotient
 
 
 def _cayley_of(q: Tensor) -> Tensor:
