@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from .halves import REACH, SMALLEST, resolvent_by_halves
+from .halves import REACH, resolvent_by_halves, smallest
 from .iterations import fused
 from .linalg import (
     LU_BATCH,
@@ -112,9 +112,8 @@ def _few_terms(a: Tensor, norm: float, alone: bool = False) -> int | None:
 
 
 def _goes_by_halves(a: Tensor) -> bool:
-    """Whether A is large, and nobody waits: with several threads each of hundreds of small products may wait for a
-    core that another process has, some ten times as long as all of LU."""
-    return a.shape[-1] > SMALLEST and torch.get_num_threads() == 1
+    """Whether A is so large that its inverse, and a product with it on the way back, are less than LU and solving."""
+    return a.shape[-1] > smallest()
 
 
 def _longest(c: Tensor, size: Size) -> float:

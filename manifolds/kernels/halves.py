@@ -12,33 +12,43 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-SMALLEST = 32
-"""Up to this size LU costs no more than the calls of its halves."""
+from .linalg import LU_BATCH
+
+SMALLEST, SMALLEST_SHARED = 32, 128
+"""Up to this size LU costs no more than the calls of its halves, on one thread and on several: these wait for each
+other in each call, and where another process has a core they wait long, so that there should be a few dozen, as in LU.
+"""
 
 REACH = 32.0
 """Up to this norm of A rounding is that of LU with pivots; it grows with |A|^2, and shows from about 100 on."""
+
+
+def smallest() -> int:
+    """The size up to which halves are not halved again."""
+    return SMALLEST if torch.get_num_threads() == 1 else SMALLEST_SHARED
 
 
 def resolvent_by_halves(a: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:
     """(I - A/2)^-1 for skew A with |A| <= REACH."""
     m = a.reshape(-1, *a.shape[-2:]) * -0.5
     m.diagonal(dim1=-2, dim2=-1).add_(1)
-    _invert(m)
+    _invert(m, smallest())
     return m.view(a.shape)
 
 
-def _invert(m: Inexact[Tensor, "B n n"]) -> None:
+def _invert(m: Inexact[Tensor, "B n n"], smallest: int) -> None:
     """Put M^-1 in the place of M: fresh memory costs as much as arithmetic on it."""
     n = m.shape[-1]
-    if n <= SMALLEST:
-        m.copy_(torch.linalg.inv_ex(m)[0])
+    if n <= smallest:
+        for some in m.unbind() if n >= LU_BATCH else (m,):
+            some.copy_(torch.linalg.inv_ex(some)[0])
         return
     k = n // 2
     e, b, c, t = m[:, :k, :k], m[:, :k, k:], m[:, k:, :k], m[:, k:, k:]
-    _invert(e)
+    _invert(e, smallest)
     eb, ce = torch.bmm(e, b), torch.bmm(c, e)
     t.baddbmm_(c, eb, alpha=-1)
-    _invert(t)
+    _invert(t, smallest)
     ebt = torch.bmm(eb, t)
     e.baddbmm_(ebt, ce)
     torch.neg(ebt, out=b)

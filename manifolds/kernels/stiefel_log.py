@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
+from .determinant import determinant_phase
 from .exponential import matrix_exp
 from .iterations import ORDER
 from .linalg import eye_like, inverse_sqrt, may_wait, skew, sym
@@ -91,7 +92,7 @@ def _start(end: Vectors) -> Vectors:
     z = torch.linalg.qr(end, mode="complete").Q[..., p:]
     u, s, vh = torch.linalg.svd(z[..., p:, :])
     if not end.is_complex():
-        det = torch.linalg.slogdet(torch.cat([end, z @ (vh.mH @ u.mH)], -1)).sign
+        det = determinant_phase(torch.cat([end, z @ (vh.mH @ u.mH)], -1))
         last = torch.arange(s.shape[-1], device=s.device) == s.shape[-1] - 1
         u = u * torch.where(last, det.unsqueeze(-1), 1).unsqueeze(-2)
     z = z @ (vh.mH @ u.mH)

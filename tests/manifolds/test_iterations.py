@@ -115,10 +115,13 @@ def test_many_tiny_inverses_are_made_as_far_as_one_polish_reaches(dtype: torch.d
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "even"), [(33, True), (33, False), (130, True), (130, False)])
 @pytest.mark.parametrize("norm", [0.0, 0.5, REACH])
+@pytest.mark.parametrize("threads", [1, 2])
 def test_an_inverse_by_halves_is_as_exact_as_one_with_pivots(
-    dtype: torch.dtype, n: int, even: bool, norm: float
+    dtype: torch.dtype, n: int, even: bool, norm: float, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to REACH: of the pivots, which gather some sqrt(n) eps, and nothing for |A|; odd sizes, and any order."""
+    """Up to REACH: of the pivots, which gather some sqrt(n) eps, and nothing for |A|; odd sizes, and any order; halved
+    as often as on one thread, and as on several."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     a = skew_of_length(dtype, n, 1.0, even)
     a = (a * (norm / torch.linalg.matrix_norm(a))).to(dtype).repeat(2, 1, 1)
     a[1] *= -0.5
