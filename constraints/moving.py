@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from manifolds._points import length
+from manifolds._points import length, probing
 from manifolds.compositions import ComposedProduct, Composition
 
 Points = dict[str, Tensor]
@@ -46,7 +46,7 @@ def check_moves(composition: Composition, points: Points, like: Tensor, who: str
 @torch.enable_grad()
 def _moves(composition: Composition, points: Points, like: Tensor, place: int) -> tuple[float, float]:
     """How far the parts go to first order when a random change of one block is asked for, and what is rounding."""
-    generator = torch.Generator().manual_seed(0)
+    generator = probing()
 
     def random(i: int, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x) if i == place else x

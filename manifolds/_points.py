@@ -35,6 +35,15 @@ def length(a: Inexact[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
     return root(inner(a / scale, a / scale, ndim)) * (scale.squeeze(axes) if ndim else scale)
 
 
+def probing(device: torch.device | str = "cpu") -> torch.Generator:
+    """For random directions in which a function is asked something: its numbers are nobody else's.
+
+    Of seed 0, which people take, the first direction would be the point itself, drawn just as it was, and what is left
+    of it in the tangent space of a sphere nothing.
+    """
+    return torch.Generator(device).manual_seed(0x5DEECE66D)
+
+
 def broadcast(manifold: Pointed, *tensors: Inexact[Tensor, "..."]) -> tuple[Tensor, ...]:
     """The tensors with the batch axes of all of them. ValueError where their points have different shapes, or no axes
     of a point."""

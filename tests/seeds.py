@@ -14,7 +14,7 @@ class Generator(torch.Generator):
     """One that a seed gives other numbers."""
 
     def manual_seed(self, seed: int) -> torch.Generator:
-        return super().manual_seed(seed + 1000 * int(os.environ.get(NAME, "0")))
+        return super().manual_seed(seed + 1000 * shifted())
 
 
 def shift(base: int) -> None:
@@ -25,6 +25,10 @@ def shift(base: int) -> None:
     torch.Generator = Generator  # type: ignore[misc]
 
 
+def shifted() -> int:
+    return int(os.environ.get(NAME, "0"))
+
+
 def follow() -> None:
-    if base := int(os.environ.get(NAME, "0")):
+    if base := shifted():
         shift(base)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from manifolds._points import probing
 from manifolds.kernels.steps import is_wide
 
 from .derivative import derivative
@@ -73,7 +74,7 @@ def _twice(at: Evaluation) -> Evaluation:
     if not linear or problem.seen_linear:
         return at
     problem.seen_linear, eps = True, eps_of(x.dtype)
-    generator = torch.Generator(x.device).manual_seed(0)
+    generator = probing(x.device)
     v = space.project(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
     size = space.size(v)
     y, good = reach(problem, x, v, size > 0, eps ** (1 / 3) * over(larger(space.size(x), 1.0), size))

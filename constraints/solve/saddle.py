@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from manifolds._points import probing
+
 from .hessians import Product
 from .numbers import Number, Truth, any_, no, over, where
 from .problem import Problem
@@ -33,7 +35,7 @@ def least_curvature(problem: Problem, state: State, times: Product, products: in
     Source: Conn, Gould & Toint, Trust Region Methods (2000), section 5.2.
     """
     space, x = problem.space, state.x
-    generator = torch.Generator(x.device).manual_seed(0)
+    generator = probing(x.device)
     q = space.project(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
     q = q * over(1.0, space.norm(x, q))
     basis: list[Rows] = []

@@ -35,6 +35,7 @@ from manifolds import (
     Sphere,
     Stiefel,
 )
+from manifolds._points import probing
 
 F64 = torch.float64
 SOLVERS: list[Solver] = [TrustRegion(), LBFGS(), ConjugateGradient(), GradientDescent()]
@@ -282,6 +283,14 @@ def test_a_gradient_that_torch_does_not_differentiate_is_refused_by_trust_region
     a = torch.randn(shape, dtype=dtype)
     minimize(lambda x: (a * x).sum(), x0, manifold, max_steps=3)
     minimize(lambda x: torch.relu(x).sum(), x0, manifold, max_steps=3)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42, 1234])
+def test_a_probe_is_not_the_point_that_a_usual_seed_gives(seed: int) -> None:
+    """Parallel to a point of a sphere it would leave nothing in the tangent space, and ask nothing."""
+    torch.manual_seed(seed)
+    x, v = torch.randn(6, dtype=F64), torch.randn(6, dtype=F64, generator=probing())
+    assert (x @ v).abs() < 0.99 * x.norm() * v.norm()
 
 
 def test_a_composition_is_minimized_over_as_the_refusal_says() -> None:
