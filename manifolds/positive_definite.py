@@ -16,6 +16,7 @@ from ._points import broadcast, check_axes, length, sizes
 from .base import GeodesicManifold, check_ndim, tolerance
 from .cone import METRICS, Metric
 from .cone.engine import ConeEngine
+from .cone.metric import kept
 from .engine import Engine
 from .kernels import hermitian
 from .kernels.linalg import may_wait, sym
@@ -107,8 +108,9 @@ class PositiveDefinite(GeodesicManifold):
 
     def retract(self, x: Square, v: Square) -> Square:
         """X + V + V X^-1 V / 2, second order; exp under the log metrics; T X T with T = L + (I + L^2)^1/2, first order,
-        under Bures-Wasserstein, whose exp ends where I + L is singular."""
-        return self._metric.retract(*broadcast(self, x, v))
+        under Bures-Wasserstein, whose exp ends where I + L is singular. Each ends as near to the edge as numbers of
+        this dtype can be told from it."""
+        return kept(self._metric.retract(*broadcast(self, x, v)))
 
     def transport(self, x: Square, y: Square, v: Square) -> Square:
         """V with the same entries in an orthonormal frame at Y as at X: an isometry.
@@ -121,7 +123,7 @@ class PositiveDefinite(GeodesicManifold):
 
     def exp(self, x: Square, v: Square) -> Square:
         """L exp(L^-1 V L^-H) L^H; exp(log X + Dlog(X)[V]); the same for L; (I + L) X (I + L) with L X + X L = V."""
-        return self._metric.exp(*broadcast(self, x, v))
+        return kept(self._metric.exp(*broadcast(self, x, v)))
 
     def log(self, x: Square, y: Square) -> Square:
         """The V with exp(X, V) = Y, the only one; under Bures-Wasserstein the only one with I + L positive.

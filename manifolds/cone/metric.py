@@ -13,7 +13,8 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from .._points import inner
-from ..kernels.linalg import sym
+from ..kernels.linalg import may_look, sym
+from ..kernels.transforms import whole
 
 Square = Inexact[Tensor, "*batch n n"]
 Numbers = Float[Tensor, "*batch"]
@@ -78,6 +79,17 @@ def inside(factor: Square, v: Square) -> Square:
     """L^-1 V L^-H for Hermitian V."""
     half = torch.linalg.solve_triangular(factor, v, upper=False)
     return sym(torch.linalg.solve_triangular(factor, half.mH, upper=False))
+
+
+def kept(y: Square) -> Square:
+    """Y; where it is within rounding of the edge, or beyond it by rounding, further in by d = 4 n eps max Y_ii: as near
+    to the edge as numbers of this dtype can be told from it, by eigenvalues too. NaN where nothing is left of Y."""
+    largest = entries(y.detach()).abs().amax(-1, keepdim=True)
+    d = 4 * y.shape[-1] * torch.finfo(y.dtype).eps * torch.where(largest > 0, largest, torch.nan).expand(y.shape[:-1])
+    near = torch.linalg.cholesky_ex(y.detach() - diagonal(d / 2, y)).info != 0
+    if may_look(y) and not bool(whole(near).any()):
+        return y
+    return y + diagonal(torch.where(near.unsqueeze(-1), d, 0), y)
 
 
 def entries(a: Square) -> Float[Tensor, "*batch n"]:

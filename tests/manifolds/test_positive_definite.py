@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from manifolds import PositiveDefinite, Stiefel, positive_definite
 from manifolds._points import length
+from manifolds.engine import engine
 from manifolds.kernels import hermitian
 from manifolds.positive_definite import Name
 from manifolds.testing import check_manifold
@@ -367,3 +368,27 @@ def test_bures_wasserstein_scales(size: float) -> None:
 def test_conformance_stops_at_singular_matrices(seed: int) -> None:
     """Seeds whose steps end so near to one that eigenvalues are rounding."""
     check_manifold(PositiveDefinite("bures-wasserstein"), (3, 3), dtype=torch.float32, seed=seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize("n", [2, 16, 48])
+@pytest.mark.parametrize("step", ["move", "retract", "exp"])
+@every_metric
+def test_steps_to_the_edge_end_before_it(metric: Any, step: str, n: int, dtype: torch.dtype) -> None:
+    """Step by step towards a singular matrix, where rounding would make an eigenvalue of 1e-20 a negative one."""
+    m = PositiveDefinite(metric)
+    geometry, generator = engine(m), torch.Generator().manual_seed(0)
+    x = m.random(2, n, n, generator=generator, dtype=dtype)
+    u = torch.nn.functional.normalize(torch.randn(2, n, 1, generator=generator, dtype=dtype), dim=-2)
+    for _ in range(60):
+        c = -geometry.lift(x, u @ u.mH)  # u^H X u gets smaller
+        c = c * (2 / torch.linalg.matrix_norm(c, keepdim=True))
+        v = m._metric.vector(x, c)
+        x = geometry.move(x, c) if step == "move" else m.retract(x, v) if step == "retract" else m.exp(x, v)
+        assert m.contains(x).all()
+
+
+def test_what_is_left_of_no_size_is_seen() -> None:
+    """No matrix is so small: NaN, which a step of an optimizer refuses, not a point that is none."""
+    x = torch.full((1, 1, 1), 1e-44)
+    assert PositiveDefinite("log-euclidean").retract(x, -1e3 * x).isnan().all()
