@@ -36,12 +36,12 @@ def length(a: Inexact[Tensor, "..."], ndim: int) -> Float[Tensor, "..."]:
 
 
 def probing(device: torch.device | str = "cpu") -> torch.Generator:
-    """For random directions in which a function is asked something: its numbers are nobody else's.
+    """For random directions in which a function is asked something: of a seed that nobody takes.
 
-    Of seed 0, which people take, the first direction would be the point itself, drawn just as it was, and what is left
-    of it in the tangent space of a sphere nothing.
+    Of seed 0 the first direction would be the very point that `manual_seed(0)` gave, and what is left of it in the
+    tangent space of a sphere nothing.
     """
-    return torch.Generator(device).manual_seed(0x5DEECE66D)
+    return torch.Generator(device).manual_seed(0xDEECE66D)
 
 
 def broadcast(manifold: Pointed, *tensors: Inexact[Tensor, "..."]) -> tuple[Tensor, ...]:

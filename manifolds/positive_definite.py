@@ -108,8 +108,8 @@ class PositiveDefinite(GeodesicManifold):
 
     def retract(self, x: Square, v: Square) -> Square:
         """X + V + V X^-1 V / 2, second order; exp under the log metrics; T X T with T = L + (I + L^2)^1/2, first order,
-        under Bures-Wasserstein, whose exp ends where I + L is singular. Each ends as near to the edge as numbers of
-        this dtype can be told from it."""
+        under Bures-Wasserstein, whose exp ends where I + L is singular. Where rounding
+        would leave the cone, each ends at 4 n eps of the diagonal before its edge."""
         return kept(self._metric.retract(*broadcast(self, x, v)))
 
     def transport(self, x: Square, y: Square, v: Square) -> Square:
@@ -194,7 +194,13 @@ class PositiveDefinite(GeodesicManifold):
         ) from failed
 
     def _engine(self) -> Engine:
-        return ConeEngine(self, self._metric)
+        return _DefiniteEngine(self, self._metric)
+
+
+class _DefiniteEngine(ConeEngine):
+    def move(self, x: Square, c: Square) -> Square:
+        """Not out of the cone by rounding."""
+        return kept(super().move(x, c))
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:

@@ -73,13 +73,14 @@ def _twice(at: Evaluation) -> Evaluation:
     linear = [i for i, g in enumerate(slopes) if not g.requires_grad]
     if not linear or problem.seen_linear:
         return at
-    problem.seen_linear, eps = True, eps_of(x.dtype)
+    eps = eps_of(x.dtype)
     generator = probing(x.device)
     v = space.project(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
     size = space.size(v)
     y, good = reach(problem, x, v, size > 0, eps ** (1 / 3) * over(larger(space.size(x), 1.0), size))
     if not any_(good):
         return at
+    problem.seen_linear = True
     there = problem.at(y).slopes
     for i in linear:
         if float((there[i] - slopes[i]).norm()) > 1e3 * eps * float(slopes[i].norm()):

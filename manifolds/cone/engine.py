@@ -9,7 +9,7 @@ from .._points import broadcast, inner
 from ..base import Manifold
 from ..engine import Isometric
 from ..kernels.linalg import sym
-from .metric import Metric, Square, kept
+from .metric import Metric, Square
 
 
 class ConeEngine(Isometric):
@@ -31,7 +31,7 @@ class ConeEngine(Isometric):
 
     def move(self, x: Square, c: Square) -> Square:
         """A map onto the whole cone: see `Metric.move`."""
-        return kept(self.metric.move(*broadcast(self.manifold, x, c)))
+        return self.metric.move(*broadcast(self.manifold, x, c))
 
     def carry(self, x: Square, y: Square, c: Square) -> Square:
         """W."""

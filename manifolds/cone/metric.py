@@ -82,14 +82,17 @@ def inside(factor: Square, v: Square) -> Square:
 
 
 def kept(y: Square) -> Square:
-    """Y; where it is within rounding of the edge, or beyond it by rounding, further in by d = 4 n eps max Y_ii: as near
-    to the edge as numbers of this dtype can be told from it, by eigenvalues too. NaN where nothing is left of Y."""
-    largest = entries(y.detach()).abs().amax(-1, keepdim=True)
-    d = 4 * y.shape[-1] * torch.finfo(y.dtype).eps * torch.where(largest > 0, largest, torch.nan).expand(y.shape[:-1])
-    near = torch.linalg.cholesky_ex(y.detach() - diagonal(d / 2, y)).info != 0
-    if may_look(y) and not bool(whole(near).any()):
+    """Y; where rounding has taken it out of the cone, Y + D with D_ii = 4 n eps Y_ii, as near to the edge as its factor
+    can tell: relative to the diagonal, as rows may be of any size. NaN where that is no point either."""
+    out = torch.linalg.cholesky_ex(y.detach()).info != 0
+    if may_look(y) and not bool(whole(out).any()):
         return y
-    return y + diagonal(torch.where(near.unsqueeze(-1), d, 0), y)
+    d = entries(y.detach())
+    largest = d.amax(-1, keepdim=True)
+    d = 4 * y.shape[-1] * torch.finfo(y.dtype).eps * torch.where(d > 0, d, largest.expand(d.shape))
+    lifted = y + diagonal(torch.where(out.unsqueeze(-1), d, 0), y)
+    lost = torch.linalg.cholesky_ex(lifted.detach()).info != 0
+    return torch.where(lost[..., None, None], torch.nan, lifted)
 
 
 def entries(a: Square) -> Float[Tensor, "*batch n"]:

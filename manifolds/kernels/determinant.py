@@ -35,7 +35,7 @@ def unit_determinant(y: Square) -> Square:
 
 
 def _one_by_one(x: Tensor) -> Tensor:
-    if x.dim() == 2:
+    if x.dim() == 2 or not x.numel():
         return torch.linalg.slogdet(x).sign  # type: ignore[no-any-return]
     return torch.stack([torch.linalg.slogdet(m).sign for m in x.flatten(0, -3)]).reshape(x.shape[:-2])
 

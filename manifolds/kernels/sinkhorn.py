@@ -21,13 +21,14 @@ Column = Float[Tensor, "*batch n 1"]
 
 ROUNDS = 200  # where each is looked at
 BLIND = 24
+FARTHEST = 2.0  # of one step of Newton, in logarithms
 
 
 def scaled(k: Square) -> Square:
     """diag(a) K diag(b) with rows and columns that sum to one, for positive K; derivatives up to ORDER in every mode.
 
-    Sinkhorn's rounds, each followed by a Newton step where that is nearer: linear from far, quadratic near. What of it
-    is differentiated are ORDER steps with a constant matrix from the constant solution, each right to one order more.
+    Sinkhorn's rounds, each followed by a Newton step, of bounded length, where that is nearer: quadratic near. What is
+    differentiated are ORDER steps with a constant matrix from the constant solution, each right to one order more.
     """
     with torch.no_grad():
         y = _solved(k.detach())
@@ -37,7 +38,9 @@ def scaled(k: Square) -> Square:
     y = y * (k / k.detach())
     for _ in range(ORDER):
         p, q = solved(y.detach(), factor, y.sum(-1, keepdim=True) - 1, y.sum(-2).unsqueeze(-1) - 1)
-        y = y * torch.exp(-p - q.mT)
+        step = p + q.mT
+        # none in value, where it is rounding, which near a permutation the system makes as large as anything
+        y = y * torch.exp(step.detach() - step)
     return y
 
 
@@ -71,7 +74,9 @@ def _solved(k: Square) -> Square:
         if looks and not bool(whole(off > 4 * eps).any()):  # where NaN, there is nothing to come
             break
         p, q = solved(y, factored(y), rows, torch.zeros_like(rows))
-        z = y * torch.exp(-p - q.mT)
+        step = p + q.mT
+        longest = step.abs().amax((-2, -1), keepdim=True)  # blocks nearly apart ask for dozens
+        z = y * torch.exp(-step * (FARTHEST / longest).clamp_max(1))
         z = z / z.sum(-2, keepdim=True)
         y = torch.where((z.sum(-1, keepdim=True) - 1).abs().amax((-2, -1), keepdim=True) < off, z, y)
     return y

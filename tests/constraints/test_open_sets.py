@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any, get_args
 
@@ -22,6 +23,7 @@ from constraints import (
 )
 from manifolds import Correlation, Manifold, Positive, PositiveDefinite
 from manifolds.positive_definite import Name
+from tests.sets import EVERY
 
 F64 = torch.float64
 SETS: list[Manifold] = [PositiveDefinite(metric) for metric in get_args(Name)]
@@ -234,3 +236,33 @@ def test_an_optimum_of_condition_1e8_is_found_under_the_affine_invariant_metric(
     train(model, optimizer, (s + s.mT) / 2, 400, 0.2)
     assert report(model)[0].ok
     assert float(PositiveDefinite().distance(model.weight.detach(), s)) < 1e-2
+
+
+WAYS = {
+    "trivialized, Adam": (Trivialization(), lambda p: torch.optim.Adam(p, lr=0.15)),
+    "trivialized, momentum": (Trivialization(), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
+    "RiemannianAdam": (Riemannian(), lambda p: constraints.optim.RiemannianAdam(p, lr=0.15)),
+    "RiemannianSGD, momentum": (Riemannian(), lambda p: constraints.optim.RiemannianSGD(p, lr=0.05, momentum=0.9)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("n", [3, 6])
+@pytest.mark.parametrize("manifold", [m for m in EVERY if m.dim((3, 3))], ids=str)
+def test_what_leads_to_the_edge_never_leaves_in_silence(manifold: Any, n: int, way: str, dtype: torch.dtype) -> None:
+    """A linear loss has its least value at an edge, or at infinity: each weight on the way is a point, or an error."""
+    method, kind = WAYS[way]
+    generator = torch.Generator().manual_seed(0)
+    module: Any = Point(n, n, dtype=dtype)
+    constrain(module, "weight", manifold, method, init=manifold.random(n, n, generator=generator, dtype=dtype))
+    cost = torch.randn(n, n, generator=generator, dtype=dtype)
+    optimizer = kind(module if "Riemannian" in way else module.parameters())
+    with contextlib.ExitStack() as steps:
+        steps.enter_context(pytest.raises(ValueError, match=r"so long|no value|or not finite|too large"))
+        for _ in range(200):
+            optimizer.zero_grad()
+            (cost * module.weight).sum().backward()
+            optimizer.step()
+            assert manifold.contains(module.weight.detach()).all()
+        steps.pop_all()

@@ -152,3 +152,19 @@ def test_what_is_no_point_is_told() -> None:
         m.random(2, 3)
     with pytest.raises(ValueError, match="are real; got dtype"):
         m.random(2, 2, dtype=torch.complex64)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_blocks_that_are_nearly_apart_are_scaled(seed: int) -> None:
+    """What goes from one to the other is a millionth, and has to carry a hundredth: by logarithms, not by sums."""
+    k = torch.block_diag(torch.ones(1, 1, dtype=F64), torch.ones(2, 2, dtype=F64), torch.ones(3, 3, dtype=F64))
+    k = k * (noise(6, 6, seed=seed) / 4).exp() + 1e-7 * (4 * noise(6, 6, seed=100 + seed)).exp()
+    y = sinkhorn.scaled(k * (1 + 0.01 * noise(6, 1, seed=200 + seed)))
+    assert DoublyStochastic().residual(y) <= 8 * EPS
+
+
+def test_what_is_differentiated_has_the_value() -> None:
+    """Near a permutation the system of the derivative has no digits; the value does not go by it."""
+    k = (60 * noise(50, 3, 3)).exp().float().clamp(1e-30, 1e30)
+    plain, recorded = sinkhorn.scaled(k), sinkhorn.scaled(k.requires_grad_()).detach()
+    assert ((recorded == plain) | plain.isnan()).all()

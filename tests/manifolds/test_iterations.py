@@ -113,7 +113,7 @@ def test_many_tiny_inverses_are_made_as_far_as_one_polish_reaches(dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("n", "even"), [(33, True), (33, False), (130, True), (130, False)])
+@pytest.mark.parametrize(("n", "even"), [(33, True), (33, False), (130, True), (130, False), (256, True)])
 @pytest.mark.parametrize("norm", [0.0, 0.5, REACH])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_inverse_by_halves_is_as_exact_as_one_with_pivots(

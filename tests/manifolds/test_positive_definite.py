@@ -374,8 +374,9 @@ def test_conformance_stops_at_singular_matrices(seed: int) -> None:
 @pytest.mark.parametrize("n", [2, 16, 48])
 @pytest.mark.parametrize("step", ["move", "retract", "exp"])
 @every_metric
-def test_steps_to_the_edge_end_before_it(metric: Any, step: str, n: int, dtype: torch.dtype) -> None:
-    """Step by step towards a singular matrix, where rounding would make an eigenvalue of 1e-20 a negative one."""
+def test_steps_to_the_edge_never_end_beyond_it(metric: Any, step: str, n: int, dtype: torch.dtype) -> None:
+    """Step by step towards a singular matrix, where rounding would make an eigenvalue of 1e-20 a negative one: points,
+    or NaN, which optimizers refuse, where eigenvalues have no digits left."""
     m = PositiveDefinite(metric)
     geometry, generator = engine(m), torch.Generator().manual_seed(0)
     x = m.random(2, n, n, generator=generator, dtype=dtype)
@@ -384,11 +385,27 @@ def test_steps_to_the_edge_end_before_it(metric: Any, step: str, n: int, dtype: 
         c = -geometry.lift(x, u @ u.mH)  # u^H X u gets smaller
         c = c * (2 / torch.linalg.matrix_norm(c, keepdim=True))
         v = m._metric.vector(x, c)
-        x = geometry.move(x, c) if step == "move" else m.retract(x, v) if step == "retract" else m.exp(x, v)
-        assert m.contains(x).all()
+        y = geometry.move(x, c) if step == "move" else m.retract(x, v) if step == "retract" else m.exp(x, v)
+        seen = y.isnan().any(-1).any(-1)
+        assert (m.contains(y) | seen).all()
+        x = torch.where(seen[:, None, None], x, y)
+
+
+@pytest.mark.parametrize("factored", ["affine-invariant", "log-cholesky"])
+@pytest.mark.parametrize("sizes", [(1.0, 1e-8, 1e-20), (1e5, 1.0, 1e-4)])
+def test_rows_of_any_size_stay(factored: Any, sizes: tuple[float, ...]) -> None:
+    """Units differ: what is small beside another row is no rounding, and R_X(0) = X as it is."""
+    for dtype in (torch.float32, F64):
+        x = torch.tensor([[1, 0.5, 0.2], [0.5, 1, 0.3], [0.2, 0.3, 1]], dtype=dtype)
+        x = x * torch.tensor(sizes, dtype=dtype).sqrt() * torch.tensor(sizes, dtype=dtype).sqrt()[:, None]
+        m, zero = PositiveDefinite(factored), torch.zeros(3, 3, dtype=dtype)
+        for y in (m.retract(x, zero), m.exp(x, zero), engine(m).move(x, zero)):
+            assert m.distance(x, y) <= 32 * torch.finfo(dtype).eps
 
 
 def test_what_is_left_of_no_size_is_seen() -> None:
     """No matrix is so small: NaN, which a step of an optimizer refuses, not a point that is none."""
     x = torch.full((1, 1, 1), 1e-44)
     assert PositiveDefinite("log-euclidean").retract(x, -1e3 * x).isnan().all()
+    empty = torch.zeros(2, 0, 0)
+    assert PositiveDefinite().retract(empty, empty).shape == (2, 0, 0)
