@@ -100,7 +100,7 @@ def check_manifold(
         raise TypeError(f"the shape of points is written as 4 or (4, 3); got {shape!r}.")
     shape = given
     dtypes = DTYPES if dtype is None else (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
-    place = torch.get_default_device() if device is None else torch.device(device)
+    place = torch.empty(0).device if device is None else torch.device(device)
     failures: list[Failure] = []
     skipped: dict[str, None] = {}
     for one in dtypes:

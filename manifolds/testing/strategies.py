@@ -102,7 +102,7 @@ def _draws(
     from hypothesis import strategies as st
 
     m = _instance(manifold)
-    place = torch.get_default_device() if device is None else torch.device(device)
+    place = torch.empty(0).device if device is None else torch.device(device)
     sizes = shapes(m) if shape is None else st.just(tuple(shape))
     dtypes = st.sampled_from([dtype] if isinstance(dtype, torch.dtype) else list(dtype))
 
