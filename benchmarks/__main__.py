@@ -116,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     if options.processor_time and (options.threads != 1 or options.device != "cpu"):
         raise SystemExit("--processor-time adds up the time of all threads: it needs --threads 1, on a processor.")
+    if options.write_docs and (options.rows or options.quick):
+        raise SystemExit("--write-docs renews the whole page: leave out --rows and --quick.")
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch finds no CUDA device here.")
     if torch.get_num_threads() != options.threads:

@@ -483,6 +483,12 @@ def test_an_unknown_row_is_named_with_those_there_are() -> None:
         main(["--rows", "step-7", "--threads", str(torch.get_num_threads())])
 
 
+@pytest.mark.parametrize("part", [["--rows", "gru"], ["--quick"]])
+def test_a_part_does_not_take_the_place_of_the_page(part: list[str]) -> None:
+    with pytest.raises(SystemExit, match="renews the whole page: leave out"):
+        main(["--write-docs", *part])
+
+
 def test_the_rows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--list", "--threads", str(torch.get_num_threads())])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
