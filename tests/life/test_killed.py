@@ -17,6 +17,8 @@ from constraints.optim import RiemannianAdam
 from constraints.sharding import local
 from manifolds import Stiefel
 
+pytestmark = pytest.mark.skipif(torch.__version__ < (2, 7), reason="fully_shard of torch 2.6 has no CPU")
+
 STEPS = ("step, by an owner", "step, by sums", "step, on shards")
 
 
@@ -101,8 +103,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = [process.exitcode for process in both]
     for process in both:
         process.kill()
-    if ended == [1, 1] and torch.__version__ < (2, 7):
-        pytest.skip("fully_shard of torch 2.6 has no CPU")
     assert ended == [0, -signal.SIGKILL]
     return folder
 
