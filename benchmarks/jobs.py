@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from manifolds import Stiefel
+from manifolds.kernels.determinant import determinant_phase
 
 from . import engines, peers, recurrent
 from .engines import Engine, MakeEngine
@@ -51,7 +52,7 @@ class Setting:
         x = Stiefel().random(*shape, dtype=torch.float64)
         if shape[-1] == shape[-2]:
             batch = x.view(-1, *shape[-2:])
-            batch[torch.linalg.det(batch) < 0, 0] *= -1
+            batch[determinant_phase(batch) < 0, 0] *= -1
         return x.to(self.device, self.dtype)
 
 

@@ -15,6 +15,7 @@ from torch.optim import Adam, Optimizer
 from constraints import Riemannian, constrain
 from constraints.optim import RiemannianAdam
 from manifolds import Stiefel
+from manifolds.kernels.determinant import determinant_phase
 
 NAME = "weight_hh_l0"
 
@@ -154,5 +155,5 @@ def orthogonal_gates(gru: nn.GRU) -> nn.GRU:
     with torch.no_grad():
         blocks = gates.view(3, gru.hidden_size, gru.hidden_size)
         blocks.copy_(Stiefel().random(*blocks.shape, dtype=gates.dtype, device=gates.device))
-        blocks[torch.linalg.det(blocks.double().cpu()) < 0, 0] *= -1
+        blocks[determinant_phase(blocks.double().cpu()).to(blocks.device) < 0, 0] *= -1
     return gru
