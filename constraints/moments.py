@@ -102,12 +102,18 @@ def _raised(second: Tensor, manifold: Manifold) -> Tensor:
             parts.append(part)
             continue
         real = torch.view_as_real(part.resolve_conj()) if part.is_complex() else part[..., None]
-        # sorted: `median` is not deterministic on accelerators
-        values = real.flatten(-factor.ndim - 1).sort().values
-        median = per_point(values[..., (values.shape[-1] - 1) // 2], factor.ndim + 1)
-        raised = torch.maximum(real, median)
+        median = _median(real.flatten(-factor.ndim - 1))
+        raised = torch.maximum(real, per_point(median, factor.ndim + 1))
         parts.append(torch.view_as_complex(raised) if part.is_complex() else raised[..., 0])
     return engine(manifold).join(parts, second.shape)
+
+
+def _median(values: Tensor) -> Tensor:
+    """The lower median of each row."""
+    middle = (values.shape[-1] - 1) // 2
+    if values.is_cpu:
+        return values.kthvalue(middle + 1).values
+    return values.sort().values[..., middle]  # `kthvalue` and `median` are not deterministic on accelerators
 
 
 def _root(divisor: Tensor, key: str) -> Tensor:
