@@ -15,11 +15,14 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
+from .transforms import is_recorded
+
 SIDE = 8  # below this torch.bmm does not call a BLAS
 MANY = 512  # from so many on, vectors are worth their calls
 SMALL = 4  # up to this size a product is two passes over memory, on an accelerator
 FEW = 2**13  # fewer numbers than this: a call of torch takes longer than its arithmetic
 TILE = 1024  # matrices in a tile, or more, for it to be worth its calls
+LARGE = 384  # from this size on, a product of one matrix keeps all threads busy
 ACROSS = 256  # from this size on, a column is slower to read than to write a row
 
 Matrices = Inexact[Tensor, "*batch n p"]
@@ -104,6 +107,8 @@ def product(
         y = y if alpha == 1 else y.mul_(alpha)
     elif a.dim() != 3 or a.shape != b.shape:
         y = a @ b if alpha == 1 else alpha * (a @ b)
+    elif _waits_in_bmm(a, b):
+        y = _one_by_one(a, b, alpha)
     elif alpha == 1:
         y = torch.bmm(a, b)
     else:
@@ -117,6 +122,21 @@ def product(
 def _is_slow_in_bmm(a: Tensor, b: Tensor) -> bool:
     """Many matrices up to 4 x 4 on an accelerator, whose bmm takes ten times as long as two passes over memory."""
     return not a.is_cpu and a.shape[-1] <= SMALL and a.dim() == 3 and a.shape == b.shape and len(a) >= MANY
+
+
+def _waits_in_bmm(a: Tensor, b: Tensor) -> bool:
+    """Few large matrices on CPU, which bmm deals out to threads whole: three to two threads take as long as four."""
+    if a.shape[-1] < LARGE or not a.is_cpu:
+        return False
+    threads = torch.get_num_threads()
+    return 1 < len(a) < 4 * threads and len(a) % threads != 0 and not is_recorded(a) and not is_recorded(b)
+
+
+def _one_by_one(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    y = torch.empty(a.shape, dtype=a.dtype)
+    for left, right, to in zip(a, b, y, strict=True):
+        torch.addmm(to, left, right, beta=0, alpha=alpha, out=to)
+    return y
 
 
 def norms(a: Matrices, keepdim: bool = False) -> Float[Tensor, "*batch"]:

@@ -65,6 +65,29 @@ def test_product_and_norms_equal_those_of_torch(
         close(norms(u), a.abs().square().sum((-2, -1)).sqrt())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_large_products_one_by_one_equal_those_of_a_batch(
+    dtype: torch.dtype, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are made where a batch would leave threads waiting; what is recorded is made as it was."""
+    n = tiny.LARGE + 1
+    a, b, c = (some(count, n, n, dtype=dtype) for _ in range(3))
+    expected = a @ b
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    if count == 3:
+        monkeypatch.setattr(torch, "bmm", None)
+        monkeypatch.setattr(torch, "baddbmm", None)
+    bound = 4 * n**0.5 * torch.finfo(dtype).eps * n**0.5  # of n products each, in any order
+    for left in (a, a.mH.contiguous().mH):
+        for y, by, plus in ((product(left, b), 1.0, 0.0), (product(left, b, c, -0.5), -0.5, c)):
+            assert (y - (by * expected + plus)).abs().max() <= bound
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    (grad,) = torch.autograd.grad(product(a.requires_grad_(), b).real.sum(), a)
+    assert (grad - b.sum(-1).conj()[:, None]).abs().max() <= bound
+
+
 floats = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
