@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from .halves import REACH, resolvent_by_halves, smallest
+from .halves import REACH, factors_by_halves, resolvent_by_halves, smallest, solve_by_halves
 from .iterations import fused
 from .linalg import (
     LU_BATCH,
@@ -34,6 +34,8 @@ from .tiny import batch_last, in_order_of, largest_norm, norms, product, skew_sq
 
 FAR = 256  # a norm from which on rounding in LU is more than anywhere else
 
+HALVED = 384  # a size from which on half a product is worth more calls
+
 Square = Inexact[Tensor, "*batch n n"]
 Size = float | Tensor  # one for all, or one for each matrix, shaped to multiply it
 
@@ -45,8 +47,8 @@ def plain(x: Square, a: Square) -> Square:
 
 
 def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The move, and what inverts I - A/2: (I - A/2)^-1 and no pivots, or LU factors and pivots of I + A/2 =
-    (I - A/2)^H, or nothing, where it was not made."""
+    """The move, and what inverts I - A/2: (I - A/2)^-1 or its halves, and no pivots, or LU factors and pivots of
+    I + A/2 = (I - A/2)^H, or nothing, where it was not made."""
     none = a.new_empty(0)
     if _is_tiny(a):
         return _tiny(x, a), none, none
@@ -57,8 +59,13 @@ def _forward(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if (terms := _few_terms(a, norm)) is not None:
         return _series(x, a, 1.0, terms), none, none
     if norm <= REACH and _goes_by_halves(a):
-        p = resolvent_by_halves(a)
-        y = _by_inverse(x, p)
+        if _stays_halved(a):
+            p = factors_by_halves(a)
+            y = solve_by_halves(x, p)
+            y = torch.lerp(x, y, 2.0, out=y)
+        else:
+            p = resolvent_by_halves(a)
+            y = _by_inverse(x, p)
         return (unit_columns(y, out=y) if a.shape[-1] >= LU_BATCH else y), p, none
     if not math.isfinite(norm):  # LU divides by an infinite pivot as if all were well
         x = x + (0 * a).sum((-2, -1), keepdim=True)
@@ -116,6 +123,11 @@ def _goes_by_halves(a: Tensor) -> bool:
     return a.shape[-1] > smallest()
 
 
+def _stays_halved(a: Tensor) -> bool:
+    """Whether A is so large that the inverse by halves is not put together."""
+    return a.shape[-1] >= HALVED and not on_accelerator(a)
+
+
 def _longest(c: Tensor, size: Size) -> float:
     """A bound of the largest |size C|, which is sharp."""
     lost = c.shape[-1] * _lost(c.dtype)
@@ -151,9 +163,11 @@ def _pull_x(a: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
     """G (I + A/2)^-1 (I - A/2), the move along -A."""
     if not lu.numel():
         return _forward(grad, -a)[0]
-    if not pivots.numel():
-        return fused(grad, grad, lu.mH, -1, 2)
-    return torch.lerp(grad, _solve(grad, lu, pivots, adjoint=True), 2)
+    if pivots.numel():
+        return torch.lerp(grad, _solve(grad, lu, pivots, adjoint=True), 2)
+    if _stays_halved(a):
+        return torch.lerp(grad, solve_by_halves(grad, lu, adjoint=True), 2)
+    return fused(grad, grad, lu.mH, -1, 2)
 
 
 def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, lu: Tensor, pivots: Tensor) -> Tensor:
@@ -164,6 +178,8 @@ def _pull_a(x: Tensor, a: Tensor, y: Tensor, grad: Tensor, lu: Tensor, pivots: T
         return torch.lerp(w, _forward(w, -a)[0], 0.5)
     if pivots.numel():
         return _solve(w, lu, pivots, adjoint=True, out=w)
+    if _stays_halved(a):
+        return solve_by_halves(w, lu, adjoint=True)
     if w.shape[-1] < LU_BATCH:
         return product(w, lu.mH)
     return torch.matmul(w, lu.mH, out=half)  # fresh memory costs a tenth of the product

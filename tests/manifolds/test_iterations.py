@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from manifolds import Manifold, Orthogonal, SpecialOrthogonal, Stiefel
 from manifolds.engine import engine
 from manifolds.kernels import cayley, linalg, resolvent
-from manifolds.kernels.halves import REACH, resolvent_by_halves
+from manifolds.kernels.halves import REACH, factors_by_halves, resolvent_by_halves, solve_by_halves
 from manifolds.kernels.iterations import inverse_sqrt_by_products, lyapunov_by_products
 from manifolds.kernels.linalg import inverse_sqrt, lyapunov, sym
 
@@ -114,7 +114,7 @@ def test_many_tiny_inverses_are_made_as_far_as_one_polish_reaches(dtype: torch.d
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("n", "even"), [(33, True), (33, False), (130, True), (130, False), (256, True)])
-@pytest.mark.parametrize("norm", [0.0, 0.5, REACH])
+@pytest.mark.parametrize("norm", [0.0, 0.1, 0.5, 3.0, REACH])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_inverse_by_halves_is_as_exact_as_one_with_pivots(
     dtype: torch.dtype, n: int, even: bool, norm: float, threads: int, monkeypatch: pytest.MonkeyPatch
@@ -126,9 +126,37 @@ def test_an_inverse_by_halves_is_as_exact_as_one_with_pivots(
     a = (a * (norm / torch.linalg.matrix_norm(a))).to(dtype).repeat(2, 1, 1)
     a[1] *= -0.5
     p = torch.linalg.inv(torch.eye(n, dtype=torch.complex128 if a.is_complex() else torch.float64) - a / 2)
+    bound = (4 + n**0.5) * torch.finfo(dtype).eps
     for found in (resolvent_by_halves(a), resolvent_by_halves(a.mT.contiguous().mT), resolvent_by_halves(a[0])):
-        error = found - (p if found.dim() == 3 else p[0])
-        assert error.abs().max() <= (4 + n**0.5) * torch.finfo(dtype).eps
+        assert (found - (p if found.dim() == 3 else p[0])).abs().max() <= bound
+    x = Stiefel().random(2, n, n, dtype=dtype)
+    for of, at, expected in ((x, a, p), (x[0, :2], a, p), (x[:, None].mT, a, p), (x[0], a.mT.contiguous().mT[1], p[1])):
+        for adjoint in (False, True):
+            found = solve_by_halves(of, factors_by_halves(at), adjoint)
+            y = of.to(p.dtype) @ (expected.mH if adjoint else expected)
+            assert found.shape == y.shape
+            assert found.is_contiguous()
+            assert (found - y).abs().max() <= bound
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [0.01, 0.25])
+def test_short_matrices_are_inverted_by_products_alone(
+    threads: int, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, where they are less work; a matrix of large entries or NaN has its pivots, and its NaN alone."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    a = skew_of_length(torch.float32, 256, size, True).float().repeat(2, 1, 1)
+    p = torch.linalg.inv(torch.eye(256, dtype=torch.float64) - a[0].double() / 2)
+    spoiled = a.clone()
+    spoiled[0, 3, 5] = torch.nan
+    y = resolvent_by_halves(spoiled)
+    assert bool(y[0].isnan().any())
+    assert (y[1] - p).abs().max() <= 20 * torch.finfo(torch.float32).eps
+    monkeypatch.delattr(torch.linalg, "inv_ex")
+    assert (resolvent_by_halves(a) - p).abs().max() <= 20 * torch.finfo(torch.float32).eps
+    with pytest.raises(AttributeError, match="inv_ex"):
+        resolvent_by_halves(a * (8 / size))
 
 
 @pytest.mark.usefixtures("pretended")
