@@ -22,7 +22,7 @@ test: $(VENV)/.has-test,demo,docs
 	$(BIN)/mypy
 	$(PYTEST) -n 2 --dist worksteal
 
-# every case of every test, of which `make test` takes up to 16, and the tests that take long
+# every case of every test, of which `make test` takes up to 12, and the tests that take long
 slow: $(VENV)/.has-test,demo,docs
 	$(PYTEST) -n 2 --dist worksteal --every-case -m "not recipes"
 

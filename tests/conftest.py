@@ -15,7 +15,7 @@ settings.register_profile("library", deadline=None, derandomize=True)
 # With another base seed Hypothesis draws other examples too: those of --hypothesis-seed.
 settings.register_profile("other seeds", deadline=None, database=None)
 
-SAMPLE = 16  # cases of one test
+SAMPLE = 12  # cases of one test
 GOLDEN = (5**0.5 - 1) / 2
 
 

@@ -98,7 +98,9 @@ def test_a_recipe_runs_and_asserts_its_claim(path: Path, page: ModuleType, capsy
     assert path.stem == "index" or "assert " in text
 
 
-@pytest.mark.parametrize("text", ["```python\nassert False\n```\n", "```python\nprint(1)\n```\n\n```text\n2\n```\n"])
+@pytest.mark.parametrize(
+    "text", ["```python\nassert False\n```\n", "```python\nprint('one')\n```\n\n```text\ntwo\n```\n"]
+)
 def test_a_wrong_page_is_seen(text: str, page: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AssertionError):
         run("page", text, page, capsys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -182,9 +183,9 @@ def step(optimizer, g):
 
 r = retractions
 kinds = [lambda g: RiemannianAdam(g, lr=1e-3), lambda g: RiemannianAdam(g, lr=1), lambda g: RiemannianSGD(g, 0.1, 0.9)]
-for batch, n, p in ((8, 256, 256), (2, 512, 512), (3, 272, 256)):
+for batch, n, p in ((3, 256, 256), (2, 400, 400), (3, 272, 256)):
     manifolds = [Stiefel(), Stiefel("canonical", r.cayley), Stiefel(retraction=r.qr), Stiefel(retraction=r.exp)]
-    for manifold in manifolds if n > p else [Stiefel()] if p == 512 else [Stiefel(), Orthogonal(), manifolds[-1]]:
+    for manifold in manifolds if n > p else [Stiefel()] if p == 400 else [Stiefel(), Orthogonal(), manifolds[-1]]:
         x = torch.linalg.qr(torch.randn(batch, n, p)).Q
         for kind in kinds:
             whole, apart = kind(groups(x, manifold)), [kind(groups(m, manifold)) for m in (x[0], x[-1])]
@@ -202,8 +203,10 @@ def test_steps_of_large_batches_are_right_after_set_num_threads() -> None:
     """A batch moves as its first and last matrix alone, short and long steps, whatever the way they are computed; in
     a process of its own, for the number of threads belongs to the process."""
     root = Path(__file__).parents[3]
+    # threads that spin while they wait for each other take the processor from those that they wait for
+    env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
-        [sys.executable, "-c", AFTER_SET_NUM_THREADS], capture_output=True, text=True, cwd=root, timeout=110
+        [sys.executable, "-c", AFTER_SET_NUM_THREADS], capture_output=True, text=True, cwd=root, timeout=110, env=env
     )
     assert (done.stdout, done.stderr) == ("right\n", "")
 
