@@ -107,7 +107,7 @@ class PoincareBall(GeodesicManifold):
         square = -self.curvature * arcs.dot(c, c, AXIS)
         # tanh(t / 2) / t is smooth in t^2, but sqrt is not at 0: below 1e-4 its series there
         small = square < 1e-4
-        t = torch.where(small, 1, square).sqrt()
+        t = torch.where(small, 1, _finite(square)).sqrt()
         by = torch.where(small, 0.5 - square / 24 + square**2 / 240 - 17 * square**3 / 40320, (t / 2).tanh() / t)
         left = torch.where(small, 1 - square * by**2, (t / 2).cosh() ** -2)
         return self._within(self._sum(x, by * c, left)[0])
@@ -137,7 +137,7 @@ class PoincareBall(GeodesicManifold):
 
     def _moved(self, x: Points, c: Points) -> Points:
         """The retraction of c = h v."""
-        q = (1 - self.curvature * (c * c).sum(-1, keepdim=True)).sqrt()
+        q = _finite(1 - self.curvature * (c * c).sum(-1, keepdim=True)).sqrt()
         y, left = self._sum(x, c / (1 + q), 2 / (1 + q))
         least = 16 * torch.finfo(y.dtype).eps
         beyond = left < least
@@ -165,6 +165,11 @@ class PoincareBall(GeodesicManifold):
         along = depth * q - far * p
         back = (2 * k * xd - depth) * p + (depth - 1) * q
         return w + (along * x + back * d) * (2 * k / (depth * self._depth(y) + far))
+
+
+def _finite(square: Numbers) -> Numbers:
+    """The square; NaN where it overflows, for a vector divided by its length would be none."""
+    return square + (square - square)
 
 
 class _Conformal(Isometric):

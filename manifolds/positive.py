@@ -89,9 +89,9 @@ class Positive(GeodesicManifold):
         return y * (v / x)
 
     def exp(self, x: Points, v: Points) -> Points:
-        """x exp(v / x)."""
+        """x exp(v / x), or the least normal number where that underflows."""
         x, v = broadcast(self, x, v)
-        return x * (v / x).exp()
+        return _kept(x * (v / x).exp())
 
     def log(self, x: Points, y: Points) -> Points:
         """x log(y / x)."""
@@ -126,7 +126,7 @@ class RelativeEngine(Isometric):
     def move(self, x: Points, c: Points) -> Points:
         """x exp(w)."""
         x, c = broadcast(self.manifold, x, c)
-        return x * c.exp()
+        return _kept(x * c.exp())
 
     def carry(self, x: Points, y: Points, c: Points) -> Points:
         """w."""
@@ -140,6 +140,12 @@ class RelativeEngine(Isometric):
     def recenter(self, x: Points, y: Points, c: Points, m: Points) -> Points:
         """m: the chart is log x, and what is added to it."""
         return m
+
+
+def _kept(y: Points) -> Points:
+    """y, no less than the least normal number of its dtype."""
+    least = torch.finfo(y.dtype).tiny
+    return torch.complex(y.real.clamp_min(least), y.imag) if y.is_complex() else y.clamp_min(least)
 
 
 def _real(a: Points) -> Points:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..kernels.hermitian import cholesky
 from ..kernels.linalg import sym
 from .flat import Flat
-from .metric import Square, diagonal, entries, inside
+from .metric import Square, diagonal, entries, inside, kept
 
 
 class UnitCholesky(Flat):
@@ -25,7 +25,12 @@ class UnitCholesky(Flat):
         g = c.tril(-1) + torch.eye(c.shape[-1], dtype=c.dtype, device=c.device)
         rows = g * _scale(g).unsqueeze(-1)
         x = rows @ rows.mH
-        return x + diagonal(1 - entries(x), x)
+        y = kept(x := x + diagonal(1 - entries(x), x))
+        if y is x:
+            return x
+        scale = entries(y).rsqrt()  # 1, but for those that were lifted
+        y = scale.unsqueeze(-1) * y * scale.unsqueeze(-2)
+        return y + diagonal(1 - entries(y), y)
 
     def frame(self, x: Square, v: Square) -> Square:
         factor = cholesky(x)

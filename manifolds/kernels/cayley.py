@@ -210,14 +210,18 @@ def cayley_step(x: Square, c: Square, size: Size) -> Square | None:
 
 
 def _factor(a: Tensor) -> tuple[Tensor, Tensor]:
-    """LU factors and pivots of I + A/2 = (I - A/2)^H, matrix by matrix from LU_BATCH on, column by column in memory."""
+    """LU factors and pivots of I + A/2 = (I - A/2)^H, matrix by matrix from LU_BATCH on, column by column in memory.
+
+    A pivot of 0, where rounding has lost I, makes what is solved for NaN or infinite.
+    """
     m = torch.sub(eye_like(a), a, alpha=0.5).contiguous().mH
     if m.dim() == 2 or m.shape[-1] < LU_BATCH:
-        lu, pivots = torch.linalg.lu_factor(m)
+        lu, pivots, _ = torch.linalg.lu_factor_ex(m)
         return lu, pivots
     pivots = torch.empty(a.shape[:-1], dtype=torch.int32, device=a.device)
+    info = torch.empty((), dtype=torch.int32, device=a.device)
     for one, p in zip(_each(m, 2), _each(pivots, 1), strict=True):
-        torch.linalg.lu_factor(one, out=(one, p))
+        torch.linalg.lu_factor_ex(one, out=(one, p, info))
     return m, pivots
 
 

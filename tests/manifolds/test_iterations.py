@@ -126,7 +126,7 @@ def test_an_inverse_by_halves_is_as_exact_as_one_with_pivots(
     a = (a * (norm / torch.linalg.matrix_norm(a))).to(dtype).repeat(2, 1, 1)
     a[1] *= -0.5
     p = torch.linalg.inv(torch.eye(n, dtype=torch.complex128 if a.is_complex() else torch.float64) - a / 2)
-    bound = (4 + n**0.5) * torch.finfo(dtype).eps
+    bound = (4 + n**0.5) * torch.finfo(dtype).eps * (1 + (dtype == p.dtype))  # in double P is off by as much
     for found in (resolvent_by_halves(a), resolvent_by_halves(a.mT.contiguous().mT), resolvent_by_halves(a[0])):
         assert (found - (p if found.dim() == 3 else p[0])).abs().max() <= bound
     x = Stiefel().random(2, n, n, dtype=dtype)
@@ -165,7 +165,7 @@ def test_the_way_back_of_a_trivialized_square_factorizes_nothing(monkeypatch: An
     monkeypatch.setattr(resolvent, "is_for_products", lambda a: False)
     x, a = Stiefel().random(2, 6, 6), skew_of_length(torch.float32, 6, 1.0, True).float().requires_grad_()
     y = cayley.cayley_move(x.requires_grad_(), a)
-    for name in ("cholesky_ex", "lu_factor", "inv"):
+    for name in ("cholesky_ex", "lu_factor_ex", "inv"):
         monkeypatch.delattr(torch.linalg, name)
     assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), (x, a)))
 
