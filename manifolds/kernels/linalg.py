@@ -17,6 +17,7 @@ from .autocast import without_autocast
 from .iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products
 from .tiny import FEW, batch_last, in_order_of, is_slow_across, largest_norm, product, transposed
 from .transforms import in_forward_mode, is_transformed
+from .transforms import is_traced as is_traced
 
 LU_BATCH = 128  # from this size on, LU on CPU runs matrix by matrix
 
@@ -125,11 +126,6 @@ def solve_definite(b: Inexact[Tensor, "*batch p q"], factor: Square) -> Inexact[
 def on_accelerator(x: Tensor) -> bool:
     """Whether to look at a value is to wait for it, and to factorize is slow."""
     return not x.is_cpu
-
-
-def is_traced() -> bool:
-    """Whether a graph is being recorded, or tensors without values pass: there is nothing to decide by."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def may_look(x: Tensor) -> bool:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from .transforms import is_recorded
+from .transforms import is_recorded, is_traced
 
 SIDE = 8  # below this torch.bmm does not call a BLAS
 MANY = 512  # from so many on, vectors are worth their calls
@@ -126,14 +126,14 @@ def _is_slow_in_bmm(a: Tensor, b: Tensor) -> bool:
 
 def _waits_in_bmm(a: Tensor, b: Tensor) -> bool:
     """Few large matrices on CPU, which bmm deals out to threads whole: three to two threads take as long as four."""
-    if a.shape[-1] < LARGE or not a.is_cpu:
+    if is_traced() or a.shape[-1] < LARGE or not a.is_cpu:
         return False
     threads = torch.get_num_threads()
     return 1 < len(a) < 4 * threads and len(a) % threads != 0 and not is_recorded(a) and not is_recorded(b)
 
 
 def _one_by_one(a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    y = torch.empty(a.shape, dtype=a.dtype)
+    y = torch.empty(a.shape, dtype=a.dtype, device=a.device)
     for left, right, to in zip(a, b, y, strict=True):
         torch.addmm(to, left, right, beta=0, alpha=alpha, out=to)
     return y

@@ -1,4 +1,4 @@
-"""What torch.func and forward mode make of a tensor."""
+"""What torch.func, forward mode and graphs make of a tensor."""
 
 from __future__ import annotations
 
@@ -14,13 +14,23 @@ def in_forward_mode() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def is_traced() -> bool:
+    """Whether a graph is being recorded, or tensors without values pass: there is nothing to decide by."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def is_transformed(x: Tensor) -> bool:
-    """Whether x is many tensors seen as one, as by vmap, where nothing can be written into given memory."""
+    """Whether x is many tensors seen as one, as by vmap, where nothing can be written into given memory; True in what
+    is compiled, which cannot ask, nor write."""
+    if torch.compiler.is_compiling():
+        return True
     return functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x)
 
 
 def is_batched(x: Tensor) -> bool:
-    """Whether x has a batch axis that it does not show, as in vmap."""
+    """Whether x has a batch axis that it does not show, as in vmap; False in what is compiled, which cannot ask."""
+    if torch.compiler.is_compiling():
+        return False
     while functorch.is_functorch_wrapped_tensor(x):
         if functorch.is_batchedtensor(x):
             return True

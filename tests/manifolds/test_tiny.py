@@ -129,12 +129,12 @@ def test_the_skew_part_of_a_product(shape: tuple[int, ...], across: bool, monkey
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # of the backend
 @pytest.mark.parametrize("backend", ["aot_eager_decomp_partition", "eager"])
-@pytest.mark.parametrize("shape", [(600, 3, 3), (700, 9, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(600, 3, 3), (700, 9, 9), (3, tiny.LARGE, tiny.LARGE)], ids=str)
 def test_the_skew_part_of_a_product_in_a_graph(shape: tuple[int, ...], backend: str) -> None:
     """Whatever order of memory the operators in a graph give their results."""
     x, g = some(*shape, dtype=torch.float32), some(*shape, dtype=torch.float32).requires_grad_()
     by_graph = torch.compile(skew_product, backend=backend, fullgraph=True)
-    near = {"rtol": 0, "atol": 1e-5}
+    near = {"rtol": 0, "atol": 1e-5 if shape[-1] < tiny.LARGE else 1e-3}
     expected, got = skew_product(x, g, 0.5), by_graph(x, g, 0.5)
     torch.testing.assert_close(got, expected, **near)
     slope = some(*shape, dtype=torch.float32)
