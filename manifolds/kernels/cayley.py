@@ -124,7 +124,7 @@ def _goes_by_halves(a: Tensor) -> bool:
 
 
 def _stays_halved(a: Tensor) -> bool:
-    """Whether A is so large that the inverse by halves is not put together."""
+    """Whether A is so large that the inverse by halves is not put together: its size alone says what is kept."""
     return a.shape[-1] >= HALVED and not on_accelerator(a)
 
 

@@ -44,17 +44,20 @@ def resolvent_by_halves(a: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*b
 
 
 def factors_by_halves(a: Inexact[Tensor, "*batch n n"]) -> Inexact[Tensor, "*batch n n"]:
-    """[[E, E B], [C, T]] for skew A with |A| <= REACH: the inverse that is not put together, half a product less, with
-    which `solve_by_halves` is as much work as a product."""
+    """[[E, E B], [C, T]] of M = I - A/2 for skew A with |A| <= REACH. That is half a product less than the inverse, and
+    `solve_by_halves` is as much work as a product with it."""
     m = _shifted(a)
     _quarters(m)[1].copy_(_halve(m, smallest(), _short()))
     return m.view(a.shape)
 
 
 def solve_by_halves(
-    x: Inexact[Tensor, "*batch m n"], factors: Inexact[Tensor, "*batch n n"], adjoint: bool = False
-) -> Inexact[Tensor, "*batch m n"]:
-    """X (I - A/2)^-1, with the factors of `factors_by_halves`; adjoint: X (I + A/2)^-1."""
+    x: Inexact[Tensor, "... m n"], factors: Inexact[Tensor, "... n n"], adjoint: bool = False
+) -> Inexact[Tensor, "... m n"]:
+    """X (I - A/2)^-1, with the factors of `factors_by_halves`; adjoint: X (I + A/2)^-1. Batch axes are broadcast.
+
+    Y2 = (X2 - X1 E B) T and Y1 = (X1 - Y2 C) E, from which the adjoint follows backwards.
+    """
     batch = torch.broadcast_shapes(x.shape[:-2], factors.shape[:-2])
     x, factors = (t.expand(*batch, *t.shape[-2:]) for t in (x, factors))
     k, y = x.shape[-1] // 2, torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -116,7 +119,10 @@ def _quarters(m: Matrices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _by_products(m: Matrices) -> bool:
-    """Put (I + B) (I + B^2) (I + B^4) (I + B^8), or less, in the place of M = I - B, where that is M^-1 to rounding."""
+    """Put (I + B) (I + B^2) (I + B^4) (I + B^8), or less, in the place of M = I - B, where that is M^-1 to rounding.
+
+    What a product up to B^k lacks is B^2k M^-1, with |M^-1| about 1 and |B^2k| <= |B^k|^2.
+    """
     if m.dtype != torch.float32:
         return False
     b = torch.neg(m)

@@ -126,7 +126,7 @@ def _is_slow_in_bmm(a: Tensor, b: Tensor) -> bool:
 
 def _waits_in_bmm(a: Tensor, b: Tensor) -> bool:
     """Few large matrices on CPU, which bmm deals out to threads whole: three to two threads take as long as four."""
-    if is_traced() or a.shape[-1] < LARGE or not a.is_cpu:
+    if is_traced() or torch._C._is_tracing() or a.shape[-1] < LARGE or not type(a) is type(b) is Tensor or not a.is_cpu:
         return False
     threads = torch.get_num_threads()
     return 1 < len(a) < 4 * threads and len(a) % threads != 0 and not is_recorded(a) and not is_recorded(b)

@@ -12,6 +12,7 @@ from torch import nn
 from constraints import Riemannian, Trivialization, constrain, export_state_dict, rebase, report
 from constraints.optim import RiemannianAdam, RiemannianSGD
 from manifolds import Euclidean, Manifold, Orthogonal, SpecialOrthogonal, Sphere, Stiefel, retractions
+from manifolds.kernels import tiny
 
 ALL = (retractions.polar, retractions.cayley, retractions.qr, retractions.exp)
 SIDES = [(8, 4), (4, 8), (2, 130, 130), (520, 3, 3), (520, 5, 5)]
@@ -52,6 +53,12 @@ def test_points_and_steps(manifold: Manifold, shape: tuple[int, ...], dtype: tor
             y.grad = g.clone()
             steps.step()
         assert bool(manifold.contains(y).all())
+
+
+def test_large_matrices_are_multiplied_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    a = torch.randn(3, tiny.LARGE, tiny.LARGE, device="cpu")
+    assert torch.equal(tiny.product(a, a), torch.stack([m @ m for m in a]))
 
 
 @pytest.mark.parametrize(("manifold", "shape"), CASES, ids=str)

@@ -159,15 +159,31 @@ def test_short_matrices_are_inverted_by_products_alone(
         resolvent_by_halves(a * (8 / size))
 
 
+@pytest.mark.parametrize(("threads", "size"), [(1, 2.0), (2, 1.0)])
+def test_the_products_of_a_long_plane_are_all_needed(
+    threads: int, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rank 2, so that blocks are as long in every norm, and I + B^8 is above rounding."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    uv = torch.randn(2, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a = torch.outer(uv[0], uv[1]) - torch.outer(uv[1], uv[0])
+    a = (a * (size / torch.linalg.matrix_norm(a, 2))).float()[None]
+    p = torch.linalg.inv(torch.eye(256, dtype=torch.float64) - a[0].double() / 2)
+    assert (resolvent_by_halves(a)[0] - p).abs().max() <= 4 * torch.finfo(torch.float32).eps
+
+
 @pytest.mark.usefixtures("pretended")
 def test_the_way_back_of_a_trivialized_square_factorizes_nothing(monkeypatch: Any) -> None:
     """What the way there has inverted is kept, and gives derivatives without any of these."""
     monkeypatch.setattr(resolvent, "is_for_products", lambda a: False)
+    monkeypatch.setattr(cayley, "HALVED", 5)  # of processors: here the inverse is whole
     x, a = Stiefel().random(2, 6, 6), skew_of_length(torch.float32, 6, 1.0, True).float().requires_grad_()
     y = cayley.cayley_move(x.requires_grad_(), a)
+    expected = torch.autograd.grad(cayley.plain(x, a).sum(), (x, a))
     for name in ("cholesky_ex", "lu_factor_ex", "inv"):
         monkeypatch.delattr(torch.linalg, name)
-    assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), (x, a)))
+    for g, h in zip(torch.autograd.grad(y.sum(), (x, a)), expected, strict=True):
+        torch.testing.assert_close(g, h, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])

@@ -50,6 +50,19 @@ def test_a_fast_move_equals_its_definition(move, plain, dtype, size, shape):
         assert (fast - slow).abs().max() <= 1e-10 * max(1.0, float(slow.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("size", [0.3, 3.0])
+@pytest.mark.parametrize("shape", [(2, 131, 131), (2, 2, 130, 130), (130, 130)])
+def test_a_move_by_halves_that_are_not_put_together_equals_its_definition(dtype, size, shape, monkeypatch):
+    """The way there, and back to X and to A."""
+    monkeypatch.setattr(cayley, "HALVED", 129)
+    monkeypatch.setattr(cayley, "resolvent_by_halves", None)
+    x, a, g = points(shape, dtype, size)
+    fast, slow = pulled(cayley.cayley_move, x, a, g), pulled(cayley.plain, x, a, g)
+    for one, other in zip(fast, slow, strict=True):
+        assert (one - other).abs().max() <= 1e-10 * max(1.0, float(other.abs().max()))
+
+
 @pytest.mark.parametrize(("move", "plain"), MOVES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("n", [5, 130])

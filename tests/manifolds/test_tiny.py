@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from manifolds import Orthogonal, Stiefel
 from manifolds.engine import engine
@@ -84,8 +85,14 @@ def test_large_products_one_by_one_equal_those_of_a_batch(
             assert (y - (by * expected + plus)).abs().max() <= bound
     monkeypatch.undo()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    (grad,) = torch.autograd.grad(product(a.requires_grad_(), b).real.sum(), a)
-    assert (grad - b.sum(-1).conj()[:, None]).abs().max() <= bound
+    for left, right in ((a.clone().requires_grad_(), b), (a, b.clone().requires_grad_())):
+        of = left if left.requires_grad else right
+        (grad,) = torch.autograd.grad(product(left, right).real.sum(), of)
+        slope = b.sum(-1).conj()[:, None] if of is left else a.sum(-2).conj()[..., None]
+        assert (grad - slope).abs().max() <= bound
+    graph = make_fx(lambda u, v: product(u, v), tracing_mode="symbolic")(a.repeat(2, 1, 1), b.repeat(2, 1, 1))
+    more, others = (some(5, n, n, dtype=dtype) for _ in range(2))
+    assert (graph(more, others) - more @ others).abs().max() <= bound
 
 
 floats = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
