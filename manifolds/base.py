@@ -25,6 +25,7 @@ from ._points import inner as inner
 from ._points import length as length
 from ._points import per_point as per_point
 from ._points import sizes as sizes
+from .kernels.autocast import maps_in_full_precision
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
 
 
 class ManifoldMeta(ABCMeta):
-    """Lets the algebra be written on classes: `Stiefel**3` means `Stiefel()**3`."""
+    """Lets the algebra be written on classes: `Stiefel**3` means `Stiefel()**3`. Maps are computed without autocast."""
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(name, bases, namespace, **kwargs)
+        maps_in_full_precision(cls)
         # who writes nearest into a plain Manifold means the closed set that it makes
         if "nearest" in namespace and name != "NearestPointManifold" and not issubclass(cls, NearestPointManifold):
             for derived in ("retract", "residual", "random"):

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
+from .kernels.autocast import in_full_precision
 from .kernels.cayley import cayley_move
 from .kernels.exponential import exp_move, matrix_exp
 from .kernels.linalg import cholesky, eye_like, skew, sym
@@ -44,6 +45,7 @@ def _tall(retraction: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return either
 
 
+@in_full_precision
 @_tall
 def cayley(x: Point, v: Point) -> Point:
     """(I - W/2)^-1 (I + W/2) X with W = P V X^H - X V^H P, P = I - X X^H / 2; X (I - A/2)^-1 (I + A/2) if square.
@@ -72,6 +74,7 @@ def cayley(x: Point, v: Point) -> Point:
     return orthonormal(unit_columns((2 * x + k) @ b - x), condition)
 
 
+@in_full_precision
 @_tall
 def exp(x: Point, v: Point, *, metric: Metric = "euclidean") -> Point:
     """The geodesic of the metric from X with velocity V: X exp(A) if square, for both metrics.
@@ -105,6 +108,7 @@ def exp(x: Point, v: Point, *, metric: Metric = "euclidean") -> Point:
     return orthonormal(y @ r, condition)
 
 
+@in_full_precision
 @_tall
 def qr(x: Point, v: Point) -> Point:
     """The Q factor of X + V with positive diagonal in R, by Cholesky of its Gram matrix. First order.
@@ -126,6 +130,7 @@ def qr(x: Point, v: Point) -> Point:
     return _by_cholesky(y, sym(y.mH @ y))  # the error of the first grows with the square of the condition of Y
 
 
+@in_full_precision
 @_tall
 def polar(x: Point, v: Point) -> Point:
     """The polar factor Y (Y^H Y)^(-1/2) of Y = X + V: the nearest point of the manifold to X + V. Second order.

@@ -1,0 +1,114 @@
+"""Maps of points are in the precision of their tensors, whatever autocast says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from manifolds import (
+    GeodesicManifold,
+    Hurwitz,
+    Invertible,
+    Isospectral,
+    LowRank,
+    Manifold,
+    NearestPointManifold,
+    Orthostochastic,
+    PositiveSemidefinite,
+    Scaled,
+    SpectralBall,
+    SpectralSphere,
+    Stiefel,
+    retractions,
+)
+from tests.sets import EVERY
+
+BOTH: list[Any] = [*EVERY, Stiefel**2]
+COMPOSED: list[Any] = [
+    *(Hurwitz(), Invertible(), Isospectral(), LowRank(2), Orthostochastic(), PositiveSemidefinite(2)),
+    *(Scaled(Stiefel), SpectralBall(), SpectralSphere(), Scaled(Stiefel) ** 2),
+]
+bfloat16 = torch.autocast("cpu", torch.bfloat16)
+
+
+def maps(m: Any, x: Tensor, y: Tensor, a: Tensor) -> dict[str, Callable[[], Tensor]]:
+    v = m.project(x, 0.1 * a)
+    found: dict[str, Callable[[], Tensor]] = {
+        "project": lambda: m.project(x, a),
+        "gradient": lambda: m.gradient(x, a),
+        "retract": lambda: m.retract(x, v),
+        "transport": lambda: m.transport(x, y, v),
+        "inner": lambda: m.inner(x, v, v),
+        "norm": lambda: m.norm(x, v),
+        "residual": lambda: m.residual(x),
+        "random": lambda: m.random(*x.shape, generator=torch.Generator().manual_seed(2)),
+        "random_tangent": lambda: m.random_tangent(x, generator=torch.Generator().manual_seed(2)),
+    }
+    if isinstance(m, NearestPointManifold):
+        found["nearest"] = lambda: m.nearest(x + 0.1 * a)
+    if isinstance(m, GeodesicManifold):
+        found |= {
+            "exp": lambda: m.exp(x, v),
+            "log": lambda: m.log(x, m.exp(x, v)),
+            "distance": lambda: m.distance(x, m.exp(x, v)),
+            "mean": lambda: m.mean(torch.stack([x, m.exp(x, v)])),
+        }
+    return found
+
+
+def shape(m: Manifold) -> tuple[int, int]:
+    return (6, 6) if "Grassmann" not in repr(m) else (6, 3)
+
+
+@pytest.mark.parametrize("m", BOTH, ids=str)
+def test_every_map_is_as_exact_under_autocast_as_without(m: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (m.random(*shape(m), generator=generator) for _ in range(2))
+    for name, each in maps(m, x, y, torch.randn(x.shape, generator=generator)).items():
+        expected = each()
+        with bfloat16:
+            found = each()
+        assert found.dtype == expected.dtype, name
+        assert torch.equal(found, expected), name
+
+
+@pytest.mark.parametrize("m", EVERY, ids=str)
+def test_what_a_network_gives_in_half_precision_is_taken_as_float32(m: Any) -> None:
+    """The tangent vector is bfloat16, the point and what comes of it are not; derivatives reach it in its dtype."""
+    generator = torch.Generator().manual_seed(0)
+    x = m.random(*shape(m), generator=generator)
+    a = (0.01 * torch.randn(x.shape, generator=generator)).bfloat16().requires_grad_()
+    with bfloat16:
+        y = m.retract(x, m.project(x, a))
+    assert y.dtype == torch.float32
+    assert bool(m.contains(y.detach()).all())
+    (grad,) = torch.autograd.grad(y.sum(), a)
+    assert grad.dtype == torch.bfloat16
+    assert bool(grad.isfinite().all())
+
+
+@pytest.mark.parametrize("m", COMPOSED, ids=str)
+def test_what_is_composed_is_as_exact_under_autocast(m: Any) -> None:
+    x = m.random(6, 6, generator=torch.Generator().manual_seed(0))
+    with bfloat16:
+        assert torch.equal(m.random(6, 6, generator=torch.Generator().manual_seed(0)), x)
+        points = m.decompose(x)
+        back = m.compose(**points)
+    assert torch.equal(back, m.compose(**m.decompose(x)))
+
+
+@pytest.mark.parametrize("n", [4, 200])
+@pytest.mark.parametrize("name", ["cayley", "exp", "qr", "polar"])
+def test_retractions_are_as_exact_under_autocast(name: str, n: int) -> None:
+    x = Stiefel().random(n, n, generator=torch.Generator().manual_seed(0))
+    v = Stiefel().random_tangent(x, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    expected = getattr(retractions, name)(x, v)
+    with bfloat16:
+        found = getattr(retractions, name)(x, v)
+        (grad,) = torch.autograd.grad(found.square().sum(), v)
+    assert torch.equal(found, expected)
+    assert grad.dtype == torch.float32
