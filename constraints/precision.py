@@ -21,8 +21,12 @@ def exact_products(*devices: str) -> AbstractContextManager[None]:
     Without autocast, and without the TF32 or bfloat16 that `torch.set_float32_matmul_precision` allows inside of
     float32: an orthogonality error of 1e-6 would become one of 1e-3 to 1e-1, and nothing would say so.
     """
-    # settings of the process are not of the graph
-    if torch.compiler.is_compiling() or all(map(_is_exact, devices)):
+    if torch.compiler.is_compiling():  # other settings of the process are not of the graph
+        for device in devices:
+            if torch.is_autocast_enabled(device):
+                return torch.autocast(device, enabled=False)
+        return _AS_IT_IS
+    if all(map(_is_exact, devices)):
         return _AS_IT_IS
     return _exact(devices)
 

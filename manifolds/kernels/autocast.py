@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -19,7 +18,7 @@ MAPS = (
 
 P = ParamSpec("P")
 R = TypeVar("R")
-AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 
 
 def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,22 +40,17 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
     """A map of points without autocast, whose tensors in half precision come as float32.
 
-    Products in bfloat16 would leave a point off its set by 3e-3, and nothing would say so. What is compiled is left as
-    it is: settings of the process are not of the graph.
+    Products in bfloat16 would leave a point off its set by 3e-3, and nothing would say so.
     """
 
     @functools.wraps(method)
     def exact(*args: P.args, **options: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
-            return method(*args, **options)
-        devices = [device for device in AUTOCAST if torch.is_autocast_enabled(device)]
-        if not devices:
-            return method(*args, **options)
-        with contextlib.ExitStack() as off:
-            for device in devices:
-                off.enter_context(torch.autocast(device, enabled=False))
-            wide: Any = {name: _wide(value) for name, value in options.items()}
-            return method(*map(_wide, args), **wide)
+        for device in AUTOCAST:
+            if torch.is_autocast_enabled(device):
+                with torch.autocast(device, enabled=False):
+                    wide: Any = {name: _wide(value) for name, value in options.items()}
+                    return exact(*map(_wide, args), **wide)
+        return method(*args, **options)
 
     return exact
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from constraints import Riemannian, Trivialization, constrain
 from constraints.precision import exact_products
-from manifolds import Stiefel, retractions
+from manifolds import PositiveDefinite, Stiefel, retractions
 
 
 @pytest.fixture
@@ -49,6 +49,38 @@ def test_settings_of_the_process_stay_out_of_a_graph(lowered):
     torch.testing.assert_close(compiled(x), x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(compiled(x).float(), x)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("manifold", [Stiefel(), Stiefel(retraction=retractions.polar), PositiveDefinite()], ids=str)
+def test_what_is_compiled_leaves_autocast_too(manifold, backend):
+    """The weight in the graph, a map that the graph calls, and their derivatives."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    linear = nn.Linear(32, 32)
+    constrain(linear, "weight", manifold, init="haar")
+    original = linear.parametrizations.weight.original
+    with torch.no_grad():
+        original.add_(0.03 * torch.randn(32, 32))
+    c = torch.randn(32, 32)
+
+    def both():
+        weight = linear.weight
+        return weight, manifold.retract(weight, manifold.project(weight, 0.1 * c))
+
+    def slope(weight, moved):
+        return torch.autograd.grad((c * (weight + moved)).sum(), original)[0]
+
+    expected = both()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.compile(both, fullgraph=True, backend=backend)()
+    for one, other in zip(found, expected, strict=True):
+        assert bool(manifold.contains(one.detach()))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    exact = slope(*expected)
+    # aot_eager, as inductor, takes derivatives under the autocast that is around the graph, as those of free weights
+    assert (slope(*found) - exact).norm() <= (1e-4 if backend == "eager" else 16 * 2.0**-8) * exact.norm()
 
 
 @pytest.mark.usefixtures("lowered")
