@@ -45,6 +45,8 @@ def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def exact(*args: P.args, **options: P.kwargs) -> R:
+        if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():  # a tenth of asking each
+            return method(*args, **options)
         for device in AUTOCAST:
             if torch.is_autocast_enabled(device):
                 with torch.autocast(device, enabled=False):
