@@ -108,8 +108,8 @@ class PositiveDefinite(GeodesicManifold):
 
     def retract(self, x: Square, v: Square) -> Square:
         """X + V + V X^-1 V / 2, second order; exp under the log metrics; T X T with T = L + (I + L^2)^1/2, first order,
-        under Bures-Wasserstein, whose exp ends where I + L is singular. Where rounding
-        would leave the cone, each ends at 4 n eps of the diagonal before its edge."""
+        under Bures-Wasserstein, whose exp ends where I + L is singular. Where rounding would leave the cone, each ends
+        at 4 n eps of the diagonal before its edge."""
         return kept(self._metric.retract(*broadcast(self, x, v)))
 
     def transport(self, x: Square, y: Square, v: Square) -> Square:

@@ -43,14 +43,14 @@ def test_a_step_of_any_length_ends_at_a_point_or_at_nothing(
 
 @pytest.mark.parametrize("manifold", [Hyperboloid(), PoincareBall()], ids=str)
 @pytest.mark.parametrize("name", ["exp", "retract"])
-def test_a_vector_whose_square_overflows_leads_nowhere(manifold: Any, name: str) -> None:
-    """Not back to where it began, as a vector divided by an infinite length does."""
-    x = manifold.random(5, 4, generator=torch.Generator().manual_seed(0))
-    v = manifold.project(x, torch.randn(5, 4, generator=torch.Generator().manual_seed(1)))
-    near = manifold.distance(x, getattr(manifold, name)(x, v))
-    y = getattr(manifold, name)(x, 1e25 * v)
-    away = manifold.distance(x, y)
-    assert bool((away.isnan() | (away > near)).all())
+def test_a_vector_whose_square_overflows_leads_where_it_points_or_nowhere(manifold: Any, name: str) -> None:
+    """Where it does in float64, which takes its square; divided by an infinite length a vector points nowhere."""
+    x = manifold.random(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    v = 1e25 * manifold.project(x, a)
+    y = getattr(manifold, name)(x.float(), v.float()).double()
+    near = (y - getattr(manifold, name)(x, v)).abs().amax(-1) < 1e-3
+    assert bool((near | ~y.isfinite().all(-1)).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
