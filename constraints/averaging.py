@@ -11,10 +11,10 @@ from torch.optim import swa_utils
 
 from manifolds import GeodesicManifold, Manifold, NearestPointManifold, ProductManifold
 from manifolds.engine import engine
+from manifolds.kernels.precision import exact_products
 
 from .finite import check_finite
 from .held import Held, held_once
-from .precision import exact_products
 from .sharding import is_sharded, like, put, whole
 from .values import at_least_float32, nearest
 from .ways import NEAR, code

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from manifolds.kernels.precision import exact_products
+
 from .moments import changed, drop, is_known
 from .names import read, written
-from .precision import exact_products
 from .sharding import is_sharded, put, whole
 from .spoiled import is_spoiled
 from .values import may_look

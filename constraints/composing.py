@@ -14,6 +14,7 @@ from manifolds import Euclidean, Manifold
 from manifolds._points import NotRealError
 from manifolds.compositions import Composition
 from manifolds.kernels.others import without_others
+from manifolds.kernels.precision import exact_products, outside_where_lowered
 
 from .copying import forget_computed_weights, make_copyable
 from .finite import check_finite
@@ -23,7 +24,6 @@ from .method import Site
 from .moving import check_moves, of_blocks
 from .names import attribute_of, lists_of, written
 from .passes import unwatch, watch
-from .precision import exact_products
 from .replaced import replace
 from .sharding import put, whole
 from .ties import places_where
@@ -57,6 +57,7 @@ class Parts(nn.Module):
             )
         return self.memo.read(self._key, self.compute, *self.parameters(), *self.buffers())
 
+    @outside_where_lowered
     def compute(self, _: Any = None) -> Tensor:
         points = self.points()
         device = next(iter(points.values())).device

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from manifolds import Layout, Manifold, Orthogonal, ProductManifold, SpecialOrthogonal, Stiefel
 from manifolds.compositions import ComposedProduct, Composition
+from manifolds.kernels.precision import exact_products
 
 from .composing import Parts, composed
 from .held import Held, held_once
 from .method import Method
 from .names import check_module, owners
-from .precision import exact_products
 from .sharding import whole
 from .values import at_least_float32, rounding
 from .ways import blocks_of, determinant_signs

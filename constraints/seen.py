@@ -10,9 +10,9 @@ from torch import Tensor
 from manifolds import Manifold, tolerance
 from manifolds.engine import engine
 from manifolds.engine import settled as engine_settled
+from manifolds.kernels.precision import exact_products
 from manifolds.linear import LinearSpace
 
-from .precision import exact_products
 from .values import at_least_float32, is_near, master_dtype, may_look
 
 

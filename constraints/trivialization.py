@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from manifolds import Manifold
 from manifolds.engine import engine
+from manifolds.kernels.precision import exact_products, outside_where_lowered
 from manifolds.kernels.transforms import is_transformed
 
 from .coordinates import Coordinates, coordinates_of
@@ -27,7 +28,6 @@ from .memo import Memo
 from .method import Method, Site
 from .names import attribute_of, lists_of, read, written
 from .passes import watch
-from .precision import exact_products
 from .schedule import schedule
 from .seen import Seen, settled
 from .sharding import is_sharded, put, whole
@@ -184,6 +184,7 @@ class Trivialized(nn.Module):
                     put(self.base_point, base)
             self.seen.take(self.manifold, base, lasts=not is_sharded(self.base_point))
 
+    @outside_where_lowered
     def evaluate(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """The weight before it is rounded to its dtype; contiguous, as a Parameter."""
         with exact_products(original.device.type):

@@ -19,12 +19,12 @@ from manifolds import (
 from manifolds._points import check_map
 from manifolds.engine import engine, settled
 from manifolds.kernels.others import without_others
+from manifolds.kernels.precision import exact_products
 from manifolds.kernels.transforms import is_transformed
 
 from .finite import check_finite
 from .given import AS_TENSOR, kind_of_value
 from .inside import is_traced
-from .precision import exact_products
 from .starts import Start, named_start
 from .ways import FUNCTION, INIT, NEAR, Way, filled, off_text, reflections
 

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from manifolds import Manifold
+from manifolds.kernels.precision import exact_products
 
-from .precision import exact_products
 from .records import Records, constrained, generation, hidden, lost, when_first
 from .sharding import whole
 from .values import at_least_float32, is_near, near

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from manifolds import Manifold, NearestPointManifold, Orthogonal, ProductManifold, SpecialOrthogonal
 from manifolds.engine import engine
+from manifolds.kernels.precision import exact_products
 
 from .names import written
-from .precision import exact_products
 
 NEAR = 1e-3  # a given value with a residual up to this is taken for a rounded point, and rounded back
 

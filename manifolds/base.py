@@ -25,7 +25,7 @@ from ._points import inner as inner
 from ._points import length as length
 from ._points import per_point as per_point
 from ._points import sizes as sizes
-from .kernels.autocast import maps_in_full_precision
+from .kernels.precision import maps_in_full_precision
 
 if TYPE_CHECKING:
     from .engine import Engine

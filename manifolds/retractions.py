@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from .kernels.autocast import in_full_precision
 from .kernels.cayley import cayley_move
 from .kernels.exponential import exp_move, matrix_exp
 from .kernels.linalg import cholesky, eye_like, skew, sym
 from .kernels.mend import inverse_sqrt_and_condition, largest_square, length_of, orthonormal, unit_columns, wider
+from .kernels.precision import in_full_precision
 from .kernels.resolvent import resolvent
 from .kernels.tiny import largest_norm
 

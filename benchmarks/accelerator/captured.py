@@ -34,6 +34,7 @@ def checks() -> Iterator[Check]:
     yield Check(SECTION, "a training step in a CUDA graph, Riemannian", captured)
     yield Check(SECTION, "a training step in a CUDA graph, trivialized", captured_trivialized)
     yield Check(SECTION, "torch.compile of a trivialized model", compiled)
+    yield Check(SECTION, "torch.compile of a trivialized model, TF32 on", compiled_with_tf32)
 
 
 class Model(nn.Module):
@@ -147,3 +148,20 @@ def compiled(place: Place) -> Numbers:
     worst = max(each)
     require(all(off < 1e-5 for off in each), f"gradients of the compiled model are {worst:.1e} off")
     return {"largest difference of a gradient": worst}
+
+
+def compiled_with_tf32(place: Place) -> Numbers:
+    """The model may multiply in TF32, its weights are on their manifold to float32."""
+    torch.manual_seed(0)
+    model = constrain(nn.Linear(place.size(256), place.size(256)).to(place.device), "weight", Stiefel)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        run = torch.compile(lambda: 1 * model.weight, backend="aot_eager" if place.pretended else "inductor")
+        with torch.no_grad():
+            next(p for p in model.parameters() if p.ndim == 2 and p.requires_grad).normal_(std=0.02)
+        worst = float(Stiefel().residual(run().detach().double()))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    require(worst <= 1e-6, f"a compiled weight has a residual of {worst:.1e}")
+    return {"residual": worst}

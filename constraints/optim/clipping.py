@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from manifolds import Manifold
 from manifolds.engine import engine
+from manifolds.kernels.precision import exact_products
 
-from ..precision import exact_products
 from ..riemannian import param_groups
 from ..sharding import is_sharded, local, whole
 from ..summing import Parts

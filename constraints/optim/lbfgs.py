@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from manifolds import Euclidean
+from manifolds.kernels.precision import exact_products
 
-from ..precision import exact_products
 from ..riemannian import param_groups
 from ..solve.lbfgs import LBFGS
 from ..solve.model import Parameters

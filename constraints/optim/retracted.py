@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from ..precision import exact_products
+from manifolds.kernels.precision import exact_products
+
 from ..watch import guided, look
 from .step import Bucket, Group
 from .step.before import check_before, refuse_gradient

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ..precision import exact_products
+from manifolds.kernels.precision import exact_products
+
 from .hessians import Hessian, exact
 from .points import points_of
 from .starts import Starts

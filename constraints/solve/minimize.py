@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..precision import exact_products
+from manifolds.kernels.precision import exact_products
+
 from .model import Parameters
 from .points import points_of
 from .result import Result

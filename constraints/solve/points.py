@@ -12,9 +12,9 @@ from torch import Tensor
 from manifolds import Manifold, tolerance
 from manifolds.compositions import Composition
 from manifolds.engine import engine, settled
+from manifolds.kernels.precision import exact_products
 
 from ..given import kind_of_value
-from ..precision import exact_products
 from ..ways import has_nearest, point_code, random_code, which_off
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)

@@ -17,9 +17,9 @@ from jaxtyping import Float, Inexact
 from torch import Tensor
 
 from . import linalg
-from .autocast import without_autocast
 from .iterations import ORDER
 from .linalg import is_traced, sym
+from .precision import without_autocast
 from .transforms import in_forward_mode, is_recorded, is_transformed
 
 Square = Inexact[Tensor, "*batch n n"]

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
-from .autocast import without_autocast
 from .iterations import inverse_sqrt_by_products, inverse_sqrt_in_basis, lyapunov_by_products
+from .precision import without_autocast
 from .tiny import FEW, batch_last, in_order_of, is_slow_across, largest_norm, product, transposed
 from .transforms import in_forward_mode, is_transformed
 from .transforms import is_traced as is_traced

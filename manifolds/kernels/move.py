@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autocast import without_autocast
 from .linalg import is_traced
+from .precision import without_autocast
 from .tiny import batch_last, in_order_of
 from .transforms import in_forward_mode, is_recorded, is_transformed
 

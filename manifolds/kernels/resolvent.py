@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autocast import without_autocast
 from .iterations import resolvent_by_products
 from .linalg import LU_BATCH, Square, eye_like, on_accelerator, solve_definite
+from .precision import without_autocast
 from .transforms import in_forward_mode, is_batched
 
 

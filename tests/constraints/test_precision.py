@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
 
 from constraints import Riemannian, Trivialization, constrain
-from constraints.precision import exact_products
-from manifolds import PositiveDefinite, Stiefel, retractions
+from manifolds import PositiveDefinite, SpectralBall, Stiefel, retractions
 
 
 @pytest.fixture
@@ -37,19 +38,67 @@ def test_a_trivialized_weight_is_orthonormal_under_any_precision_of_products(ret
     assert error(linear.weight) < 2e-5
 
 
-def test_settings_of_the_process_stay_out_of_a_graph(lowered):
-    """A graph with a change of settings in it would break, whether one is needed (here lowered) or not; autocast alone
-    can be left in it."""
+class Graphs:
+    """A backend that runs graphs as they are, and keeps the names of their products and solves."""
 
-    def seen(x):
-        with exact_products("cpu"):
-            return x @ x
+    def __init__(self):
+        self.products = set()
 
-    x = torch.eye(2)
-    compiled = torch.compile(seen, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(compiled(x), x)
+    def __call__(self, graph, _):
+        names = {str(node.target) for node in graph.graph.nodes}
+        self.products |= {name for name in names if any(part in name for part in ("mm", "matmul", "linalg", "solve"))}
+        return graph.forward
+
+
+SETS = [Stiefel(), Stiefel() ** 2, Stiefel(retraction=retractions.polar), PositiveDefinite(), SpectralBall()]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch, where any graph ends
+@pytest.mark.parametrize("kind", ["weight", "map"])
+@pytest.mark.parametrize("manifold", SETS, ids=str)
+def test_a_graph_ends_where_products_are_lowered(manifold, kind):
+    """A setting of the process cannot be left in a graph: what needs another is computed outside, and torch compiles
+    anew where the setting changes."""
+    torch._dynamo.reset()
+    x = manifold.random(8, 8, generator=torch.Generator().manual_seed(0))
+    linear = constrain(nn.Linear(8, 8), "weight", manifold, init=x)
+
+    def seen():
+        if kind == "weight":
+            return 2 * linear.weight
+        if isinstance(manifold, SpectralBall):
+            return 2 * manifold.compose(**manifold.decompose(linear.weight))
+        return 2 * manifold.retract(linear.weight, manifold.project(linear.weight, 0.1 * x))
+
+    compiled = torch.compile(seen, backend=(graphs := Graphs()))
+    trained = [p for p in linear.parameters() if p.requires_grad and p is not linear.bias]
+    expected = seen()
+    slopes = torch.autograd.grad(expected.square().mul(x).sum(), trained)
+    kept = torch.get_float32_matmul_precision()
+    try:
+        for way in ("highest", "high", "highest", "medium"):
+            torch.set_float32_matmul_precision(way)
+            graphs.products.clear()
+            found = compiled()
+            assert way == "highest" or not graphs.products
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+            for one, other in zip(torch.autograd.grad(found.square().mul(x).sum(), trained), slopes, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_float32_matmul_precision(kept)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_whole_graph_is_refused_where_products_are_lowered(lowered):
+    torch._dynamo.reset()
+    linear = constrain(nn.Linear(8, 8), "weight", Stiefel)
+    compiled = torch.compile(lambda: linear.weight, backend="eager", fullgraph=True)
+    has_reason = "reason" in inspect.signature(torch.compiler.disable).parameters  # from torch 2.7 on
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="matmul_precision\\('highest'\\)" if has_reason else None):
+        compiled()
+    torch.set_float32_matmul_precision("highest")
+    torch.testing.assert_close(compiled(), linear.weight)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from manifolds import Manifold, tolerance
 from manifolds.engine import engine
+from manifolds.kernels.precision import exact_products
 
 from ...given import kind_of_value
-from ...precision import exact_products
 from ...records import constrained, name_of
 from ...sharding import is_sharded, whole
 from ...values import master_dtype, rounding

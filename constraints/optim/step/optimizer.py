@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...precision import exact_products
+from manifolds.kernels.precision import exact_products
+
 from ...riemannian import param_groups
 from ...sharding import is_sharded
 from ...watch import look
@@ -118,13 +119,12 @@ class RiemannianOptimizer(Optimizer, ABC):
             with exact_products(*{device for plan in plans for device in plan.devices}):
                 for plan in plans:
                     plan.read_points()
-                if self._shards is not None:
-                    self._shards.agree()
                 if self._shards is None:
                     for plan in plans:
                         check_before(self.param_groups, plan)
                     reached = [self._reach_all(plan) for plan in plans]
                 else:
+                    self._shards.agree()
                     self._shards.together(partial(check_before, self.param_groups), plans)
                     reached = self._shards.together(self._reach_all, plans)
                 for _, group, params in work.free:

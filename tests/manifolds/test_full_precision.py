@@ -1,13 +1,15 @@
-"""Maps of points are in the precision of their tensors, whatever autocast says."""
+"""Maps of points are in the precision of their tensors, whatever autocast and the settings of products say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from manifolds import (
     GeodesicManifold,
@@ -33,6 +35,41 @@ COMPOSED: list[Any] = [
     *(Scaled(Stiefel), SpectralBall(), SpectralSphere(), Scaled(Stiefel) ** 2),
 ]
 bfloat16 = torch.autocast("cpu", torch.bfloat16)
+
+
+def allowed() -> str:
+    """Torch 2.9 and later have a setting for each kind of device."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return torch.get_float32_matmul_precision()
+    every = {torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision}
+    return "highest" if every <= {"ieee", "none"} else str(every)
+
+
+class Products(TorchFunctionMode):
+    """What is allowed inside of float32 where torch multiplies, factors or solves, on any machine: few processors make
+    use of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allowed: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), options: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if any(part in name for part in ("mm", "matmul", "linalg", "solve", "einsum", "cholesky")):
+            self.allowed.append(allowed())
+        return function(*args, **(options or {}))
+
+
+@contextmanager
+def lowered(way: str = "high") -> Iterator[Products]:
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(way)
+    try:
+        with Products() as products:
+            yield products
+        assert torch.get_float32_matmul_precision() == way
+    finally:
+        torch.set_float32_matmul_precision(kept)
 
 
 def maps(m: Any, x: Tensor, y: Tensor, a: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -76,6 +113,19 @@ def test_every_map_is_as_exact_under_autocast_as_without(m: Any) -> None:
         assert torch.equal(found, expected), name
 
 
+@pytest.mark.parametrize("m", BOTH, ids=str)
+def test_every_map_has_full_products_where_the_model_has_not(m: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (m.random(*shape(m), generator=generator) for _ in range(2))
+    each = maps(m, x, y, torch.randn(x.shape, generator=generator))
+    for name in each:
+        expected = each[name]()
+        with lowered() as products:
+            found = each[name]()
+        assert set(products.allowed) <= {"highest"}, name
+        assert torch.equal(found, expected), name
+
+
 @pytest.mark.parametrize("m", EVERY, ids=str)
 def test_what_a_network_gives_in_half_precision_is_taken_as_float32(m: Any) -> None:
     """The tangent vector is bfloat16, the point and what comes of it are not; derivatives reach it in its dtype."""
@@ -98,6 +148,10 @@ def test_what_is_composed_is_as_exact_under_autocast(m: Any) -> None:
         assert torch.equal(m.random(6, 6, generator=torch.Generator().manual_seed(0)), x)
         points = m.decompose(x)
         back = m.compose(**points)
+    with lowered() as products:
+        m.random(6, 6)
+        m.compose(**m.decompose(x))
+    assert set(products.allowed) <= {"highest"}
     assert torch.equal(back, m.compose(**m.decompose(x)))
 
 
@@ -110,5 +164,8 @@ def test_retractions_are_as_exact_under_autocast(name: str, n: int) -> None:
     with bfloat16:
         found = getattr(retractions, name)(x, v)
         (grad,) = torch.autograd.grad(found.square().sum(), v)
+    with lowered() as products:
+        getattr(retractions, name)(x, v)
+    assert set(products.allowed) == {"highest"}
     assert torch.equal(found, expected)
     assert grad.dtype == torch.float32
