@@ -47,7 +47,7 @@ class Parts(nn.Module):
 
     def forward(self) -> Tensor:
         """compose(**parts), within one pass of the owner computed once."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self.compute()
         if self.memo.was_changed():
             raise ValueError(
@@ -57,7 +57,6 @@ class Parts(nn.Module):
             )
         return self.memo.read(self._key, self.compute, *self.parameters(), *self.buffers())
 
-    @outside_where_lowered
     def compute(self, _: Any = None) -> Tensor:
         points = self.points()
         device = next(iter(points.values())).device
@@ -121,6 +120,7 @@ class Composed(ParametrizationList):
         parts: Any = self[0]
         return parts  # type: ignore[no-any-return]
 
+    @outside_where_lowered
     def forward(self) -> Tensor:
         x: Tensor = self.parts()
         for module in list(self)[1:]:

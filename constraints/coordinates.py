@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
+from manifolds.kernels.precision import outside_where_lowered
+
 from .decay import enlist
 from .finite import check_finite
 from .leaving import give_way
@@ -46,6 +48,7 @@ class Coordinates(ParametrizationList):
             give_way(self)
         return True
 
+    @outside_where_lowered
     def forward(self) -> Tensor:
         held, *on_top = self
         weight: Tensor = held(self.original)

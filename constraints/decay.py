@@ -44,7 +44,7 @@ def optimizers() -> list[Optimizer]:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if torch.compiler.is_compiling():  # looking is no part of the graph
+    if torch.compiler.is_dynamo_compiling():  # looking is no part of the graph
         return
     looked = _looked.get(optimizer)
     groups = optimizer.param_groups

@@ -37,7 +37,7 @@ def _memos(owner: nn.Module) -> Iterator[Memo]:
 
 
 def _open(owner: nn.Module, args: Any) -> None:
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_dynamo_compiling():
         for memo in _memos(owner):
             memo.open()
         begin_pass(owner)
@@ -45,7 +45,7 @@ def _open(owner: nn.Module, args: Any) -> None:
 
 
 def _close(owner: nn.Module, args: Any, output: Any) -> None:
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_dynamo_compiling():
         for memo in _memos(owner):
             memo.close()
         end_pass(owner)

@@ -29,7 +29,7 @@ def replace(parameter: nn.Parameter, who: str) -> None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if torch.compiler.is_compiling():  # looking is no part of the graph
+    if torch.compiler.is_dynamo_compiling():  # looking is no part of the graph
         return
     state = (_generation, *(len(group["params"]) for group in optimizer.param_groups))
     if _looked.get(optimizer) == state:

@@ -38,12 +38,12 @@ def unschedule(coordinates: Any) -> None:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """An optimizer that steps others, as Lookahead or a sharded one, is one of its own kind: theirs are its parts."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_dynamo_compiling():
         _inner.update(each for each in vars(optimizer).values() if isinstance(each, Optimizer))
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if torch.compiler.is_compiling():  # counting is no part of the graph, and neither is what else is alive
+    if torch.compiler.is_dynamo_compiling():  # counting is no part of the graph, and neither is what else is alive
         torch.compiler.disable(_after_step)(optimizer, args, kwargs)
         return
     if not _scheduled or optimizer in _inner:

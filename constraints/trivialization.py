@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from manifolds import Manifold
 from manifolds.engine import engine
-from manifolds.kernels.precision import exact_products, outside_where_lowered
+from manifolds.kernels.precision import exact_products
 from manifolds.kernels.transforms import is_transformed
 
 from .coordinates import Coordinates, coordinates_of
@@ -135,7 +135,7 @@ class Trivialized(nn.Module):
     def forward(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """move(base, coordinates(base, original)), shape and dtype of the weight. ValueError where that has no value,
         or where the weight that was read before was changed in place, as by torch.nn.init."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self._rounded(self.evaluate(original), original)
         if self.memo.was_changed():
             raise ValueError(
@@ -184,7 +184,6 @@ class Trivialized(nn.Module):
                     put(self.base_point, base)
             self.seen.take(self.manifold, base, lasts=not is_sharded(self.base_point))
 
-    @outside_where_lowered
     def evaluate(self, original: Inexact[Tensor, "..."]) -> Inexact[Tensor, "..."]:
         """The weight before it is rounded to its dtype; contiguous, as a Parameter."""
         with exact_products(original.device.type):

@@ -60,7 +60,7 @@ def guided(optimizer: Optimizer) -> Iterator[None]:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """ValueError if a constrained parameter is about to be moved as if it were free, or from off its manifold."""
-    if torch.compiler.is_compiling():  # looking is no part of the graph
+    if torch.compiler.is_dynamo_compiling():  # looking is no part of the graph
         torch.compiler.disable(_before_step)(optimizer, args, kwargs)
         return
     if optimizer in _guided:
@@ -86,7 +86,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         torch.compiler.disable(_after_step)(optimizer, args, kwargs)
         return
     if optimizer in _guided:

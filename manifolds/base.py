@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class ManifoldMeta(ABCMeta):
-    """Lets the algebra be written on classes: `Stiefel**3` means `Stiefel()**3`. Maps are computed without autocast."""
+    """Lets the algebra be written on classes: `Stiefel**3` means `Stiefel()**3`. Maps have full precision."""
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(name, bases, namespace, **kwargs)

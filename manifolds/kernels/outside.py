@@ -11,7 +11,7 @@ import torch
 R = TypeVar("R")
 WHY = (
     "float32 products may be done in TF32 or bfloat16 here, which would leave a manifold by 1e-3, and a graph cannot "
-    "switch that off: call torch.set_float32_matmul_precision('highest') before, or leave out fullgraph=True"
+    "switch that off: call torch.set_float32_matmul_precision('highest') before, or do without a whole graph"
 )
 # torch says it where a whole graph is asked for, from 2.7 on
 _reason: dict[str, Any] = {"reason": WHY} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}

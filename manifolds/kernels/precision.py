@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
@@ -17,26 +18,73 @@ MAPS = (
 )
 """Methods that compute points, vectors and lengths."""
 
-EXACT = ("none", "ieee")
-"""Values of fp32_precision."""
-
 P = ParamSpec("P")
 R = TypeVar("R")
 AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 _AS_IT_IS = nullcontext()
-# a sixth of the time of the property torch.backends...fp32_precision; none before torch 2.9
-_setting: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)
+
+# Called as they are, these take a sixth of the time of the properties torch.backends...fp32_precision. Before torch 2.9
+# there is one setting of all.
+_get: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)
+_set: Callable[[str, str, str], object] | None = getattr(torch._C, "_set_fp32_precision_setter", None)
+_BACKENDS = ("cuda", "mkldnn")
+_EXACT = ("none", "ieee")
+
+
+class _FullProducts:
+    """Full float32 products while anybody is inside, in whatever thread: the setting is one of the process. The last
+    one out puts back what the first one found."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.kept = threading.Lock(), 0, ["highest"]
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self._enter()
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self._leave()
+
+    def _enter(self) -> None:
+        if _get is None or _set is None:
+            self.kept = [torch.get_float32_matmul_precision()]
+            torch.set_float32_matmul_precision("highest")
+            return
+        self.kept = [_get(backend, "matmul") for backend in _BACKENDS]
+        for backend, kept in zip(_BACKENDS, self.kept, strict=True):
+            if kept not in _EXACT:
+                _set(backend, "matmul", "ieee")
+
+    def _leave(self) -> None:
+        if _get is None or _set is None:
+            torch.set_float32_matmul_precision(self.kept[0])
+            return
+        for backend, kept in zip(_BACKENDS, self.kept, strict=True):
+            if kept not in _EXACT:
+                _set(backend, "matmul", "none")  # as torch.backends.fp32_precision says, where that was it
+                if _get(backend, "matmul") != kept:
+                    _set(backend, "matmul", kept)
+
+
+_full = _FullProducts()
 
 
 def is_lowered() -> bool:
-    """Whether `torch.set_float32_matmul_precision`, or a setting of one backend, allows TF32 or bfloat16 inside of
-    float32."""
-    if _setting is None:
+    """Whether `torch.set_float32_matmul_precision`, or a setting of `torch.backends`, allows TF32 or bfloat16 inside of
+    float32; or would, were not somebody within `exact_products`."""
+    if _full.inside:
+        return True
+    if _get is None:
         return torch.get_float32_matmul_precision() != "highest"
-    return _setting("cuda", "matmul") not in EXACT or _setting("mkldnn", "matmul") not in EXACT
+    return _get("cuda", "matmul") not in _EXACT or _get("mkldnn", "matmul") not in _EXACT
 
 
-# A constant of the graph: another setting is another graph, for which torch watches. As
+# A constant of the graph: another setting is another graph, for which torch watches, but for one of the CPU alone. As
 # `torch.compiler.assume_constant_result` does it, which would import the compiler here.
 vars(is_lowered)["_dynamo_marked_constant"] = True
 
@@ -48,14 +96,15 @@ def exact_products(*devices: str) -> AbstractContextManager[None]:
     float32: an orthogonality error of 1e-6 would become one of 1e-3 to 1e-1, and nothing would say so. In a graph
     autocast alone can be left; the other setting is of the process, for which there is `outside_where_lowered`.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         for device in devices:
             if torch.is_autocast_enabled(device):
                 return torch.autocast(device, enabled=False)
         return _AS_IT_IS
-    if all(map(_is_exact, devices)):
-        return _AS_IT_IS
-    return _exact(devices)
+    cast = [device for device in devices if _has_autocast(device) and torch.is_autocast_enabled(device)]
+    if not is_lowered():
+        return _exact(cast) if cast else _AS_IT_IS
+    return _exact(cast, _full)
 
 
 def outside_where_lowered(method: Callable[P, R]) -> Callable[P, R]:
@@ -64,7 +113,7 @@ def outside_where_lowered(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def exact(*args: P.args, **options: P.kwargs) -> R:
-        if torch.compiler.is_compiling() and is_lowered():
+        if torch.compiler.is_dynamo_compiling() and is_lowered():
             return _outside(method, *args, **options)
         return method(*args, **options)
 
@@ -78,7 +127,7 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     def exact(ctx: Any, grad: Tensor | None, *rest: Any) -> Any:
         device = "cpu" if grad is None else grad.device.type
         # before torch 2.9 a graph cannot hold the question
-        has = device in AUTOCAST if torch.compiler.is_compiling() else _has_autocast(device)
+        has = device in AUTOCAST if torch.compiler.is_dynamo_compiling() else _has_autocast(device)
         if not has or not torch.is_autocast_enabled(device):
             return backward(ctx, grad, *rest)
         with torch.autocast(device, enabled=False):
@@ -95,7 +144,7 @@ def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def exact(*args: P.args, **options: P.kwargs) -> R:
-        is_compiling = torch.compiler.is_compiling()
+        is_compiling = torch.compiler.is_dynamo_compiling()
         if is_compiling or torch._C._is_any_autocast_enabled():  # a tenth of asking each
             for device in AUTOCAST:
                 if torch.is_autocast_enabled(device):
@@ -106,7 +155,7 @@ def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
             return method(*args, **options)
         if is_compiling:
             return _outside(exact, *args, **options)
-        with exact_products("cpu", "cuda"):
+        with _full:
             return method(*args, **options)
 
     return exact
@@ -131,52 +180,12 @@ def _outside(function: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
     return found
 
 
-def _is_exact(device: str) -> bool:
-    backend = _backend(device)  # only of devices that have autocast
-    return backend is not None and backend.fp32_precision in EXACT and not torch.is_autocast_enabled(device)
-
-
 @contextmanager
-def _exact(devices: tuple[str, ...]) -> Iterator[None]:
+def _exact(cast: list[str], *also: AbstractContextManager[None]) -> Iterator[None]:
     with ExitStack() as stack:
-        for device in devices:
-            if _is_autocast(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-            stack.enter_context(_full_float32(device))
+        for each in (*(torch.autocast(device, enabled=False) for device in cast), *also):
+            stack.enter_context(each)
         yield
-
-
-@contextmanager
-def _full_float32(device: str) -> Iterator[None]:
-    backend = _backend(device)
-    if backend is None:
-        allowed = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(allowed)
-        return
-    kept = backend.fp32_precision
-    if kept in EXACT:
-        yield
-        return
-    backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        backend.fp32_precision = kept
-
-
-def _is_autocast(device: str) -> bool:
-    return _has_autocast(device) and torch.is_autocast_enabled(device)
 
 
 _has_autocast = functools.cache(torch.amp.is_autocast_available)
-
-
-@functools.cache
-def _backend(device: str) -> Any:
-    """The settings of products on this device; None where there are none of its own, as before torch 2.9."""
-    backend = getattr({"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(device), "matmul", None)
-    return backend if hasattr(backend, "fp32_precision") else None

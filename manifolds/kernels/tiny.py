@@ -32,7 +32,7 @@ def is_many_tiny(shape: Sequence[int], *, on_cpu: bool) -> bool:
     """Whether matrices of this shape are best kept batch last."""
     if len(shape) < 3 or not 1 < shape[-1] < SIDE or shape[-1] != shape[-2]:
         return False
-    return on_cpu and math.prod(shape[:-2]) >= MANY and not torch.compiler.is_compiling()
+    return on_cpu and math.prod(shape[:-2]) >= MANY and not torch.compiler.is_dynamo_compiling()
 
 
 def batch_last(a: Matrices) -> Matrices:

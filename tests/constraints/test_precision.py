@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
-from constraints import Riemannian, Trivialization, constrain
+from constraints import Riemannian, Trivialization, constrain, optim
 from manifolds import PositiveDefinite, SpectralBall, Stiefel, retractions
+from manifolds.kernels.precision import exact_products
 
 
 @pytest.fixture
@@ -42,9 +44,10 @@ class Graphs:
     """A backend that runs graphs as they are, and keeps the names of their products and solves."""
 
     def __init__(self):
-        self.products = set()
+        self.products, self.count = set(), 0
 
     def __call__(self, graph, _):
+        self.count += 1
         names = {str(node.target) for node in graph.graph.nodes}
         self.products |= {name for name in names if any(part in name for part in ("mm", "matmul", "linalg", "solve"))}
         return graph.forward
@@ -53,14 +56,40 @@ class Graphs:
 SETS = [Stiefel(), Stiefel() ** 2, Stiefel(retraction=retractions.polar), PositiveDefinite(), SpectralBall()]
 
 
+@pytest.fixture
+def settings():
+    """A function that changes what float32 products may be done in, by each of torch's ways."""
+    before = torch.get_float32_matmul_precision()
+
+    def change(way):
+        backend, _, value = way.rpartition("=")
+        if not backend:
+            torch.set_float32_matmul_precision(value)
+        elif backend == "allow_tf32":
+            torch.backends.cuda.matmul.allow_tf32 = value == "True"
+        else:
+            getattr(torch.backends, backend).matmul.fp32_precision = value
+
+    yield change
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision(before)
+
+
+WAYS = ["highest", "high", "highest", "medium", "highest", "allow_tf32=True", "allow_tf32=False"]
+if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+    WAYS += ["cuda=tf32", "cuda=ieee"]
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch, where any graph ends
 @pytest.mark.parametrize("kind", ["weight", "map"])
 @pytest.mark.parametrize("manifold", SETS, ids=str)
-def test_a_graph_ends_where_products_are_lowered(manifold, kind):
+def test_a_graph_ends_where_products_are_lowered(manifold, kind, settings):
     """A setting of the process cannot be left in a graph: what needs another is computed outside, and torch compiles
     anew where the setting changes."""
     torch._dynamo.reset()
+    settings("highest")
     x = manifold.random(8, 8, generator=torch.Generator().manual_seed(0))
     linear = constrain(nn.Linear(8, 8), "weight", manifold, init=x)
 
@@ -75,18 +104,39 @@ def test_a_graph_ends_where_products_are_lowered(manifold, kind):
     trained = [p for p in linear.parameters() if p.requires_grad and p is not linear.bias]
     expected = seen()
     slopes = torch.autograd.grad(expected.square().mul(x).sum(), trained)
-    kept = torch.get_float32_matmul_precision()
-    try:
-        for way in ("highest", "high", "highest", "medium"):
-            torch.set_float32_matmul_precision(way)
-            graphs.products.clear()
-            found = compiled()
-            assert way == "highest" or not graphs.products
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-            for one, other in zip(torch.autograd.grad(found.square().mul(x).sum(), trained), slopes, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    finally:
-        torch.set_float32_matmul_precision(kept)
+    for at, way in enumerate(WAYS):
+        settings(way)
+        graphs.products.clear()
+        found = compiled()
+        if at == 0:
+            assert graphs.products
+        else:
+            assert way in ("highest", "allow_tf32=False", "cuda=ieee") or not graphs.products, way
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        for one, other in zip(torch.autograd.grad(found.square().mul(x).sum(), trained), slopes, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("manifold", [Stiefel(), SpectralBall()], ids=str)
+def test_where_products_are_lowered_no_step_compiles_anew(manifold, lowered):
+    torch._dynamo.reset()
+    sizes = (4, 8, 5, 12, 3, 9, 6, 16, 7, 10, 11, 13)  # more than torch has graphs for in one frame
+    model = nn.Sequential(*(nn.Linear(n, m) for n, m in itertools.pairwise(sizes)))
+    for linear in model:
+        constrain(linear, "weight", manifold, init="haar")
+    compiled = torch.compile(model, backend=(graphs := Graphs()))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    counts = []
+    for _ in range(6):
+        x = torch.randn(2, 4)
+        optimizer.zero_grad()
+        (y := compiled(x)).square().sum().backward()
+        torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-4)
+        optimizer.step()
+        counts.append(graphs.count)
+    assert counts[1:] == counts[:1] * 5
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -99,6 +149,69 @@ def test_a_whole_graph_is_refused_where_products_are_lowered(lowered):
         compiled()
     torch.set_float32_matmul_precision("highest")
     torch.testing.assert_close(compiled(), linear.weight)
+
+
+class Nearest(nn.Module):
+    def forward(self, x):
+        return Stiefel().nearest(x) @ x
+
+
+def test_export_is_no_graph_of_the_compiler(lowered):
+    """torch says `is_compiling` of it, and of all threads while one compiles."""
+    x = torch.randn(4, 4)
+    exported = torch.export.export(Nearest(), (x,), strict=False).module()
+    torch.testing.assert_close(exported(x), Nearest()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_compiler_in_another_thread_changes_nothing(monkeypatch, lowered):
+    linear = constrain(nn.Linear(64, 64), "weight", Stiefel, Riemannian())
+    optimizer = optim.RiemannianAdam(linear, lr=0.1)
+    other = constrain(nn.Linear(64, 64), "weight", Stiefel)
+    adam = torch.optim.Adam([p for p in other.parameters() if p.requires_grad], lr=0.1)
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    assert torch.compiler.is_compiling()
+    for _ in range(2):
+        (linear.weight.square() + other.weight.sin() + Stiefel().nearest(linear.weight)).sum().backward()
+        optimizer.step()
+        adam.step()
+    assert error(linear.weight) < 2e-5
+    assert error(other.weight) < 2e-5
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch 2.9 and later")
+def test_a_setting_of_all_backends_can_be_taken_back():
+    kept = torch.backends.fp32_precision
+    x = torch.eye(2)
+    try:
+        for allowed in ("tf32", "ieee", "tf32", kept):
+            torch.backends.fp32_precision = allowed
+            if allowed != "ieee":
+                torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+            Stiefel().nearest(x)
+            assert torch.backends.cuda.matmul.fp32_precision == allowed
+            assert torch.backends.mkldnn.matmul.fp32_precision == allowed
+    finally:
+        torch.backends.fp32_precision = kept
+
+
+def test_the_setting_is_of_all_threads_and_the_last_one_out_puts_it_back(lowered):
+    def allowed():
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+            return torch.backends.cuda.matmul.fp32_precision != "ieee"
+        return torch.get_float32_matmul_precision() != "highest"
+
+    assert allowed()
+    first, second = exact_products("cpu"), exact_products("cpu")
+    with first:
+        assert not allowed()
+        second.__enter__()
+    assert not allowed()
+    with exact_products("cpu"):
+        pass
+    assert not allowed()
+    second.__exit__(None, None, None)
+    assert allowed()
+    assert torch.get_float32_matmul_precision() == "medium"
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

@@ -21,6 +21,6 @@ def outside_of_graphs(step: Step) -> Step:
 
     @wraps(step)
     def either(self: Any, closure: Callable[[], Any] | None = None) -> Any:
-        return outside(self, closure) if torch.compiler.is_compiling() else step(self, closure)
+        return outside(self, closure) if torch.compiler.is_dynamo_compiling() else step(self, closure)
 
     return either

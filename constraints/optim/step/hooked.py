@@ -21,7 +21,7 @@ def hooked(step: Step) -> Step:
 
     @wraps(step)
     def either(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or _is_profiled():
+        if torch.compiler.is_dynamo_compiling() or _is_profiled():
             return recorded(self, *args, **kwargs)
         given: tuple[Any, ...] = (self, *args)
         for before in chain(_global_optimizer_pre_hooks.values(), self._optimizer_step_pre_hooks.values()):
