@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 MAPS = (
-    *("compose", "contains", "decompose", "distance", "exp", "geodesic", "gradient", "inner", "log", "mean", "nearest"),
+    *("compose", "decompose", "distance", "exp", "geodesic", "gradient", "inner", "log", "mean", "nearest"),
     *("norm", "project", "random", "random_points", "random_tangent", "residual", "retract", "transport"),
 )
-"""Methods that compute points, vectors and lengths."""
+"""Methods that compute points, vectors and lengths. `contains` has its tolerance by the dtype, and only calls them."""
+
+HALF = (torch.bfloat16, torch.float16)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -137,10 +139,12 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
-    """A map of points with `exact_products`, whose tensors in half precision come as float32 under autocast.
+    """A map of points with `exact_products`, in float32 where tensors in half precision come. What is made of these
+    alone is rounded to their dtype at the end, but under autocast.
 
     Products in bfloat16 would leave a point off its set by 3e-3, and nothing would say so.
     """
+    draws = method.__name__ == "random"
 
     @functools.wraps(method)
     def exact(*args: P.args, **options: P.kwargs) -> R:
@@ -151,6 +155,18 @@ def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
                     with torch.autocast(device, enabled=False):
                         wide: Any = {name: _wide(value) for name, value in options.items()}
                         return exact(*map(_wide, args), **wide)
+        if draws:
+            asked: Any = options.get("dtype") or torch.get_default_dtype()
+            if asked in HALF:
+                wide = {**options, "dtype": torch.float32}
+                drawn: R = _rounded(exact(*args, **wide), asked)
+                return drawn
+        for value in (*args, *options.values()) if options else args:
+            if getattr(value, "dtype", None) in HALF:
+                dtypes = {value.dtype for value in (*args, *options.values()) if isinstance(value, Tensor)}
+                wide = {name: _wide(value) for name, value in options.items()}
+                made: R = _rounded(exact(*map(_wide, args), **wide), functools.reduce(torch.promote_types, dtypes))
+                return made
         if not is_lowered():
             return method(*args, **options)
         if is_compiling:
@@ -169,8 +185,16 @@ def maps_in_full_precision(kind: type) -> None:
 
 
 def _wide(value: Any) -> Any:
-    half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
-    return value.float() if half else value
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
+def _rounded(made: Any, dtype: torch.dtype) -> Any:
+    """What was made, a tensor or several by name, in this dtype if that is a half one."""
+    if isinstance(made, dict):
+        return {name: _rounded(value, dtype) for name, value in made.items()}
+    if dtype in HALF and isinstance(made, Tensor) and made.dtype == torch.float32:
+        return made.to(dtype)
+    return made
 
 
 def _outside(function: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:

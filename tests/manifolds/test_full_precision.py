@@ -141,6 +141,100 @@ def test_what_a_network_gives_in_half_precision_is_taken_as_float32(m: Any) -> N
     assert bool(grad.isfinite().all())
 
 
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("m", BOTH, ids=str)
+def test_in_half_precision_a_map_is_that_of_float32_rounded(m: Any, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (m.random(*shape(m), generator=generator, dtype=dtype) for _ in range(2))
+    assert x.dtype == dtype
+    again = m.random(*shape(m), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(x, again.to(dtype))
+    assert bool(m.contains(x).all())
+    a = torch.randn(x.shape, generator=generator).to(dtype)
+    v = m.project(x, 0.1 * a)
+    given: list[tuple[str, tuple[Tensor, ...]]] = [
+        *(("project", (x, a)), ("gradient", (x, a)), ("retract", (x, v)), ("transport", (x, y, v)), ("norm", (x, v))),
+        *(("inner", (x, v, v)), ("residual", (x,)), ("random_tangent", (x,))),
+    ]
+    if isinstance(m, NearestPointManifold):
+        given += [("nearest", (x + a,))]
+    if isinstance(m, GeodesicManifold):
+        given += [("exp", (x, v)), ("log", (x, x)), ("distance", (x, x)), ("mean", (torch.stack([x, x]),))]
+    for name, tensors in given:
+        options: Any = {"generator": torch.Generator().manual_seed(3)} if name == "random_tangent" else {}
+        found = getattr(m, name)(*tensors, **options)
+        options = {"generator": torch.Generator().manual_seed(3)} if name == "random_tangent" else {}
+        expected = getattr(m, name)(*(each.float() for each in tensors), **options)
+        assert found.dtype == dtype, name
+        assert torch.equal(found, expected.to(dtype)), name
+        options = {"generator": torch.Generator().manual_seed(3)} if name == "random_tangent" else {}
+        with bfloat16:  # as under autocast
+            assert torch.equal(getattr(m, name)(*tensors, **options), expected), name
+    assert m.retract(x.float(), v).dtype == torch.float32  # torch's rule for what is mixed
+    slope = v.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(m.retract(x, slope).sum(), slope)
+    assert grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("m", COMPOSED, ids=str)
+def test_in_half_precision_what_is_composed_is_that_of_float32_rounded(m: Any, dtype: torch.dtype) -> None:
+    x = m.random(6, 6, generator=torch.Generator().manual_seed(0))
+    rounded = m.random(6, 6, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    assert torch.equal(rounded, x.to(dtype))
+    points = m.random_points((6, 6), generator=torch.Generator().manual_seed(0), dtype=dtype)
+    made = m.compose(**points)
+    assert made.dtype == dtype
+    assert torch.equal(made, m.compose(**{name: point.float() for name, point in points.items()}).to(dtype))
+
+
+@pytest.mark.parametrize("m", [Stiefel(), Stiefel() ** 2, PositiveSemidefinite(2)], ids=str)
+def test_what_is_drawn_is_of_the_default_dtype(m: Any) -> None:
+    try:
+        for dtype in (*HALF, torch.float64):
+            torch.set_default_dtype(dtype)
+            assert m.random(4, 4).dtype == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Where torch raises for what is not, and fills what has no value yet with NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@pytest.mark.parametrize("setting", [deterministic, torch.autograd.detect_anomaly], ids=["deterministic", "anomaly"])
+@pytest.mark.parametrize("m", BOTH, ids=str)
+def test_every_map_and_its_derivative_is_the_same_where_torch_looks_closer(m: Any, setting: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (m.random(*shape(m), generator=generator).requires_grad_() for _ in range(2))
+    a = torch.randn(x.shape, generator=generator).requires_grad_()
+
+    def each() -> Iterator[tuple[str, Tensor]]:
+        for name in maps(m, x, y, a):
+            yield name, (found := maps(m, x, y, a)[name]())
+            if found.requires_grad:
+                for grad in torch.autograd.grad(found.sum(), (x, y, a), allow_unused=True):
+                    if grad is not None:
+                        yield name, grad
+
+    expected = list(each())
+    with setting():
+        found = list(each())
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    for (name, one), (_, other) in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5, equal_nan=True, msg=name)
+
+
 @pytest.mark.parametrize("m", COMPOSED, ids=str)
 def test_what_is_composed_is_as_exact_under_autocast(m: Any) -> None:
     x = m.random(6, 6, generator=torch.Generator().manual_seed(0))
