@@ -25,7 +25,7 @@ from ._points import inner as inner
 from ._points import length as length
 from ._points import per_point as per_point
 from ._points import sizes as sizes
-from .kernels.precision import maps_in_full_precision
+from .kernels.precision import as_given, maps_in_full_precision
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -273,7 +273,7 @@ class GeodesicManifold(Manifold):
     ) -> Inexact[Tensor, "..."]:
         """exp(x, t log(x, y)): from x at t = 0 to y at t = 1; t a number, or one for each pair."""
         v = self.log(x, y)
-        return self.exp(x, v * (per_point(t, self.ndim) if isinstance(t, Tensor) else t))
+        return self.exp(x, v * (per_point(t.to(v.real.dtype), self.ndim) if isinstance(t, Tensor) else t))
 
     def mean(self, x: Inexact[Tensor, "..."], weights: Float[Tensor, "..."] | None = None) -> Inexact[Tensor, "..."]:
         """argmin over y of sum_i w_i distance(x_i, y)^2, the Karcher mean over the last batch axis of x.
@@ -297,4 +297,4 @@ def tolerance(dtype: torch.dtype) -> float:
     >>> f"{tolerance(torch.float32):.1e}"
     '1.5e-05'
     """
-    return 128 * torch.finfo(dtype).eps
+    return 128 * torch.finfo(as_given(dtype)).eps

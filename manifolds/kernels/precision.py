@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -38,42 +39,63 @@ class _FullProducts:
     one out puts back what the first one found."""
 
     def __init__(self) -> None:
-        self.lock, self.inside, self.kept = threading.Lock(), 0, ["highest"]
+        self.lock, self.inside = threading.RLock(), 0
+        self.of_all: str | None = None
+        self.of_each: list[str] = []
 
     def __enter__(self) -> None:
         with self.lock:
-            if self.inside == 0:
-                self._enter()
             self.inside += 1
+            if self.inside == 1:
+                self._enter()
 
     def __exit__(self, *error: object) -> None:
         with self.lock:
-            self.inside -= 1
-            if self.inside == 0:
+            if self.inside == 1:
                 self._leave()
+            self.inside = max(self.inside - 1, 0)
 
     def _enter(self) -> None:
-        if _get is None or _set is None:
-            self.kept = [torch.get_float32_matmul_precision()]
+        """By the way by which the setting was made, for torch takes the other one for a contradiction."""
+        self.of_all, self.of_each = _setting_of_all(), []
+        if self.of_all not in (None, "highest"):
             torch.set_float32_matmul_precision("highest")
-            return
-        self.kept = [_get(backend, "matmul") for backend in _BACKENDS]
-        for backend, kept in zip(_BACKENDS, self.kept, strict=True):
-            if kept not in _EXACT:
-                _set(backend, "matmul", "ieee")
+        elif _get is not None and _set is not None:
+            self.of_each = [_get(backend, "matmul") for backend in _BACKENDS]
+            for backend, kept in zip(_BACKENDS, self.of_each, strict=True):
+                if kept not in _EXACT:
+                    _set(backend, "matmul", "ieee")
 
     def _leave(self) -> None:
-        if _get is None or _set is None:
-            torch.set_float32_matmul_precision(self.kept[0])
-            return
-        for backend, kept in zip(_BACKENDS, self.kept, strict=True):
-            if kept not in _EXACT:
-                _set(backend, "matmul", "none")  # as torch.backends.fp32_precision says, where that was it
-                if _get(backend, "matmul") != kept:
-                    _set(backend, "matmul", kept)
+        if self.of_all not in (None, "highest"):
+            if _setting_of_all() == "highest":  # and nobody has changed it
+                torch.set_float32_matmul_precision(str(self.of_all))
+        elif _get is not None and _set is not None:
+            for backend, kept in zip(_BACKENDS, self.of_each, strict=True):
+                if kept not in _EXACT and _get(backend, "matmul") == "ieee":
+                    _set(backend, "matmul", "none")  # as torch.backends.fp32_precision says, where that was it
+                    if _get(backend, "matmul") != kept:
+                        _set(backend, "matmul", kept)
+
+    def after_fork(self) -> None:
+        """The threads that were inside are not in the child."""
+        self.lock = threading.RLock()
+        if self.inside:
+            self._leave()
+            self.inside = 0
+
+
+def _setting_of_all() -> str | None:
+    """None where there is none, but one for each backend."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 _full = _FullProducts()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_full.after_fork)
 
 
 def is_lowered() -> bool:
@@ -139,12 +161,12 @@ def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
-    """A map of points with `exact_products`, in float32 where tensors in half precision come. What is made of these
-    alone is rounded to their dtype at the end, but under autocast.
+    """A map of points with `exact_products`, in float32 where tensors in half precision come.
 
+    What is made is rounded to the dtype of the first of them, the point, if that is a half one; but under autocast.
     Products in bfloat16 would leave a point off its set by 3e-3, and nothing would say so.
     """
-    draws = method.__name__ == "random"
+    draws = method.__name__ == "random" and "dtype" in inspect.signature(method).parameters
 
     @functools.wraps(method)
     def exact(*args: P.args, **options: P.kwargs) -> R:
@@ -153,20 +175,15 @@ def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
             for device in AUTOCAST:
                 if torch.is_autocast_enabled(device):
                     with torch.autocast(device, enabled=False):
-                        wide: Any = {name: _wide(value) for name, value in options.items()}
-                        return exact(*map(_wide, args), **wide)
+                        return _in_float32(exact, args, options)
         if draws:
             asked: Any = options.get("dtype") or torch.get_default_dtype()
             if asked in HALF:
-                wide = {**options, "dtype": torch.float32}
-                drawn: R = _rounded(exact(*args, **wide), asked)
-                return drawn
+                return _rounded(exact(*args, **{**options, "dtype": torch.float32}), asked)  # type: ignore
         for value in (*args, *options.values()) if options else args:
-            if getattr(value, "dtype", None) in HALF:
-                dtypes = {value.dtype for value in (*args, *options.values()) if isinstance(value, Tensor)}
-                wide = {name: _wide(value) for name, value in options.items()}
-                made: R = _rounded(exact(*map(_wide, args), **wide), functools.reduce(torch.promote_types, dtypes))
-                return made
+            if isinstance(value, Tensor) and value.dtype in HALF:
+                point = next(each for each in (*args, *options.values()) if isinstance(each, Tensor))
+                return _rounded(_in_float32(exact, args, options), point.dtype)
         if not is_lowered():
             return method(*args, **options)
         if is_compiling:
@@ -184,17 +201,41 @@ def maps_in_full_precision(kind: type) -> None:
             setattr(kind, name, in_full_precision(method))
 
 
+_given = threading.local()
+
+
+def as_given(dtype: torch.dtype) -> torch.dtype:
+    """The half precision in which the caller of this map gave its points, by which they are rounded; or this dtype."""
+    is_open = dtype == torch.float32 and not torch.compiler.is_dynamo_compiling()
+    return getattr(_given, "dtype", dtype) if is_open else dtype
+
+
+def _in_float32(function: Callable[..., R], args: tuple[Any, ...], options: dict[str, Any]) -> R:
+    wide, named = list(map(_wide, args)), {name: _wide(value) for name, value in options.items()}
+    halves = [each.dtype for each in (*args, *options.values()) if isinstance(each, Tensor) and each.dtype in HALF]
+    if torch.compiler.is_dynamo_compiling() or not halves or hasattr(_given, "dtype"):
+        return function(*wide, **named)
+    _given.dtype = max(halves, key=lambda dtype: torch.finfo(dtype).eps)
+    try:
+        return function(*wide, **named)
+    finally:
+        del _given.dtype
+
+
 def _wide(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
-def _rounded(made: Any, dtype: torch.dtype) -> Any:
-    """What was made, a tensor or several by name, in this dtype if that is a half one."""
+def _rounded(made: R, dtype: torch.dtype) -> R:
+    """What was made, a tensor or several, in this dtype if that is a half one."""
+    several: Any = made
     if isinstance(made, dict):
-        return {name: _rounded(value, dtype) for name, value in made.items()}
-    if dtype in HALF and isinstance(made, Tensor) and made.dtype == torch.float32:
-        return made.to(dtype)
-    return made
+        several = {name: _rounded(value, dtype) for name, value in made.items()}
+    elif type(made) in (tuple, list):
+        several = type(several)(_rounded(value, dtype) for value in several)
+    elif dtype in HALF and isinstance(made, Tensor) and made.dtype == torch.float32:
+        several = made.to(dtype)
+    return several  # type: ignore[no-any-return]
 
 
 def _outside(function: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:

@@ -11,6 +11,7 @@ from torch import nn
 
 from constraints import Riemannian, Trivialization, constrain, optim
 from manifolds import PositiveDefinite, SpectralBall, Stiefel, retractions
+from manifolds.kernels import precision
 from manifolds.kernels.precision import exact_products
 
 
@@ -209,8 +210,22 @@ def test_the_setting_is_of_all_threads_and_the_last_one_out_puts_it_back(lowered
     with exact_products("cpu"):
         pass
     assert not allowed()
+    assert not torch.backends.cuda.matmul.allow_tf32  # no contradiction to torch
     second.__exit__(None, None, None)
     assert allowed()
+    assert torch.get_float32_matmul_precision() == "medium"
+    with pytest.raises(KeyError), exact_products("cpu"):
+        raise KeyError
+    assert allowed()
+
+
+def test_a_child_of_a_fork_begins_with_nobody_inside(lowered):
+    with exact_products("cpu"):
+        assert precision._full.inside == 1
+        precision._full.after_fork()
+        assert precision._full.inside == 0
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert precision._full.inside == 0
     assert torch.get_float32_matmul_precision() == "medium"
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from manifolds import (
+    DoublyStochastic,
     GeodesicManifold,
     Hurwitz,
+    Hyperboloid,
     Invertible,
     Isospectral,
     LowRank,
@@ -152,7 +154,7 @@ def test_in_half_precision_a_map_is_that_of_float32_rounded(m: Any, dtype: torch
     assert x.dtype == dtype
     again = m.random(*shape(m), generator=torch.Generator().manual_seed(0))
     assert torch.equal(x, again.to(dtype))
-    assert bool(m.contains(x).all())
+    assert float(m.residual(x.float()).max()) <= 8 * torch.finfo(dtype).eps
     a = torch.randn(x.shape, generator=generator).to(dtype)
     v = m.project(x, 0.1 * a)
     given: list[tuple[str, tuple[Tensor, ...]]] = [
@@ -173,7 +175,13 @@ def test_in_half_precision_a_map_is_that_of_float32_rounded(m: Any, dtype: torch
         options = {"generator": torch.Generator().manual_seed(3)} if name == "random_tangent" else {}
         with bfloat16:  # as under autocast
             assert torch.equal(getattr(m, name)(*tensors, **options), expected), name
-    assert m.retract(x.float(), v).dtype == torch.float32  # torch's rule for what is mixed
+    assert m.retract(x.float(), v).dtype == torch.float32  # the dtype of the point
+    assert m.retract(x, v.float()).dtype == dtype
+    if isinstance(m, GeodesicManifold):
+        for weights in (torch.ones(2), torch.ones(2, dtype=torch.float64)):
+            assert m.mean(torch.stack([x, x], -m.ndim - 1), weights).dtype == dtype
+        for point in (x, x.float()):
+            assert m.geodesic(point, point, torch.tensor(0.5, dtype=torch.float64)).dtype == point.dtype
     slope = v.clone().requires_grad_()
     (grad,) = torch.autograd.grad(m.retract(x, slope).sum(), slope)
     assert grad.dtype == dtype
@@ -189,6 +197,17 @@ def test_in_half_precision_what_is_composed_is_that_of_float32_rounded(m: Any, d
     made = m.compose(**points)
     assert made.dtype == dtype
     assert torch.equal(made, m.compose(**{name: point.float() for name, point in points.items()}).to(dtype))
+    assert m.residual(rounded).dtype == dtype
+    assert all(part.dtype == dtype for part in m.decompose(rounded).values())
+
+
+@pytest.mark.parametrize("other", [Hyperboloid(), DoublyStochastic()], ids=str)
+def test_a_rounded_point_of_a_set_without_nearest_is_one(other: Any) -> None:
+    m: Any = LowRank(2) * other
+    for dtype in HALF:
+        x = m.random(8, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        assert float(m.residual(x)) <= 8 * torch.finfo(dtype).eps
+        assert all(part.dtype == dtype for part in m.decompose(x).values())
 
 
 @pytest.mark.parametrize("m", [Stiefel(), Stiefel() ** 2, PositiveSemidefinite(2)], ids=str)
