@@ -195,6 +195,21 @@ def test_a_setting_of_all_backends_can_be_taken_back():
         torch.backends.fp32_precision = kept
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch 2.9 and later")
+@pytest.mark.parametrize("backend", ["cuda", "mkldnn"])
+def test_a_setting_of_one_backend_is_left_and_put_back(backend, settings):
+    settings("highest")
+    assert not precision.is_lowered()
+    of_one = getattr(torch.backends, backend).matmul
+    for way in ("tf32", "ieee", "tf32"):
+        settings(f"{backend}={way}")
+        assert precision.is_lowered() == (way == "tf32")
+        with exact_products("cpu"):
+            assert of_one.fp32_precision == "ieee"
+        Stiefel().nearest(torch.eye(2))
+        assert of_one.fp32_precision == way
+
+
 def test_the_setting_is_of_all_threads_and_the_last_one_out_puts_it_back(lowered):
     def allowed():
         if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
@@ -202,9 +217,9 @@ def test_the_setting_is_of_all_threads_and_the_last_one_out_puts_it_back(lowered
         return torch.get_float32_matmul_precision() != "highest"
 
     assert allowed()
-    first, second = exact_products("cpu"), exact_products("cpu")
-    with first:
+    with exact_products("cpu"):
         assert not allowed()
+        second = exact_products("cpu")
         second.__enter__()
     assert not allowed()
     with exact_products("cpu"):
