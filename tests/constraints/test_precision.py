@@ -234,6 +234,20 @@ def test_the_setting_is_of_all_threads_and_the_last_one_out_puts_it_back(lowered
     assert allowed()
 
 
+def test_a_setting_that_is_made_inside_stays(lowered, settings):
+    with torch.autocast("cpu", torch.bfloat16), exact_products("cpu"):
+        assert not torch.is_autocast_enabled("cpu")
+        assert torch.get_float32_matmul_precision() == "highest"
+        settings("high")
+    assert torch.get_float32_matmul_precision() == "high"
+    if hasattr(torch.backends.mkldnn, "matmul"):
+        settings("highest")
+        settings("mkldnn=tf32")
+        with exact_products("cpu"):
+            settings("mkldnn=bf16")
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+
+
 def test_a_child_of_a_fork_begins_with_nobody_inside(lowered):
     with exact_products("cpu"):
         assert precision._full.inside == 1
