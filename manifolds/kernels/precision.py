@@ -227,15 +227,13 @@ def _wide(value: Any) -> Any:
 
 
 def _rounded(made: R, dtype: torch.dtype) -> R:
-    """What was made, a tensor or several, in this dtype if that is a half one."""
-    several: Any = made
+    """What was made, a tensor or several by name, in this dtype if that is a half one."""
+    rounded: Any = made
     if isinstance(made, dict):
-        several = {name: _rounded(value, dtype) for name, value in made.items()}
-    elif type(made) in (tuple, list):
-        several = type(several)(_rounded(value, dtype) for value in several)
+        rounded = {name: _rounded(value, dtype) for name, value in made.items()}
     elif dtype in HALF and isinstance(made, Tensor) and made.dtype == torch.float32:
-        several = made.to(dtype)
-    return several  # type: ignore[no-any-return]
+        rounded = made.to(dtype)
+    return rounded  # type: ignore[no-any-return]
 
 
 def _outside(function: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:

@@ -30,6 +30,7 @@ from manifolds import (
     retractions,
     tolerance,
 )
+from manifolds.kernels.precision import in_full_precision
 from tests.sets import EVERY
 
 BOTH: list[Any] = [*EVERY, Stiefel**2]
@@ -64,13 +65,13 @@ class Products(TorchFunctionMode):
 
 
 @contextmanager
-def lowered(way: str = "high") -> Iterator[Products]:
+def lowered() -> Iterator[Products]:
     kept = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(way)
+    torch.set_float32_matmul_precision("high")
     try:
         with Products() as products:
             yield products
-        assert torch.get_float32_matmul_precision() == way
+        assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(kept)
 
@@ -166,16 +167,18 @@ def test_in_half_precision_a_map_is_that_of_float32_rounded(m: Any, dtype: torch
         given += [("nearest", (x + a,))]
     if isinstance(m, GeodesicManifold):
         given += [("exp", (x, v)), ("log", (x, x)), ("distance", (x, x)), ("mean", (torch.stack([x, x]),))]
-    for name, tensors in given:
+
+    def value(name: str, *tensors: Tensor) -> Tensor:
         options: Any = {"generator": torch.Generator().manual_seed(3)} if name == "random_tangent" else {}
-        found = getattr(m, name)(*tensors, **options)
-        options = {"generator": torch.Generator().manual_seed(3)} if name == "random_tangent" else {}
-        expected = getattr(m, name)(*(each.float() for each in tensors), **options)
+        found: Tensor = getattr(m, name)(*tensors, **options)
+        return found
+
+    for name, tensors in given:
+        found, expected = value(name, *tensors), value(name, *(each.float() for each in tensors))
         assert found.dtype == dtype, name
         assert torch.equal(found, expected.to(dtype)), name
-        options = {"generator": torch.Generator().manual_seed(3)} if name == "random_tangent" else {}
-        with bfloat16:  # as under autocast
-            assert torch.equal(getattr(m, name)(*tensors, **options), expected), name
+        with bfloat16:
+            assert torch.equal(value(name, *tensors), expected), name
     assert m.retract(x.float(), v).dtype == torch.float32  # the dtype of the point
     assert m.retract(x, v.float()).dtype == dtype
     if isinstance(m, GeodesicManifold):
@@ -210,6 +213,17 @@ def test_a_rounded_point_of_a_set_without_nearest_is_one(other: Any) -> None:
         x = m.random(8, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
         assert float(m.residual(x)) <= 8 * torch.finfo(dtype).eps
         assert all(part.dtype == dtype for part in m.decompose(x).values())
+
+
+def test_checks_inside_of_a_map_allow_what_the_coarsest_of_its_tensors_is_rounded_by() -> None:
+    @in_full_precision
+    def allowed(x: Tensor, y: Tensor) -> Tensor:
+        assert x.dtype == y.dtype == torch.float32
+        return torch.tensor(tolerance(x.dtype))
+
+    coarse, fine = (torch.ones(2, dtype=dtype) for dtype in HALF)
+    for one, other in ((coarse, fine), (fine, coarse), (coarse.float(), coarse), (coarse, coarse.float())):
+        assert float(allowed(one, other)) == tolerance(torch.bfloat16)
 
 
 @pytest.mark.parametrize("m", [Stiefel(), Stiefel() ** 2, PositiveSemidefinite(2)], ids=str)
